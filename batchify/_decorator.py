@@ -1,0 +1,258 @@
+"""What does the user touch?
+
+`batched` and what it makes of a function. The only file that knows wrapt and signatures.
+"""
+
+import inspect
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, get_args, get_origin, overload
+
+from ._buffer import Buffer
+from ._stats import Stats
+from ._threads import ThreadBatcher
+
+T = TypeVar("T")
+R = TypeVar("R")
+T_contra = TypeVar("T_contra", contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Sequential(Protocol[R_co]):
+    """Anything with a length that iterates in order: list, tuple, array, tensor, series."""
+
+    def __len__(self) -> int: ...
+    def __iter__(self) -> Iterator[R_co]: ...
+
+
+class FutureLike(Protocol[R_co]):
+    """Anything that tells when it is done: the future of an executor or of an engine."""
+
+    def result(self) -> R_co: ...
+    def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any: ...
+
+
+# What a function may return for its callers to get an R each; an Exception among the results is raised at its caller.
+Results = Sequential[R | Exception] | Mapping[Any, R | Exception] | Iterator[R | Exception]
+
+if TYPE_CHECKING:
+    # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
+    _Wrapper = object
+else:
+    from wrapt import FunctionWrapper as _Wrapper
+
+
+class BatchedFunction(_Wrapper, Generic[T, R]):
+    """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
+
+    __wrapped__: Callable[[list[T]], Any]
+
+    def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:
+        if not TYPE_CHECKING:
+            super().__init__(function, _not_called)
+        self._self_batcher = batcher
+        self._self_call: Callable[[T], R] = batcher.call
+
+    def __call__(self, item: T, /) -> R:
+        """Block until the item is answered, and return its result.
+
+        Raises:
+            Exception: Whatever the function raised, as a copy of this caller's own.
+            BatchError: The function raised what is no `Exception`, or gave this item no result.
+            TypeError: The function returned what cannot be results.
+            ClosedError: `close()` was called before, or the interpreter exits.
+        """
+        return self._self_call(item)
+
+    def submit(self, item: T, /) -> Future[R]:
+        """Return a future of the item's result, without blocking.
+
+        Cancelling it takes the item out of the buffer; if it is in a batch already, only its answer is dropped.
+
+        Raises:
+            ClosedError: `close()` was called before, or the interpreter exits.
+        """
+        return self._self_batcher.submit(item)
+
+    def map(self, items: Iterable[T], /) -> Iterator[R]:
+        """Return an iterator over the results of the items, in order. Other callers may join the batches.
+
+        It is lazy: it reads at most two batches of items ahead, and an iterable without a length one item at a time. The
+        first error is raised where its result would stand, and ends it; so does dropping it. What it has read and is in
+        no batch yet is then taken out.
+
+        Raises:
+            TypeError: `items` is not iterable.
+            ClosedError: `close()` was called before, or the interpreter exits.
+        """
+        return self._self_batcher.map(items)
+
+    def flush(self) -> None:
+        """Make what waits due now. Does not wait for the answers."""
+        self._self_batcher.flush()
+
+    def close(self) -> None:
+        """Refuse what comes, and wait until what was accepted is answered.
+
+        May be called often, and from anywhere; from inside the function it does not wait, since that would be for itself.
+        """
+        self._self_batcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> Stats:
+        """What the function has done so far."""
+        return self._self_batcher.stats
+
+    @property
+    def batch_size(self) -> int:
+        """Most items in one call of the function. May be set at any time, also for what waits."""
+        return self._self_batcher.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._self_batcher.batch_size = value
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
+        return self._self_batcher.timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        self._self_batcher.timeout = value
+
+    @property
+    def __signature__(self) -> Signature:
+        return _signature_of_one_item(self.__wrapped__)
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        signature = self.__signature__
+        annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        annotations["return"] = signature.return_annotation
+        return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+
+    # A function is copied and pickled by reference; the buffer and the callers in it stay with the original.
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> str:
+        return self.__wrapped__.__qualname__
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        return self.__reduce__()
+
+
+class Decorator(Protocol):
+    """What `batched(...)` returns. Its overloads find out what each caller gets of what the function returns."""
+
+    @overload
+    def __call__(self, function: Callable[[list[T]], FutureLike[Mapping[T, R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], FutureLike[Sequential[R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Mapping[T, R | Exception]], /) -> BatchedFunction[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Iterator[R | Exception]], /) -> BatchedFunction[T, R]: ...
+    @overload
+    def __call__(self, function: Callable[[list[T]], Sequential[R | Exception]], /) -> BatchedFunction[T, R]: ...
+
+
+def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
+    """Turn a function of a list into a function of one item.
+
+    Calls made close together, from any number of threads, are answered by one call of the function. It runs in a thread
+    of its own, in an empty context (`contextvars`), and never twice at the same time. It gets a list of items that it
+    may keep or change, and returns one result per item, in the same order: as a list or anything else that has a length
+    and iterates in order, as a mapping from item to result, as an iterator (each caller goes on as soon as its result is
+    yielded), or as a thread-safe future of one of these, from an executor. An `Exception` among the results is raised at
+    its own caller. If the function raises, every caller of that batch gets a copy of the exception.
+
+    A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0 nobody
+    waits for company, and batches form by themselves while the function is busy. How many items wait is not limited.
+    Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; the interface of one item at a time is
+    that of dataloader.
+
+    Args:
+        batch_size: Most items in one call of the function, at least 1.
+        timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
+            batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
+
+    Returns:
+        A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction`.
+
+    Raises:
+        TypeError: (When it decorates) the function does not take one list, `batch_size` is no int, or `timeout` no number.
+        ValueError: (When it decorates) `batch_size` is below 1, or `timeout` is negative or not finite.
+    """
+
+    def decorate(function: Callable[[list[Any]], Any], /) -> BatchedFunction[Any, Any]:
+        name = _check_function(function)
+        return BatchedFunction(function, ThreadBatcher(function, name, Buffer(name, batch_size, timeout)))
+
+    return decorate
+
+
+def _not_called(*_: object) -> None:
+    """Stand where wrapt wants a wrapper function; `__call__` is overridden."""
+
+
+def _check_function(function: Callable[..., Any]) -> str:
+    """Return the name of a function that takes one list, or raise what says why it does not."""
+    if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
+        raise TypeError(f"batched() decorates a function of one list, got {function!r}")
+    name: str = getattr(function, "__name__", type(function).__name__)
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        raise TypeError(f"{name}() is a coroutine function; batched() decorates a `def` function")
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # written in C, without a signature
+        return name
+    kinds = [parameter.kind for parameter in parameters.values()]
+    if kinds != [Parameter.POSITIONAL_OR_KEYWORD] and kinds != [Parameter.POSITIONAL_ONLY]:
+        raise TypeError(f"{name}() must take exactly one parameter, the list of items; it takes ({', '.join(parameters)})")
+    return name
+
+
+def _signature_of_one_item(function: Callable[..., Any]) -> Signature:
+    try:
+        signature = inspect.signature(function, eval_str=True)
+    except Exception:  # noqa: BLE001 - an annotation is any expression, and may not be importable here
+        signature = inspect.signature(function)
+    (parameter,) = signature.parameters.values()
+    return signature.replace(
+        parameters=[
+            parameter.replace(
+                kind=Parameter.POSITIONAL_ONLY,
+                default=Parameter.empty,
+                annotation=_entry(parameter.annotation),
+            )
+        ],
+        return_annotation=_entry(signature.return_annotation),
+    )
+
+
+def _entry(annotation: Any) -> Any:
+    """Return the annotation of one entry of a list, mapping, iterator or future; empty where it does not say."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if not isinstance(origin, type) or not arguments:
+        return Parameter.empty
+    if issubclass(origin, Mapping):
+        return arguments[-1]
+    if hasattr(origin, "add_done_callback"):
+        return _entry(arguments[0])
+    # Not every generic class: the first argument of a numpy array's annotation is its shape.
+    if issubclass(origin, (Sequence, Iterator)) or origin in (Iterable, Collection):
+        return arguments[0]
+    return Parameter.empty

@@ -1,0 +1,61 @@
+"""What can go wrong, and how one exception reaches many callers."""
+
+from typing import Any, cast
+
+
+class BatchError(Exception):
+    """Raised when a batch gave no usable answer.
+
+    Also raised itself, with the original as `__cause__`, where the original could not be passed on as it was: an
+    exception that is no `Exception` (`SystemExit`, `KeyboardInterrupt`, `CancelledError`) would end the caller, and
+    `StopIteration` would silently end the caller's loop.
+    """
+
+
+class ResultCountError(BatchError):
+    """Raised when the function returned more or fewer results than it was given items."""
+
+
+class MissingResultError(BatchError, LookupError):
+    """Raised when the function returned a mapping that has no value under the caller's own item."""
+
+
+class ClosedError(RuntimeError):
+    """Raised when an item is passed after `close()`, or after the interpreter began to exit."""
+
+
+def own_copy(original: BaseException, name: str) -> Exception:
+    """Return an exception for one caller alone: of the same type where that is safe, its cause `original`, if raised.
+
+    One object raised in many threads collects a traceback entry for each of them, and its `__context__` tells of
+    strangers. An original that was never raised has nothing to tell as a cause.
+    """
+    if not isinstance(original, Exception) or isinstance(original, (StopIteration, StopAsyncIteration)):
+        copy: Exception = BatchError(f"{name}() raised {type(original).__name__}")
+    else:
+        try:
+            copy = _copy(original)
+        except Exception:  # noqa: BLE001 - whatever this type does to forbid a copy, its error must still arrive
+            return original
+    raised = original.__traceback__ is not None
+    BaseException.__setattr__(copy, "__cause__", original if raised else original.__cause__)
+    return copy
+
+
+def _copy(original: Exception) -> Exception:
+    # copy.copy() would call the user's __init__ with `args`, which is often not what it takes: the copy of an error
+    # made by `def __init__(self, code): super().__init__(f"code {code}")` would read "code code 5". So only the part
+    # that is built in is made anew (it keeps some fields in C), and the attributes are carried over.
+    cls = type(original)
+    builtin: type[Exception] = next(base for base in cls.__mro__ if base.__module__ == "builtins")
+    _, args, *state = cast("tuple[Any, ...]", builtin.__reduce__(original))
+    copy = builtin.__new__(cls, *args)
+    builtin.__init__(copy, *args)
+    attributes = dict(state[0] or {}) if state else {}
+    own = object.__getstate__(original)
+    if isinstance(own, tuple):  # (attributes, slots) where the class has __slots__
+        attributes.update(own[1])
+    for key, value in attributes.items():
+        # Past the class's own __setattr__, which may refuse. A list is copied since add_note() appends to one.
+        BaseException.__setattr__(copy, key, value.copy() if type(value) is list else value)
+    return copy

@@ -1,0 +1,80 @@
+"""The class form: the interface of the batch processor this library grew from."""
+
+import weakref
+from typing import Any, Generic, Self, TypeVar
+
+from ._buffer import Buffer
+from ._decorator import Results
+from ._stats import Stats
+from ._threads import ThreadBatcher
+
+R = TypeVar("R")
+
+
+class BatchProcessor(Generic[R]):
+    """Gathers requests from any number of threads and answers them by one call of `process()`, to be overridden.
+
+    A new program is better served by `batched`, which takes any item, not only keywords, and keeps the types.
+
+    Args:
+        batch_size: Most requests in one call of `process()`, at least 1.
+        timeout: Longest time in seconds that the oldest request waits for others; 0 means no wait, None no limit.
+
+    Raises:
+        TypeError: `batch_size` is no int, or `timeout` no number.
+        ValueError: `batch_size` is below 1, or `timeout` is negative or not finite.
+    """
+
+    def __init__(self, batch_size: int, timeout: float | None = 0.0) -> None:
+        name = f"{type(self).__name__}.process"
+        # Weakly, so that a dropped processor ends at once and not when the garbage collector comes by. Whoever waits for
+        # an answer is inside request(), and so holds it.
+        reference = weakref.ref(self)
+
+        def process(batch_input: list[dict[str, Any]]) -> object:
+            processor = reference()
+            return [None] * len(batch_input) if processor is None else processor.process(tuple(batch_input))
+
+        self._batcher = ThreadBatcher(process, name, Buffer(name, batch_size, timeout))
+
+    def process(self, batch_input: tuple[dict[str, Any], ...]) -> Results[R]:
+        """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden."""
+        raise NotImplementedError(f"{type(self).__name__} must override process(batch_input)")
+
+    def request(self, **input: object) -> R:
+        """Block until this request is answered, and return its own result. Any thread may call.
+
+        Args:
+            **input: What `process()` finds in its dictionary for this request.
+
+        Returns:
+            The entry of what `process()` returned that stands where this request stood.
+
+        Raises:
+            Exception: Whatever `process()` raised, as a copy of this caller's own.
+            BatchError: `process()` raised what is no `Exception`.
+            ResultCountError: `process()` returned more or fewer results than there were requests.
+            TypeError: `process()` returned what cannot be results.
+            ClosedError: `close()` was called before.
+        """
+        result: R = self._batcher.call(input)
+        return result
+
+    def flush(self) -> None:
+        """Make what waits due now. Does not wait for the answers."""
+        self._batcher.flush()
+
+    def close(self) -> None:
+        """Refuse what comes, and wait until what was accepted is answered."""
+        self._batcher.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def stats(self) -> Stats:
+        """What this processor has done so far."""
+        return self._batcher.stats
