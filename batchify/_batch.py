@@ -6,8 +6,9 @@ threads.
 """
 
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import Context
+from types import CoroutineType
 from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy
@@ -142,7 +143,7 @@ class Batch:
             # What stands behind its last `yield` must run too.
             if self._context.run(next, results, _MISSING) is not _MISSING:
                 log.error("%s", self._wrong_count(f"more than {len(calls)}", len(calls)))
-        except BaseException:  # noqa: BLE001 - everybody has an answer, so nobody is left to raise it at
+        except BaseException:  # everybody has an answer, so nobody is left to raise it at
             log.exception("%s() raised after its last result", self.name)
         self.answer((), 0, done=True)
         self.finish()
@@ -163,17 +164,17 @@ class Batch:
             return value if len(value) == len(calls) else self._wrong_count(len(value), len(calls))
         if isinstance(value, Mapping):
             return [self._look_up(value, call.item) for call in calls]
-        if isinstance(value, Coroutine):
-            value.close()  # or it would warn that nobody awaited it
         # A table's entries are its columns, and a square one would pass the check of the length.
         if isinstance(value, _NOT_RESULTS) or not hasattr(value, "__len__") or hasattr(value, "columns"):
+            if isinstance(value, CoroutineType):
+                value.close()  # else it would warn that nobody awaited it
             return TypeError(
                 f"{self.name}() returned {type(value).__name__}; it must return one result per item, in the same "
-                "order: a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
+                "order: a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future "
+                "of one of these"
             )
-        count = len(value)
-        if count != len(calls):
-            return self._wrong_count(count, len(calls))
+        if len(value) != len(calls):
+            return self._wrong_count(len(value), len(calls))
         results = list(value)
         return results if len(results) == len(calls) else self._wrong_count(len(results), len(calls))
 

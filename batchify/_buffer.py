@@ -10,6 +10,7 @@ Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as lat
 
 import math
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from ._stats import Reason
@@ -34,7 +35,7 @@ class Buffer(Generic[C]):
     # True at every line:
     #   1. _waiting stands in order of arrival, so the first call has the earliest deadline.
     #   2. A call is here or was handed out by take() or remove(), never both.
-    #   3. closed goes from False to True once and never back.
+    #   3. closed goes from False to True once and never back. What arrived until _flushed_at is due; once closed, all is.
     # A dict rather than a deque because a call that leaves must be found among thousands; an OrderedDict because a
     # plain dict walks over the holes of all it has given away to find its first key.
 
@@ -58,7 +59,7 @@ class Buffer(Generic[C]):
         # Asked before it is in: a finalizer that adds one just now is first too, and one of the two must say so.
         first = not waiting
         waiting[call] = None
-        if len(waiting) >= self.batch_size or self.closed:
+        if len(waiting) >= self.batch_size or now <= self._flushed_at:
             return -math.inf
         return now + self.timeout if first and self.timeout is not None else math.inf
 
@@ -74,16 +75,17 @@ class Buffer(Generic[C]):
     def close(self) -> None:
         """Make all that waits due, and all that may still come."""
         self.closed = True
+        self._flushed_at = math.inf
 
     @property
     def due_at(self) -> float:
-        """The moment at which take() will have a batch: -inf if it has one now, +inf if that needs something to happen."""
+        """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
         if len(self._waiting) >= self.batch_size:
             return -math.inf
         oldest = self._oldest()
         if oldest is None:
             return math.inf
-        if self.closed or oldest.arrival <= self._flushed_at:
+        if oldest.arrival <= self._flushed_at:
             return -math.inf
         return math.inf if self.timeout is None else oldest.arrival + self.timeout
 
@@ -93,11 +95,10 @@ class Buffer(Generic[C]):
         if reason is None:
             return None
         calls: list[C] = []
-        try:
+        # That was all when it raises; counted beforehand, it could be wrong, since a finalizer may cancel meanwhile.
+        with suppress(KeyError):
             for _ in range(self.batch_size):
-                calls.append(waiting.popitem(False)[0])
-        except KeyError:  # that was all; counted beforehand it could be wrong, since a finalizer may cancel meanwhile
-            pass
+                calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
         return (calls, reason) if calls else None
 
     def _reason(self, now: float) -> Reason | None:

@@ -43,7 +43,7 @@ else:
     from wrapt import FunctionWrapper as _Wrapper
 
 
-class BatchedFunction(_Wrapper, Generic[T, R]):
+class BatchedFunction(Generic[T, R], _Wrapper):
     """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
 
     __wrapped__: Callable[[list[T]], Any]
@@ -55,7 +55,13 @@ class BatchedFunction(_Wrapper, Generic[T, R]):
         self._self_call: Callable[[T], R] = batcher.call
 
     def __call__(self, item: T, /) -> R:
-        """Block until the item is answered, and return its result.
+        """Block until the item is answered.
+
+        Args:
+            item: One entry of the list that the function gets.
+
+        Returns:
+            The result of this item.
 
         Raises:
             Exception: Whatever the function raised, as a copy of this caller's own.
@@ -66,9 +72,14 @@ class BatchedFunction(_Wrapper, Generic[T, R]):
         return self._self_call(item)
 
     def submit(self, item: T, /) -> Future[R]:
-        """Return a future of the item's result, without blocking.
+        """Pass an item without blocking.
 
-        Cancelling it takes the item out of the buffer; if it is in a batch already, only its answer is dropped.
+        Args:
+            item: One entry of the list that the function gets.
+
+        Returns:
+            A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
+            only its answer is dropped.
 
         Raises:
             ClosedError: `close()` was called before, or the interpreter exits.
@@ -76,11 +87,14 @@ class BatchedFunction(_Wrapper, Generic[T, R]):
         return self._self_batcher.submit(item)
 
     def map(self, items: Iterable[T], /) -> Iterator[R]:
-        """Return an iterator over the results of the items, in order. Other callers may join the batches.
+        """Pass many items, from one thread. Other callers' items may join the batches.
 
-        It is lazy: it reads at most two batches of items ahead, and an iterable without a length one item at a time. The
-        first error is raised where its result would stand, and ends it; so does dropping it. What it has read and is in
-        no batch yet is then taken out.
+        Args:
+            items: Read at most two batches ahead of the results; one item at a time if it has no length.
+
+        Returns:
+            A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
+            it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -95,7 +109,7 @@ class BatchedFunction(_Wrapper, Generic[T, R]):
     def close(self) -> None:
         """Refuse what comes, and wait until what was accepted is answered.
 
-        May be called often, and from anywhere; from inside the function it does not wait, since that would be for itself.
+        May be called often and from anywhere. From inside the function it does not wait, as it would wait for itself.
         """
         self._self_batcher.close()
 
@@ -157,32 +171,33 @@ class BatchedFunction(_Wrapper, Generic[T, R]):
 class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller gets of what the function returns."""
 
+    # A mapping has a length and iterates, but over its keys: so it comes first.
     @overload
-    def __call__(self, function: Callable[[list[T]], FutureLike[Mapping[T, R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], FutureLike[Sequential[R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], FutureLike[Sequential[R | Exception]]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], Mapping[T, R | Exception]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], Mapping[Any, R | Exception]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], Iterator[R | Exception]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], Iterator[R | Exception]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, function: Callable[[list[T]], Sequential[R | Exception]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], Sequential[R | Exception]], /) -> BatchedFunction[T, R]: ...
 
 
 def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
     """Turn a function of a list into a function of one item.
 
-    Calls made close together, from any number of threads, are answered by one call of the function. It runs in a thread
-    of its own, in an empty context (`contextvars`), and never twice at the same time. It gets a list of items that it
-    may keep or change, and returns one result per item, in the same order: as a list or anything else that has a length
-    and iterates in order, as a mapping from item to result, as an iterator (each caller goes on as soon as its result is
-    yielded), or as a thread-safe future of one of these, from an executor. An `Exception` among the results is raised at
-    its own caller. If the function raises, every caller of that batch gets a copy of the exception.
+    Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
+    thread of its own, in an empty context (`contextvars`), and never twice at the same time. It gets a list of items
+    that it may keep or change, and returns one result per item, in the same order: as a list or anything else that has
+    a length and iterates in order; as a mapping from item to result; as an iterator, where each caller goes on as soon
+    as its result is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the
+    results is raised at its own caller. If the function raises, each caller of that batch gets a copy of the error.
 
-    A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0 nobody
-    waits for company, and batches form by themselves while the function is busy. How many items wait is not limited.
-    Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; the interface of one item at a time is
-    that of dataloader.
+    A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
+    nobody waits for company, and batches form by themselves while the function is busy. How many items wait is
+    unbounded. Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list
+    is called with one item is from dataloader.
 
     Args:
         batch_size: Most items in one call of the function, at least 1.
@@ -193,8 +208,8 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
         A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction`.
 
     Raises:
-        TypeError: (When it decorates) the function does not take one list, `batch_size` is no int, or `timeout` no number.
-        ValueError: (When it decorates) `batch_size` is below 1, or `timeout` is negative or not finite.
+        TypeError: (On decorating) the function does not take one list, `batch_size` is no int, `timeout` is no number.
+        ValueError: (On decorating) `batch_size` is below 1, or `timeout` is negative or not finite.
     """
 
     def decorate(function: Callable[[list[Any]], Any], /) -> BatchedFunction[Any, Any]:
@@ -221,7 +236,7 @@ def _check_function(function: Callable[..., Any]) -> str:
         return name
     kinds = [parameter.kind for parameter in parameters.values()]
     if kinds != [Parameter.POSITIONAL_OR_KEYWORD] and kinds != [Parameter.POSITIONAL_ONLY]:
-        raise TypeError(f"{name}() must take exactly one parameter, the list of items; it takes ({', '.join(parameters)})")
+        raise TypeError(f"{name}() must take one parameter, the list of items; it takes ({', '.join(parameters)})")
     return name
 
 

@@ -27,8 +27,8 @@ class BatchProcessor(Generic[R]):
 
     def __init__(self, batch_size: int, timeout: float | None = 0.0) -> None:
         name = f"{type(self).__name__}.process"
-        # Weakly, so that a dropped processor ends at once and not when the garbage collector comes by. Whoever waits for
-        # an answer is inside request(), and so holds it.
+        # Weakly, so that a dropped processor ends at once and not when the garbage collector comes by. Whoever waits
+        # for an answer is inside request(), and so holds it.
         reference = weakref.ref(self)
 
         def process(batch_input: list[dict[str, Any]]) -> object:
@@ -41,7 +41,7 @@ class BatchProcessor(Generic[R]):
         """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override process(batch_input)")
 
-    def request(self, **input: object) -> R:
+    def request(self, **input: object) -> R:  # noqa: A002 - the name it always had
         """Block until this request is answered, and return its own result. Any thread may call.
 
         Args:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Literal
 
 Reason = Literal["full", "timeout", "flush", "close", "nested"]
@@ -101,8 +100,8 @@ class Tally:
             failed=self.failed,
             cancelled=self.cancelled,
             batches=sum(reasons.values()),
-            sizes=MappingProxyType(dict(sorted(sizes.items()))),
-            reasons=MappingProxyType(dict(reasons)),
+            sizes=dict(sorted(sizes.items())),
+            reasons=dict(reasons),
             waited=self.waited,
             longest_wait=self.longest_wait,
         )

@@ -19,6 +19,7 @@ from _thread import LockType, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from contextvars import Context
 from functools import partial
 from itertools import islice
@@ -33,8 +34,8 @@ from ._errors import ClosedError
 from ._stats import Stats, Tally
 
 # Threads that run or answer a batch, each with the lock of its batcher (which does not keep the batcher alive). A
-# blocking call made on one of them may have to wait for that very thread. _waiting_for says for which other batcher such
-# a thread waits, so that functions that call each other in a ring are found as well.
+# blocking call made on one of them may have to wait for that very thread. _waiting_for says for which other batcher
+# such a thread waits, so that functions that call each other in a ring are found as well.
 _flushing: dict[int, Any] = {}
 _waiting_for: dict[int, "ThreadBatcher"] = {}
 # Looking around the ring and joining it is one step, or two threads would close it at the same time.
@@ -138,8 +139,8 @@ class ThreadBatcher:
 
     # _lock guards every field that _start_clean() sets, and _tally. True whenever nobody holds it:
     #   1. _buffer keeps what it promises.
-    #   2. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due before
-    #      that need not wake it. While it is awake _wakes_at is -inf.
+    #   2. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
+    #      before that need not wake it. While it is awake _wakes_at is -inf.
     #   3. _in_flight batches have been taken and have not finished. While _crowded, the flush thread sleeps until one
     #      has, and items do not wake it.
     #   4. _thread is the only flush thread, _bell and _kept are those that it sleeps on.
@@ -178,7 +179,7 @@ class ThreadBatcher:
         """Block until the item is answered; return its result or raise its error."""
         if get_ident() in _flushing or self._lock._is_owned():  # type: ignore[attr-defined]
             return self._call_nested(item)
-        if not self._warned and "asyncio" in sys.modules:
+        if _running_loop() is not None and not self._warned:
             self._warn_on_event_loop()
         call, lock = _blocking_call(item)
         try:
@@ -384,20 +385,18 @@ class ThreadBatcher:
         return batcher is not None
 
     def _warn_on_event_loop(self) -> None:
-        running = getattr(sys.modules["asyncio"], "_get_running_loop", None)  # None: it is being imported just now
-        if running is not None and running() is not None:
-            self._warned = True
-            warnings.warn(
-                f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result "
-                f"is there, so that nobody on it can join the batch: use `await {self.name}.aio(item)`",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+        self._warned = True
+        warnings.warn(
+            f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result is "
+            f"there, so that nobody on it can join the batch: use `await {self.name}.aio(item)`",
+            RuntimeWarning,
+            stacklevel=4,
+        )
 
     # What the flush thread does
 
     def _next(self, *, flushed: bool) -> ThreadBatch | float | None:
-        """Return the batch to run now, or for how many seconds to sleep (inf: until woken), or None: this is the end."""
+        """Return the batch to run now, or for how many seconds to sleep (inf: until woken), or None: to end."""
         if _flushing.get(get_ident()) is not self._lock:
             return None  # The function forked, and this is the child.
         with self._lock:
@@ -430,33 +429,47 @@ def _flush_forever(bell: LockType, kept: list[ThreadBatcher | None]) -> None:
     """Sleep on `bell`, and flush the batcher that whoever rang it left in `kept`; None there means: end."""
     ident = get_ident()
     batcher: ThreadBatcher | None = None
-    step: ThreadBatch | float | None = inf
+    batch: ThreadBatch | None = None
+    seconds = inf
     while True:
         try:
-            bell.acquire(True, -1 if step == inf else min(step, TIMEOUT_MAX))
-            flushed = False
+            bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
                 if not kept:
-                    continue  # rung for something that was done before it went to sleep
+                    continue  # rung for what was done before it went to sleep
                 batcher = kept.pop()
                 if batcher is None:
                     break
                 _flushing[ident] = batcher._lock
             kept.clear()
+            flushed = False
             while isinstance(step := batcher._next(flushed=flushed), ThreadBatch):
-                step.run(batcher.function)
+                batch = step
+                batch.run(batcher.function)
                 flushed = True
+            batch = None
             if step is None:
                 break
-            if step == inf:
-                batcher = None  # idle: whoever drops the function must not find it kept alive by its own thread
-        except BaseException as error:  # noqa: BLE001 - thrown in from outside (PyThreadState_SetAsyncExc), or no memory
+            seconds = step
+            if seconds == inf:
+                batcher = None  # idle: who drops the function must not find it kept alive by its own thread
+        except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
             log.exception("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
-            if isinstance(step, ThreadBatch):
-                step.fail(error)
-            step = 0.0
+            if batch is not None:
+                batch.fail(error)
+            seconds = 0.0
     kept.clear()
     _flushing.pop(ident, None)
+
+
+def _running_loop() -> object:
+    """Return the event loop that runs on this thread, or None. Does not import asyncio: without it no loop can run."""
+    global _running_loop
+    find = getattr(sys.modules.get("asyncio"), "_get_running_loop", None)  # None as well: it is being imported now
+    if find is None:
+        return None
+    _running_loop = find  # from now on every call asks asyncio at once
+    return find()
 
 
 def _blocking_call(item: Any) -> tuple[Call, LockType]:
@@ -467,10 +480,8 @@ def _blocking_call(item: Any) -> tuple[Call, LockType]:
 
 
 def _ring(bell: LockType) -> None:
-    try:
+    with suppress(RuntimeError):  # it is rung already
         bell.release()
-    except RuntimeError:  # it is rung already
-        pass
 
 
 def _withdraw(reference: "weakref.ref[ThreadBatcher]", call: Call) -> bool:

@@ -1,0 +1,278 @@
+"""Which items form the next batch, and when is it due? No thread, no sleep: time is an argument."""
+
+import math
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from batchify import _buffer as buffer_module
+from batchify._buffer import Buffer
+
+
+class Entry:
+    arrival: float
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"Entry({self.number})"
+
+
+class BufferAgainstList(RuleBasedStateMachine):
+    """The buffer beside a plain list, and a sleeper that believes what add() tells it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.buffer: Buffer[Entry] = Buffer("f", 3, 1.0)
+        self.waiting: list[Entry] = []
+        self.batch_size, self.timeout = 3, 1.0
+        self.flushed_at = -math.inf
+        self.closed = False
+        self.now = 0.0
+        self.number = 0
+        self.sleeps_until = math.inf
+
+    def due_at(self) -> float:
+        if len(self.waiting) >= self.batch_size:
+            return -math.inf
+        if not self.waiting:
+            return math.inf
+        arrival = self.waiting[0].arrival
+        if self.closed or arrival <= self.flushed_at:
+            return -math.inf
+        return math.inf if self.timeout is None else arrival + self.timeout
+
+    @rule(seconds=st.floats(0.0, 2.0))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule(count=st.integers(1, 5))
+    def add(self, count: int) -> None:
+        for _ in range(count):
+            entry = Entry(self.number)
+            self.number += 1
+            due_at = self.buffer.add(entry, self.now)
+            assert entry.arrival == self.now
+            self.waiting.append(entry)
+            self.sleeps_until = min(self.sleeps_until, due_at)
+
+    @precondition(lambda self: self.waiting)
+    @rule(data=st.data())
+    def remove(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.waiting))
+        self.waiting.remove(entry)
+        assert self.buffer.remove(entry)
+        assert not self.buffer.remove(entry)
+
+    @rule()
+    def flush(self) -> None:
+        self.buffer.flush(self.now)
+        self.flushed_at = self.now
+        self.sleeps_until = self.buffer.due_at
+
+    @precondition(lambda self: self.number > 20)
+    @rule()
+    def close(self) -> None:
+        self.buffer.close()
+        self.closed = True
+        self.sleeps_until = self.buffer.due_at
+
+    @rule(batch_size=st.integers(1, 6), timeout=st.none() | st.floats(0.0, 3.0))
+    def set_options(self, batch_size: int, timeout: float | None) -> None:
+        self.buffer.batch_size = self.batch_size = batch_size
+        self.buffer.timeout = timeout
+        self.timeout = timeout  # type: ignore[assignment]
+        self.sleeps_until = self.buffer.due_at
+
+    @rule()
+    def take(self) -> None:
+        taken = self.buffer.take(self.now)
+        due_at = self.due_at()
+        if due_at > self.now or due_at == math.inf:
+            assert taken is None
+        else:
+            assert taken is not None
+            calls, reason = taken
+            assert calls == self.waiting[: self.batch_size]
+            if len(self.waiting) >= self.batch_size:
+                assert reason == "full"
+            elif due_at > -math.inf:
+                assert reason == "timeout"
+            else:
+                assert reason == ("close" if self.closed else "flush")
+            del self.waiting[: self.batch_size]
+        self.sleeps_until = self.buffer.due_at
+
+    @invariant()
+    def agrees_with_the_list(self) -> None:
+        self.buffer._check()
+        assert len(self.buffer) == len(self.waiting)
+        assert self.buffer.due_at == self.due_at()
+
+    @invariant()
+    def who_believes_add_never_oversleeps(self) -> None:
+        assert self.sleeps_until <= self.due_at()
+
+
+TestBufferAgainstList = BufferAgainstList.TestCase
+TestBufferAgainstList.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+def filled(*arrivals: float, batch_size: int = 3, timeout: float | None = 1.0) -> tuple[Buffer[Entry], list[Entry]]:
+    buffer: Buffer[Entry] = Buffer("f", batch_size, timeout)
+    entries = [Entry(number) for number in range(len(arrivals))]
+    for entry, arrival in zip(entries, arrivals, strict=True):
+        buffer.add(entry, arrival)
+    return buffer, entries
+
+
+def test_batches_keep_the_order_of_arrival() -> None:
+    buffer, entries = filled(*[0.0] * 7)
+    batches = [buffer.take(0.0) for _ in range(2)]
+    assert batches == [(entries[:3], "full"), (entries[3:6], "full")]
+
+
+def test_full_batch_does_not_wait() -> None:
+    buffer, entries = filled(5.0, 5.0, 5.0, timeout=100.0)
+    assert buffer.take(5.0) == (entries, "full")
+
+
+def test_oldest_item_never_waits_past_its_deadline() -> None:
+    buffer, entries = filled(0.0, 0.9)
+    assert buffer.take(0.999) is None
+    assert buffer.due_at == 1.0
+    assert buffer.take(1.0) == (entries, "timeout")
+
+
+def test_later_arrivals_do_not_restart_the_timeout() -> None:
+    buffer, _ = filled(0.0, 0.5, timeout=1.0, batch_size=10)
+    assert buffer.due_at == 1.0
+
+
+def test_what_is_left_over_keeps_its_own_arrival() -> None:
+    buffer, entries = filled(0.0, 0.1, 0.2, 0.3)
+    buffer.take(0.9)
+    assert buffer.due_at == 0.3 + 1.0
+    assert buffer.take(1.3) == ([entries[3]], "timeout")
+
+
+def test_items_join_until_the_batch_is_taken() -> None:
+    buffer, entries = filled(0.0, 7.0, 8.0, batch_size=4)
+    assert buffer.take(9.0) == (entries, "timeout")
+
+
+def test_with_timeout_0_whatever_waits_is_due() -> None:
+    buffer, entries = filled(3.0, timeout=0.0)
+    assert buffer.take(3.0) == (entries, "timeout")
+
+
+def test_without_timeout_only_a_full_batch_or_a_flush_is_due() -> None:
+    buffer, entries = filled(0.0, timeout=None)
+    assert buffer.due_at == math.inf
+    assert buffer.take(10**9) is None
+    buffer.flush(10**9)
+    assert buffer.take(10**9) == (entries, "flush")
+
+
+def test_flush_is_for_what_waits_now() -> None:
+    buffer, _ = filled(0.0, 0.1)
+    buffer.flush(0.2)
+    buffer.take(0.2)
+    buffer.add(Entry(9), 0.3)
+    assert buffer.take(0.3) is None
+
+
+def test_no_batch_is_empty() -> None:
+    buffer, entries = filled(0.0)
+    buffer.flush(0.0)
+    buffer.close()
+    buffer.remove(entries[0])
+    assert buffer.take(10.0) is None
+
+
+def at_line(number: int, intrude: Callable[[], object], action: Callable[[], object]) -> int:
+    """Run an action, and in the midst of it, at that line of the buffer's, something else: as a finalizer would.
+
+    Returns the number of lines passed.
+    """
+    passed = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal passed
+        if frame.f_code.co_filename != buffer_module.__file__:
+            return None
+        if event == "line":
+            if passed == number:
+                sys.settrace(None)
+                frame.f_trace = None
+                intrude()
+                sys.settrace(trace)
+                frame.f_trace = trace
+            passed += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        action()
+    finally:
+        sys.settrace(before)
+    return passed
+
+
+@pytest.mark.parametrize("step", ["add", "remove", "take", "due_at"])
+@pytest.mark.parametrize("entering", ["add", "remove", "flush", "close", "due_at"])
+def test_every_line_survives_being_entered(step: str, entering: str) -> None:
+    for number in range(20):
+        buffer, (first, second, third) = filled(0.0, 0.0, 0.0)
+        late, other = Entry(8), Entry(9)
+        taken: list[Entry] = []
+        steps: dict[str, Callable[[], object]] = {
+            "add": lambda: buffer.add(other, 0.0),  # noqa: B023 - run at once
+            "remove": lambda: buffer.remove(second),  # noqa: B023
+            "take": lambda: taken.extend((buffer.take(0.0) or ([], "full"))[0]),  # noqa: B023
+            "due_at": lambda: buffer.due_at,  # noqa: B023
+        }
+        entries: dict[str, Callable[[], object]] = {
+            "add": lambda: buffer.add(late, 0.0),  # noqa: B023
+            "remove": lambda: buffer.remove(first),  # noqa: B023
+            "flush": lambda: buffer.flush(0.0),  # noqa: B023
+            "close": buffer.close,
+            "due_at": lambda: buffer.due_at,  # noqa: B023
+        }
+        lines = at_line(number, entries[entering], steps[step])
+        buffer._check()
+        buffer.close()
+        while batch := buffer.take(0.0):
+            taken += batch[0]
+        expected = {first, second, third}
+        if lines > number and entering == "remove":
+            taken, expected = [call for call in taken if call is not first], expected - {first}
+        if lines > number and entering == "add":
+            expected |= {late}
+        if step == "add":
+            expected |= {other}
+        if step == "remove":
+            expected -= {second}
+        assert len(taken) == len(expected)
+        assert set(taken) == expected
+    assert lines < 20, "not every line was tried"
+
+
+def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:
+    for number in range(10):
+        buffer: Buffer[Entry] = Buffer("f", 9, 1.0)
+        due: list[float] = []
+
+        def add(call: Entry) -> None:
+            due.append(buffer.add(call, 0.0))  # noqa: B023 - run at once
+
+        at_line(number, lambda: add(Entry(1)), lambda: add(Entry(0)))
+        assert min(due) == 1.0

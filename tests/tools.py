@@ -1,0 +1,70 @@
+"""What several test files need."""
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a state that another thread brings about. The watchdog ends it if that never happens."""
+    pause = threading.Event()
+    while not condition():
+        pause.wait(0.0005)
+
+
+def in_threads(call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Call with each item in a thread of its own, all at once; return the results, or the exceptions, in order."""
+    items = list(items)
+    outcomes: list[Any] = [None] * len(items)
+    start = threading.Barrier(len(items))
+
+    def run(position: int, item: Any) -> None:
+        start.wait()
+        try:
+            outcomes[position] = call(item)
+        except BaseException as error:
+            outcomes[position] = error
+
+    threads = [threading.Thread(target=run, args=pair) for pair in enumerate(items)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+class Gated:
+    """A list function that stops in each call until it is let on, and remembers its batches."""
+
+    def __init__(self, function: Callable[[list[Any]], Any] = lambda items: list(items)) -> None:
+        self.function = function
+        self.batches: list[list[Any]] = []
+        self.threads: list[int] = []
+        self.entered = threading.Semaphore(0)
+        self.let_on = threading.Semaphore(0)
+
+    def __call__(self, items: list[Any]) -> Any:
+        self.batches.append(list(items))
+        self.threads.append(threading.get_ident())
+        self.entered.release()
+        self.let_on.acquire()
+        return self.function(items)
+
+    def open(self) -> None:
+        """Let this and all later calls on."""
+        self.let_on.release(10**6)
+
+
+def run_script(script: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh interpreter; fail if it does not end by itself with status 0 and a silent stderr."""
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", *options, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    return done
