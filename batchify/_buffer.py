@@ -35,7 +35,8 @@ class Buffer(Generic[C]):
     # True at every line:
     #   1. _waiting stands in order of arrival, so the first call has the earliest deadline.
     #   2. A call is here or was handed out by take() or remove(), never both.
-    #   3. closed goes from False to True once and never back. What arrived until _flushed_at is due; once closed, all is.
+    #   3. closed goes from False to True once and never back; then _flushed_at is inf.
+    #   4. What arrived until _flushed_at is due.
     # A dict rather than a deque because a call that leaves must be found among thousands; an OrderedDict because a
     # plain dict walks over the holes of all it has given away to find its first key.
 

@@ -40,10 +40,11 @@ _flushing: dict[int, Any] = {}
 _waiting_for: dict[int, "ThreadBatcher"] = {}
 # Looking around the ring and joining it is one step, or two threads would close it at the same time.
 _nesting = RLock()
+_exiting = False
 # Threads that are completing a future.
 _delivering: set[int] = set()
 
-# In order of creation. For fork and exit.
+# For fork and exit. In order of creation.
 _live: "weakref.WeakKeyDictionary[ThreadBatcher, None]" = weakref.WeakKeyDictionary()
 
 
@@ -53,13 +54,12 @@ class FutureCall(Call):
     __slots__ = ("future",)
 
     def __init__(self, item: Any, future: "ItemFuture") -> None:
-        super().__init__(item, self._complete)
+        self.item = item
         self.future = future
 
-    def _complete(self) -> None:
+    def deliver(self) -> None:
         future = self.future
-        del self.deliver  # knows this call: a cycle
-        future.withdraw = None  # so does this
+        future.withdraw = None  # knows this call: a cycle
         # Callbacks of the future run in here. What they submit must wait its turn, or a chain of them, each submitting
         # the next, would become a recursion.
         ident = get_ident()
@@ -82,7 +82,7 @@ class ItemFuture(Future[Any]):
 
     def cancel(self) -> bool:
         """Cancel the call. False if it is answered already."""
-        withdraw = self.withdraw
+        withdraw, self.withdraw = self.withdraw, None
         # First this: interrupted here, the item is computed for nobody. The other way round, nobody would answer it.
         if not super().cancel():
             return False
@@ -204,7 +204,8 @@ class ThreadBatcher:
         # Weakly: a future that nobody will ever complete must not keep the batcher from noticing that.
         future.withdraw = partial(_withdraw, weakref.ref(self), call)
         ident = get_ident()
-        if ident in _flushing and ident not in _delivering and self._would_wait_for(ident):
+        inside = ident in _flushing and ident not in _delivering and not self._lock._is_owned()  # type: ignore[attr-defined]
+        if inside and self._would_wait_for(ident):
             self._run_nested([call])
         else:
             self._put((call,))
@@ -228,8 +229,6 @@ class ThreadBatcher:
                     more = len(read) == length
                     if not more:
                         self.flush()  # nothing of this map will join what is left
-                    elif not chunked and not ahead[0][1].locked():
-                        break
                 if not ahead:
                     return
                 call, lock = ahead[0]
@@ -348,7 +347,7 @@ class ThreadBatcher:
         ident = get_ident()
         with _nesting:
             # No flush thread, but here all the same: a finalizer or signal handler inside our lock.
-            nested = ident not in _flushing or self._would_wait_for(ident)
+            nested = ident not in _flushing or self._would_wait_for(ident) or (_exiting and self._buffer.closed)
             if not nested:
                 _waiting_for[ident] = self
         try:
@@ -503,7 +502,10 @@ def _forget_parent() -> None:
 
 
 def _close_all() -> None:
-    # The latest first: its function may call the earlier ones, as long as it has items to answer.
+    """Answer at exit what was accepted. A function that has items to answer may still call another one."""
+    global _exiting
+    _exiting = True
+    # The latest first, since it is likelier that it calls an earlier one than the other way round.
     for batcher in reversed(list(_live)):
         batcher.close()
 

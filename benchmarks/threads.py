@@ -267,6 +267,7 @@ def compare(callers: int, batch_size: int, timeout: float, schemes: list[str], s
 
 def idle(seconds: float) -> None:
     """Print what a batcher costs that has run and has nothing to do."""
+
     def double(items: list[int]) -> list[int]:
         return [2 * item for item in items]
 

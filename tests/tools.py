@@ -6,6 +6,11 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import batchify
+
+# Without types, since the functions of the tests take and return whatever they like.
+batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
+
 
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a state that another thread brings about. The watchdog ends it if that never happens."""

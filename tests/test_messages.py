@@ -1,0 +1,206 @@
+"""Every message in full: the rule, the value, and whose function."""
+
+import copy
+import functools
+import inspect
+import pickle
+import typing
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from batchify import BatchedFunction, BatchError, ClosedError, MissingResultError, ResultCountError
+from batchify import batched as typed_batched
+
+from .tools import batched
+
+
+def embed(texts: list[str]) -> list[float]:
+    """Embed texts."""
+    return [float(len(text)) for text in texts]
+
+
+decorated = typed_batched(batch_size=2)(embed)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, ValueError, "embed(): batch_size must be at least 1, got 0"),
+        ({"batch_size": -3}, ValueError, "embed(): batch_size must be at least 1, got -3"),
+        ({"batch_size": True}, TypeError, "embed(): batch_size must be an int of at least 1, got True"),
+        ({"batch_size": 2.0}, TypeError, "embed(): batch_size must be an int of at least 1, got 2.0"),
+        ({"batch_size": "2"}, TypeError, "embed(): batch_size must be an int of at least 1, got '2'"),
+        ({"batch_size": None}, TypeError, "embed(): batch_size must be an int of at least 1, got None"),
+        (
+            {"timeout": -1},
+            ValueError,
+            "embed(): timeout must be at least 0 and finite (None waits without end), got -1",
+        ),
+        (
+            {"timeout": float("inf")},
+            ValueError,
+            "embed(): timeout must be at least 0 and finite (None waits without end), got inf",
+        ),
+        (
+            {"timeout": float("nan")},
+            ValueError,
+            "embed(): timeout must be at least 0 and finite (None waits without end), got nan",
+        ),
+        ({"timeout": True}, TypeError, "embed(): timeout must be a number of seconds or None, got True"),
+        ({"timeout": "1"}, TypeError, "embed(): timeout must be a number of seconds or None, got '1'"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, dict) else "",
+)
+def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error) as raised:
+        batched(**{"batch_size": 2, **options})(embed)
+    assert str(raised.value) == message
+
+
+def two(xs: list[int], ys: list[int]) -> list[int]:
+    return xs
+
+
+def many(*xs: int) -> list[int]:
+    return list(xs)
+
+
+def named(xs: list[int], *, model: str = "small") -> list[int]:
+    return xs
+
+
+def nothing() -> list[int]:
+    return []
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (two, "two() must take one parameter, the list of items; it takes (xs, ys)"),
+        (many, "many() must take one parameter, the list of items; it takes (xs)"),
+        (named, "named() must take one parameter, the list of items; it takes (xs, model)"),
+        (nothing, "nothing() must take one parameter, the list of items; it takes ()"),
+        (3, "batched() decorates a function of one list, got 3"),
+        (dict, "batched() decorates a function of one list, got <class 'dict'>"),
+    ],
+    ids=["two", "many", "named", "nothing", "number", "class"],
+)
+def test_functions(function: Any, message: str) -> None:
+    with pytest.raises(TypeError) as raised:
+        batched(batch_size=2)(function)
+    assert str(raised.value).startswith(message)
+
+
+RETURNED = (
+    "; it must return one result per item, in the same order: a list or other sequence, a mapping from item to result, "
+    "an iterator, or a thread-safe future of one of these"
+)
+COUNT = "; it must return one result per item, in the same order"
+
+
+@pytest.mark.parametrize(
+    ("function", "error", "message"),
+    [
+        (lambda _: None, TypeError, "f() returned NoneType" + RETURNED),
+        (lambda _: "x", TypeError, "f() returned str" + RETURNED),
+        (lambda _: {"x"}, TypeError, "f() returned set" + RETURNED),
+        (lambda _: 1, TypeError, "f() returned int" + RETURNED),
+        (lambda _: [], ResultCountError, "f() returned 0 results for 1 item" + COUNT),
+        (lambda _: [1, 2], ResultCountError, "f() returned 2 results for 1 item" + COUNT),
+        (lambda _: iter([]), ResultCountError, "f() returned 0 results for 1 item" + COUNT),
+        (lambda _: {}, MissingResultError, "f() returned a mapping without a value for this item"),
+        (lambda _: exit(), BatchError, "f() raised SystemExit"),
+        (lambda _: next(iter([])), BatchError, "f() raised StopIteration"),
+    ],
+    ids=["None", "str", "set", "int", "none", "two", "early", "missing", "exit", "stop"],
+)
+def test_results(function: Callable[[list[Any]], Any], error: type[Exception], message: str) -> None:
+    function.__name__ = "f"
+    with batched(batch_size=1)(function) as f, pytest.raises(error) as raised:
+        f("item")
+    assert type(raised.value) is error
+    assert str(raised.value) == message
+
+
+def test_wrong_count_of_many() -> None:
+    with batched(batch_size=4, timeout=None)(lambda _: [1, 2, 3]) as f:
+        error = [f.submit(number) for number in range(4)][0].exception()
+    assert str(error) == "<lambda>() returned 3 results for 4 items" + COUNT
+
+
+def test_closed() -> None:
+    f = batched(batch_size=1)(embed)
+    f.close()
+    with pytest.raises(ClosedError) as raised:
+        f("x")
+    assert str(raised.value) == "embed() is closed"
+
+
+# What the decorated object says of itself
+
+
+def test_it_says_of_itself_what_is_true() -> None:
+    assert (decorated.__name__, decorated.__doc__, decorated.__module__) == ("embed", "Embed texts.", __name__)
+    assert decorated.__wrapped__ is embed
+    assert embed(["abc", "d"]) == [3.0, 1.0]
+    assert decorated.__wrapped__(["abc"]) == [3.0]
+    assert str(inspect.signature(decorated)) == "(texts: str, /) -> float"
+    assert typing.get_type_hints(decorated) == {"texts": str, "return": float}
+    assert isinstance(decorated, BatchedFunction)
+    assert callable(decorated)
+
+
+def mapping(keys: "list[int]") -> "dict[int, str]":
+    return {}
+
+
+def generator(xs: typing.Sequence[int]) -> Iterator[str]:
+    yield ""
+
+
+def future(xs: typing.Iterable[int]) -> "Future[list[str]]":
+    raise NotImplementedError
+
+
+def unknown(xs: "NotDefined") -> int:  # type: ignore[name-defined]  # noqa: F821
+    return 0
+
+
+def bare(xs, /):  # type: ignore[no-untyped-def]
+    return xs
+
+
+@pytest.mark.parametrize(
+    ("function", "signature"),
+    [
+        (mapping, "(keys: int, /) -> str"),
+        (generator, "(xs: int, /) -> str"),
+        (future, "(xs: int, /) -> str"),
+        (unknown, "(xs, /)"),
+        (bare, "(xs, /)"),
+        (functools.partial(two, [1]), None),
+        ([].extend, "(iterable, /)"),
+    ],
+    ids=["mapping", "generator", "future", "unknown", "bare", "partial", "built in"],
+)
+def test_signature_is_that_of_one_item(function: Any, signature: str | None) -> None:
+    assert signature is None or str(inspect.signature(batched(batch_size=1)(function))) == signature
+
+
+def test_it_is_copied_and_pickled_by_reference() -> None:
+    assert copy.copy(decorated) is decorated
+    assert copy.deepcopy(decorated) is decorated
+    assert pickle.loads(pickle.dumps(later)) is later
+
+
+@typed_batched(batch_size=1)
+def later(xs: list[int]) -> list[int]:
+    return xs
+
+
+def test_a_misspelt_method_is_an_error() -> None:
+    with pytest.raises(AttributeError):
+        decorated.sumbit("x")  # type: ignore[attr-defined]

@@ -1,0 +1,38 @@
+"""Every Python block of the README runs, in order, and prints what stands below it."""
+
+import contextlib
+import io
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_readme_runs_and_prints_what_it_says() -> None:
+    namespace: dict[str, object] = {"__name__": "readme"}
+    compared = 0
+    for (language, code), (following, expected) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
+        if language != "python":
+            continue
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(code, str(README), "exec"), namespace)
+        assert printed.getvalue() == (expected if following == "text" else ""), code
+        compared += following == "text"
+    assert compared >= 6
+
+
+def test_the_first_screen_is_short() -> None:
+    language, code = BLOCKS[0]
+    assert language == "python"
+    assert len(code.splitlines()) <= 15
+
+
+def test_the_example_answers_like_the_model_asked_directly() -> None:
+    example = README.parent / "examples" / "serve_digits.py"
+    done = subprocess.run([sys.executable, example, "--items", "200"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "differ" in done.stdout

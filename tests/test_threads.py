@@ -1,0 +1,983 @@
+"""How do threads wait, and who runs a batch?"""
+
+import asyncio
+import concurrent.futures
+import ctypes
+import gc
+import itertools
+import random
+import signal
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from batchify import BatchError, ClosedError
+from batchify import _threads as threads_module
+
+from .tools import Gated, batched, in_threads, run_script, until
+
+
+def flush_threads(name: str) -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == f"batchify flush thread of {name}()"]
+
+
+# Forming batches
+
+
+def test_threads_share_a_batch() -> None:
+    batches: list[list[int]] = []
+
+    def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    with batched(batch_size=8, timeout=None)(function) as f:
+        assert in_threads(f, range(32)) == list(range(32))
+    assert [len(batch) for batch in batches] == [8] * 4
+
+
+def test_full_batch_does_not_wait() -> None:
+    with batched(batch_size=2, timeout=10**9)(lambda items: items) as f:
+        assert in_threads(f, [1, 2]) == [1, 2]
+        assert f.stats.reasons == {"full": 1}
+
+
+def test_a_lone_item_waits_out_its_timeout() -> None:
+    with batched(batch_size=2, timeout=0.05)(lambda items: items) as f:
+        before = time.monotonic()
+        assert f(1) == 1
+        assert time.monotonic() - before >= 0.05
+        assert f.stats.reasons == {"timeout": 1}
+
+
+def test_the_second_timeout_is_armed_like_the_first() -> None:
+    with batched(batch_size=2, timeout=0.01)(lambda items: items) as f:
+        assert [f(number) for number in range(5)] == list(range(5))
+        assert f.stats.reasons == {"timeout": 5}
+
+
+def test_items_join_until_the_function_is_free() -> None:
+    function = Gated()
+    with batched(batch_size=19)(function) as f:
+        futures = [f.submit(0)]
+        function.entered.acquire()
+        futures += [f.submit(number) for number in range(1, 20)]
+        function.open()
+        assert [future.result() for future in futures] == list(range(20))
+    assert [len(batch) for batch in function.batches] == [1, 19]
+
+
+def test_the_function_never_runs_twice_at_once_and_always_in_one_thread() -> None:
+    running = threading.Semaphore(1)
+    idents: set[int] = set()
+
+    def function(items: list[int]) -> list[int]:
+        assert running.acquire(blocking=False)
+        idents.add(threading.get_ident())
+        running.release()
+        return items
+
+    with batched(batch_size=3)(function) as f:
+        assert in_threads(f, range(50)) == list(range(50))
+    assert len(idents) == 1
+    assert threading.get_ident() not in idents
+
+
+def test_a_random_crowd_gets_its_own_results() -> None:
+    def function(items: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        return [(who, -what) for who, what in items]
+
+    def caller(who: int) -> bool:
+        luck = random.Random(who)
+        for what in range(60):
+            if luck.random() < 0.2:
+                future = f.submit((who, what))
+                if luck.random() < 0.5 and future.cancel():
+                    continue
+                answer = future.result()
+            else:
+                answer = f((who, what))
+            if answer != (who, -what):
+                return False
+        return True
+
+    with batched(batch_size=5, timeout=0.001)(function) as f:
+        assert in_threads(caller, range(24)) == [True] * 24
+        stats = f.stats
+    assert stats.accepted == stats.answered + stats.cancelled
+    assert stats.pending == stats.running == 0
+
+
+# While it runs
+
+
+def test_flush_makes_what_waits_due() -> None:
+    with batched(batch_size=9, timeout=None)(lambda items: items) as f:
+        futures = [f.submit(number) for number in range(3)]
+        f.flush()
+        assert [future.result() for future in futures] == [0, 1, 2]
+        assert f.stats.reasons == {"flush": 1}
+
+
+def test_flush_of_nothing_is_nothing() -> None:
+    with batched(batch_size=9)(lambda items: items) as f:
+        f.flush()
+        assert f.stats.batches == 0
+    assert not flush_threads("<lambda>")
+
+
+def test_a_smaller_batch_size_is_for_what_waits_too() -> None:
+    with batched(batch_size=9, timeout=None)(lambda items: items) as f:
+        futures = [f.submit(number) for number in range(4)]
+        f.batch_size = 2
+        assert [future.result() for future in futures] == [0, 1, 2, 3]
+        assert f.batch_size == 2
+        assert f.stats.sizes == {2: 2}
+
+
+def test_a_shorter_timeout_is_for_what_waits_too() -> None:
+    with batched(batch_size=9, timeout=10**9)(lambda items: items) as f:
+        future = f.submit(1)
+        f.timeout = 0.001
+        assert future.result() == 1
+        assert f.timeout == 0.001
+
+
+def test_a_timeout_set_while_idle_is_heeded() -> None:
+    with batched(batch_size=9, timeout=10**9)(lambda items: items) as f:
+        f.submit(0)
+        f.flush()
+        until(lambda: f.stats.answered == 1)
+        f.timeout = 0.001
+        assert f(1) == 1
+
+
+def test_a_wrong_option_changes_nothing() -> None:
+    with batched(batch_size=9, timeout=1)(lambda items: items) as f:
+        with pytest.raises(ValueError, match="batch_size must be at least 1"):
+            f.batch_size = 0
+        with pytest.raises(ValueError, match="timeout must be"):
+            f.timeout = -1
+        assert (f.batch_size, f.timeout) == (9, 1.0)
+
+
+def test_stats_are_right_when_the_caller_goes_on() -> None:
+    def function(items: list[int]) -> list[Any]:
+        if 13 in items:
+            raise ValueError
+        return [KeyError() if item == 7 else item for item in items]
+
+    with batched(batch_size=1)(function) as f:
+        for count, item in enumerate([1, 7, 13, 2], 1):
+            try:
+                f(item)
+            except (KeyError, ValueError):
+                pass
+            stats = f.stats
+            assert (stats.accepted, stats.pending, stats.running, stats.in_flight) == (count, 0, 0, 0)
+        assert (stats.answered, stats.failed, stats.cancelled, stats.batches) == (2, 2, 0, 4)
+        assert stats.sizes == {1: 4}
+        assert stats.mean_size == 1.0
+        assert 0 <= stats.mean_wait <= stats.longest_wait <= stats.waited
+
+
+def test_stats_say_what_waits_and_what_runs() -> None:
+    function = Gated()
+    with batched(batch_size=2)(function) as f:
+        assert f.stats.mean_size == f.stats.mean_wait == 0.0
+        first = f.submit(0)
+        function.entered.acquire()
+        others = [f.submit(number) for number in range(3)]
+        assert others[0].cancel()
+        stats = f.stats
+        assert (stats.accepted, stats.running, stats.in_flight, stats.pending, stats.cancelled) == (4, 1, 1, 2, 1)
+        function.open()
+        first.result()
+
+
+def test_time_waited_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(threads_module, "monotonic", lambda: now[0])
+    with batched(batch_size=9, timeout=None)(lambda items: items) as f:
+        futures = []
+        for number in range(3):
+            futures.append(f.submit(number))
+            now[0] += 1.0
+        f.flush()
+        concurrent.futures.wait(futures)
+        assert (f.stats.waited, f.stats.longest_wait, f.stats.mean_wait) == (6.0, 3.0, 2.0)
+
+
+def test_deadlines_go_by_the_monotonic_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> float:
+        raise AssertionError("the wall clock may be set back")
+
+    monkeypatch.setattr(time, "time", refuse)
+    with batched(batch_size=9, timeout=0.001)(lambda items: items) as f:
+        assert f(1) == 1
+
+
+# Waking up
+
+
+def test_an_idle_flush_thread_sleeps_without_end() -> None:
+    """Neither polling, nor a timer that is armed again and again."""
+    function = Gated()
+    function.open()
+    sleeps: list[float] = []
+    f = batched(batch_size=2, timeout=0.01)(function)
+    batcher = f._self_batcher
+    step = batcher._next
+
+    def spy(*, flushed: bool) -> Any:
+        what = step(flushed=flushed)
+        if isinstance(what, float):
+            sleeps.append(what)
+        return what
+
+    batcher._next = spy  # type: ignore[method-assign]
+    f(1)
+    until(lambda: sleeps[-1:] == [float("inf")])
+    count = len(sleeps)
+    # until() itself takes longer than the timeout, many times
+    assert count <= 4
+    f.close()
+    assert len(sleeps) == count
+
+
+def test_a_huge_timeout_is_no_overflow() -> None:
+    with batched(batch_size=2, timeout=1e300)(lambda items: items) as f:
+        future = f.submit(1)
+        assert not future.done()
+        assert f.submit(2).result() == 2
+
+
+def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> None:
+    """Between its last look at the buffer and its sleep: a condition variable would lose this wake-up."""
+    f = batched(batch_size=2, timeout=0.0)(lambda items: items)
+    batcher = f._self_batcher
+    late: list[Future[Any]] = []
+    take = batcher._buffer.take
+
+    def take_and_collect(now: float) -> Any:
+        taken = take(now)
+        if taken is None and len(late) < 20:
+            late.append(f.submit(len(late)))
+        return taken
+
+    batcher._buffer.take = take_and_collect  # type: ignore[method-assign]
+    assert f(0) == 0
+    until(lambda: len(late) == 20)
+    assert [future.result() for future in late] == list(range(20))
+    f.close()
+
+
+# submit and cancel
+
+
+def test_a_cancelled_item_is_never_computed() -> None:
+    function = Gated()
+    function.open()
+    with batched(batch_size=3, timeout=None)(function) as f:
+        first, second = f.submit(1), f.submit(2)
+        assert first.cancel()
+        assert first.cancelled()
+        others = [f.submit(3), f.submit(4)]
+        assert [future.result() for future in (second, *others)] == [2, 3, 4]
+        assert f.stats.cancelled == 1
+    assert function.batches == [[2, 3, 4]]
+
+
+def test_if_all_are_cancelled_the_function_is_not_called() -> None:
+    function = Gated()
+    with batched(batch_size=3, timeout=None)(function) as f:
+        for future in [f.submit(1), f.submit(2)]:
+            assert future.cancel()
+        f.flush()
+    assert function.batches == []
+
+
+def test_cancelled_caller_does_not_disturb_its_batch() -> None:
+    function = Gated()
+    with batched(batch_size=3, timeout=None)(function) as f:
+        first, second, third = [f.submit(number) for number in range(3)]
+        function.entered.acquire()
+        assert second.cancel()
+        function.open()
+        assert (first.result(), third.result()) == (0, 2)
+        with pytest.raises(CancelledError):
+            second.result()
+
+
+def test_whoever_waits_for_a_cancelled_future_is_told() -> None:
+    function = Gated()
+    with batched(batch_size=2, timeout=None)(function) as f:
+        buffered = f.submit(0)
+        buffered.cancel()
+        running = [f.submit(1), f.submit(2)]
+        function.entered.acquire()
+        running[0].cancel()
+        function.open()
+        done, _ = concurrent.futures.wait([buffered, *running])
+        assert len(done) == 3
+
+
+def test_an_answered_future_cannot_be_cancelled() -> None:
+    with batched(batch_size=1)(lambda items: items) as f:
+        future = f.submit(1)
+        assert future.result() == 1
+        assert not future.cancel()
+
+
+def test_cancelling_at_the_moment_of_the_answer_harms_nobody() -> None:
+    for _ in range(200):
+        f = batched(batch_size=8, timeout=None)(lambda items: items)
+        futures = [f.submit(number) for number in range(8)]
+        for future in futures[::2]:
+            future.cancel()
+        f.close()
+        assert [future.result() for future in futures[1::2]] == [1, 3, 5, 7]
+        assert all(future.done() for future in futures)
+
+
+def test_a_future_that_somebody_else_completed_harms_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        first = f.submit(1)
+        first.set_result("not ours")
+        assert f.submit(2).result() == 2
+        assert first.result() == "not ours"
+
+
+@pytest.mark.parametrize("error", [ValueError, SystemExit])
+def test_a_callback_that_raises_harms_nobody(error: type[BaseException], caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(_: object) -> None:
+        raise error
+
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(refuse)
+        assert f.submit(2).result() == 2
+        assert in_threads(f, [3, 4]) == [3, 4]
+
+
+def test_a_chain_of_callbacks_is_no_recursion() -> None:
+    ended = threading.Event()
+    with batched(batch_size=1)(lambda items: items) as f:
+
+        def go_on(future: "Future[int]") -> None:
+            if future.result() == 3000:
+                ended.set()
+            else:
+                f.submit(future.result() + 1).add_done_callback(go_on)
+
+        f.submit(0).add_done_callback(go_on)
+        ended.wait()
+
+
+# map
+
+
+def test_map_keeps_order_and_fills_batches() -> None:
+    function = Gated()
+    function.open()
+    with batched(batch_size=4, timeout=None)(function) as f:
+        assert list(f.map(range(10))) == list(range(10))
+        assert list(f.map([])) == []
+        assert list(f.map(iter(range(6)))) == list(range(6))
+    assert [len(batch) for batch in function.batches] == [4, 4, 2, 4, 2]
+
+
+def test_map_reads_a_bounded_number_of_items_ahead() -> None:
+    read: list[int] = []
+
+    def endless() -> Iterator[int]:
+        while True:
+            read.append(len(read))
+            yield len(read) - 1
+
+    with batched(batch_size=4)(lambda items: items) as f:
+        results = f.map(endless())
+        assert read == []
+        for number in range(50):
+            assert next(results) == number
+            assert len(read) <= number + 8
+        results.close()  # type: ignore[attr-defined]
+
+
+def test_map_passes_on_each_item_as_soon_as_it_is_read() -> None:
+    def slow() -> Iterator[int]:
+        for number in range(3):
+            until(lambda: f.stats.answered == number)  # noqa: B023 - run at once
+            yield number
+
+    with batched(batch_size=8, timeout=0.0)(lambda items: items) as f:
+        assert list(f.map(slow())) == [0, 1, 2]
+
+
+def test_a_dropped_map_takes_its_items_out() -> None:
+    function = Gated()
+    with batched(batch_size=2, timeout=None)(function) as f:
+        results = f.map(range(10))
+        function.let_on.release()
+        assert next(results) == 0
+        function.entered.acquire()
+        del results
+        assert f.stats.pending == 0
+        function.open()
+
+
+def test_map_raises_an_error_in_its_place() -> None:
+    with batched(batch_size=1)(lambda items: [1 // items[0]]) as f:
+        results = f.map([1, -1, 0, 1])
+        assert [next(results), next(results)] == [1, -1]
+        with pytest.raises(ZeroDivisionError):
+            next(results)
+        assert list(results) == []
+        with pytest.raises(TypeError, match="not iterable"):
+            f.map(3)
+
+
+def test_map_joins_the_batches_of_others() -> None:
+    with batched(batch_size=4, timeout=None)(lambda items: items) as f:
+        other = f.submit("x")
+        assert list(f.map([1, 2, 3])) == [1, 2, 3]
+        assert other.result() == "x"
+        assert f.stats.sizes == {4: 1}
+
+
+# A call from inside
+
+
+def test_a_function_that_calls_itself_is_answered() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [1 if item == 0 else item * f(item - 1) for item in items]
+
+    with batched(batch_size=4, timeout=None)(function) as f:
+        f.timeout = 0.0
+        assert in_threads(f, [3, 4, 5]) == [6, 24, 120]
+        assert f.stats.reasons["nested"] >= 12
+
+
+def test_a_function_that_submits_to_itself_is_answered() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [sum(f.map(range(item))) + f.submit(0).result() if item else 0 for item in items]
+
+    with batched(batch_size=4)(function) as f:
+        assert f(3) == 3 * 0 + sum(f(item) for item in range(3))
+
+
+def test_functions_that_call_each_other_are_answered() -> None:
+    def even(items: list[int]) -> list[bool]:
+        return [item == 0 or is_odd(item - 1) for item in items]
+
+    def odd(items: list[int]) -> list[bool]:
+        return [item != 0 and is_even(item - 1) for item in items]
+
+    is_even, is_odd = batched(batch_size=2)(even), batched(batch_size=2)(odd)
+    assert in_threads(is_even, range(20)) == [number % 2 == 0 for number in range(20)]
+    assert in_threads(lambda pair: pair[0](pair[1]), [(is_even, 7), (is_odd, 7)] * 10) == [False, True] * 10
+    is_odd.close()
+    is_even.close()
+
+
+def test_a_callback_that_calls_is_answered() -> None:
+    outcome: list[int] = []
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(lambda _: outcome.append(f(5)))
+        f.submit(2).result()
+    assert outcome == [5]
+
+
+def test_a_callback_on_the_thread_of_an_engine_is_answered() -> None:
+    outcome: list[int] = []
+    with ThreadPoolExecutor(1) as pool, batched(batch_size=2, timeout=None)(lambda xs: pool.submit(list, xs)) as f:
+        # f(5) from the pool's only thread needs that thread itself: nested, it would still wait for it. A function that
+        # answers at once does not.
+        g = batched(batch_size=1)(lambda xs: xs)
+        f.submit(1).add_done_callback(lambda _: outcome.append(g(5)))
+        f.submit(2).add_done_callback(lambda _: f.close())
+    g.close()
+    assert outcome == [5]
+
+
+# close
+
+
+def test_close_answers_everyone_who_waits() -> None:
+    function = Gated()
+    f = batched(batch_size=2, timeout=None)(function)
+    futures = [f.submit(number) for number in range(5)]
+    function.open()
+    f.close()
+    assert all(future.done() for future in futures)
+    assert [future.result() for future in futures] == list(range(5))
+    assert f.stats.reasons == {"full": 2, "close": 1}
+    assert not flush_threads("Gated")
+
+
+def test_close_waits_for_a_future() -> None:
+    engine: list[Future[Any]] = []
+
+    def function(items: list[int]) -> Future[Any]:
+        engine.append(Future())
+        return engine[-1]
+
+    f = batched(batch_size=1)(function)
+    future = f.submit(1)
+    until(lambda: len(engine) == 1)
+    closer = threading.Thread(target=f.close)
+    closer.start()
+    until(lambda: f._self_batcher._buffer.closed)
+    assert closer.is_alive()
+    engine[0].set_result(["x"])
+    closer.join()
+    assert future.result() == "x"
+
+
+def test_two_closers_both_wait() -> None:
+    function = Gated()
+    f = batched(batch_size=2)(function)
+    future = f.submit(1)
+    function.entered.acquire()
+    closers = [threading.Thread(target=f.close) for _ in range(2)]
+    for closer in closers:
+        closer.start()
+    until(lambda: f._self_batcher._buffer.closed)
+    assert [closer.is_alive() for closer in closers] == [True, True]
+    function.open()
+    for closer in closers:
+        closer.join()
+        assert future.done()
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "map"])
+def test_after_close_calls_are_refused(how: str) -> None:
+    f = batched(batch_size=2)(lambda items: items)
+    f.close()
+    f.close()
+    with pytest.raises(ClosedError, match=r"<lambda>\(\) is closed"):
+        {"call": f, "submit": f.submit, "map": lambda item: next(f.map([item]))}[how](1)
+    assert f.stats.accepted == 0
+    assert not flush_threads("<lambda>")
+
+
+def test_close_from_inside_the_function_does_not_wait_for_itself() -> None:
+    def function(items: list[int]) -> list[int]:
+        f.close()
+        return items
+
+    f = batched(batch_size=1)(function)
+    futures = [f.submit(1)]
+    assert futures[0].result() == 1
+    f.close()
+
+
+def test_while_it_drains_the_function_may_call_itself() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [item if item == 0 else f(item - 1) for item in items]
+
+    f = batched(batch_size=9, timeout=None)(function)
+    future = f.submit(3)
+    f.close()
+    assert future.result() == 0
+
+
+def test_calls_that_race_with_close_are_answered_or_refused() -> None:
+    for _ in range(50):
+        f = batched(batch_size=4, timeout=0.0)(lambda items: items)
+
+        def call(item: int) -> Any:
+            return f.close() if item == 5 else f(item)  # noqa: B023 - run at once
+
+        for item, outcome in enumerate(in_threads(call, range(12))):
+            assert outcome == (None if item == 5 else item) or isinstance(outcome, ClosedError)
+        assert f.stats.accepted == f.stats.answered
+
+
+def test_with_closes() -> None:
+    with batched(batch_size=2)(lambda items: items) as f:
+        assert f(1) == 1
+    with pytest.raises(ClosedError):
+        f(1)
+
+
+# The thread's life
+
+
+def test_unused_function_leaves_no_thread() -> None:
+    def unused(items: list[int]) -> list[int]:
+        return items
+
+    f = batched(batch_size=2)(unused)
+    assert not flush_threads("unused")
+    f.close()
+    assert not flush_threads("unused")
+
+
+def test_the_thread_carries_the_name_of_the_function() -> None:
+    def look_up(items: list[int]) -> list[str]:
+        return [threading.current_thread().name] * len(items)
+
+    with batched(batch_size=1)(look_up) as f:
+        assert f(1) == "batchify flush thread of look_up()"
+        assert len(flush_threads("look_up")) == 1
+
+
+def test_many_first_callers_start_one_thread() -> None:
+    def eager(items: list[int]) -> list[int]:
+        return items
+
+    for _ in range(20):
+        with batched(batch_size=1)(eager) as f:
+            assert in_threads(f, range(16)) == list(range(16))
+            until(lambda: len(flush_threads("eager")) == 1)
+        until(lambda: not flush_threads("eager"))
+
+
+@pytest.mark.parametrize("refers_to_itself", [False, True])
+def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: bool) -> None:
+    def dropped(items: list[int]) -> list[int]:
+        return items if f is None else items
+
+    f: Any = batched(batch_size=1)(dropped)
+    assert f(1) == 1
+    (thread,) = flush_threads("dropped")
+    until(lambda: f._self_batcher._wakes_at == float("inf"))  # it sleeps
+    function = weakref.ref(dropped)
+    if not refers_to_itself:
+        g, f = f, None
+        del g
+    del dropped
+    if refers_to_itself:
+        del f
+    gc.collect()
+    thread.join()
+    assert function() is None
+
+
+@pytest.mark.parametrize("timeout", [0.0, 0.01, None])
+def test_what_a_dropped_function_accepted_is_answered(timeout: float | None) -> None:
+    for _ in range(20):
+        futures = [batched(batch_size=2, timeout=timeout)(lambda items: items).submit(number) for number in range(3)]
+        gc.collect()
+        assert [future.result() for future in futures] == [0, 1, 2]
+    until(lambda: not flush_threads("<lambda>"))
+
+
+def test_a_thread_that_cannot_start_fails_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", refuse)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                f(1)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                f.submit(1)
+        assert f.stats.accepted == 0
+        assert f(2) == 2
+
+
+def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    with batched(batch_size=1)(lambda items: items) as f:
+        for number in range(20):
+            assert f(number) == number
+            (thread,) = flush_threads("<lambda>")
+            assert thread.ident is not None
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            try:
+                assert f(number) == number
+            except BatchError as error:
+                assert isinstance(error.__cause__, SystemExit)
+
+
+# Interrupted callers
+
+
+def test_ctrl_c_takes_the_item_out() -> None:
+    function = Gated()
+    function.open()
+    with batched(batch_size=2, timeout=None)(function) as f:
+
+        def interrupt() -> None:
+            until(lambda: f.stats.pending == 1)
+            signal.pthread_kill(main, signal.SIGINT)
+
+        main = threading.main_thread().ident
+        assert main is not None
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            f(1)
+        thread.join()
+        assert f.stats.pending == 0
+        assert in_threads(f, [2, 3]) == [2, 3]
+    assert [sorted(batch) for batch in function.batches] == [[2, 3]]
+
+
+def test_ctrl_c_in_a_batch_does_not_disturb_it() -> None:
+    function = Gated()
+    with batched(batch_size=2, timeout=None)(function) as f:
+        other = f.submit("other")
+        main = threading.main_thread().ident
+        assert main is not None
+
+        def interrupt() -> None:
+            function.entered.acquire()
+            signal.pthread_kill(main, signal.SIGINT)  # type: ignore[arg-type]
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        with pytest.raises(KeyboardInterrupt):
+            f("main")
+        thread.join()
+        function.open()
+        assert other.result() == "other"
+        assert in_threads(f, [2, 3]) == [2, 3]
+
+
+def test_a_signal_handler_may_call_at_any_time() -> None:
+    numbers = itertools.count()
+    wrong: list[int] = []
+    with batched(batch_size=3)(lambda items: items) as f:
+
+        def handler(*_: object) -> None:
+            number = next(numbers)
+            if f(number) != number:
+                wrong.append(number)
+            f.submit(0)
+            f.flush()
+
+        before = signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0005)
+        try:
+            while (number := next(numbers)) < 3000:
+                assert f(number) == number
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    assert not wrong
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "flush", "close", "map"])
+def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
+    f = batched(batch_size=2, timeout=None)(lambda items: items)
+    batcher = f._self_batcher
+    first = f.submit(1)
+    futures: list[Future[Any]] = []
+    actions = {
+        "call": lambda: f(2),
+        "submit": lambda: futures.append(f.submit(2)),
+        "flush": f.flush,
+        "close": f.close,
+        "map": lambda: None,
+    }
+    with batcher._lock:
+        actions[how]()
+    f.close()
+    assert first.result() == 1
+    assert [future.result() for future in futures] == [2] * len(futures)
+
+
+# The event loop
+
+
+def test_a_blocking_call_on_a_running_loop_warns_once_and_works() -> None:
+    async def main() -> list[int]:
+        return [f(1), f(2)]
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        with pytest.warns(RuntimeWarning, match="running event loop") as warned:
+            assert asyncio.run(main()) == [1, 2]
+        assert len(warned) == 1
+        assert warned[0].filename == __file__
+
+
+def test_no_warning_elsewhere() -> None:
+    async def main() -> int:
+        future = f.submit(1)
+        return await asyncio.to_thread(f, 2) + await asyncio.wrap_future(future)
+
+    with warnings.catch_warnings(), batched(batch_size=1)(lambda items: items) as f:
+        warnings.simplefilter("error")
+        assert asyncio.run(main()) == 3
+        assert f(1) == 1
+
+
+# Fork and exit, each in an interpreter of its own
+
+FORK = """if True:
+    import os, sys, threading, warnings
+    from batchify import batched
+    warnings.simplefilter("ignore")
+    entered, let_on = threading.Event(), threading.Event()
+
+    @batched(batch_size=2, timeout=0.01)
+    def function(items):
+        if os.getpid() == parent:
+            entered.set()
+            let_on.wait()
+        return [(os.getpid(), item) for item in items]
+
+    parent = os.getpid()
+    """
+
+
+def in_child(body: str) -> str:
+    return (
+        FORK
+        + f"""
+    child = os.fork()
+    if child == 0:
+        {body}
+        sys.stdout.flush()
+        os._exit(0)
+    let_on.set()
+    assert os.waitpid(child, 0)[1] == 0
+    assert [future.result()[1] for future in futures] == list(range(len(futures)))
+    function.close()
+    """
+    )
+
+
+def test_a_forked_child_starts_clean() -> None:
+    run_script(
+        in_child("""
+        assert function.stats.accepted == 0, function.stats
+        assert function(7) == (os.getpid(), 7)
+        assert list(function.map(range(5))) == [(os.getpid(), item) for item in range(5)]
+        assert function.stats.accepted == 6
+        function.close()
+        """).replace(
+            "child = os.fork()",
+            "futures = [function.submit(n) for n in range(5)]; entered.wait()\n    child = os.fork()",
+        )
+    )
+
+
+def test_a_fork_while_another_thread_holds_the_lock() -> None:
+    script = in_child("assert function(7) == (os.getpid(), 7)").replace(
+        "child = os.fork()",
+        """futures = [function.submit(n) for n in range(3)]
+    holds, release = threading.Event(), threading.Event()
+    def hold():
+        with function._self_batcher._lock:
+            holds.set()
+            release.wait()
+    threading.Thread(target=hold).start()
+    holds.wait()
+    child = os.fork()
+    release.set()""",
+    )
+    run_script(script.replace("if child == 0:", "if child == 0:", 1))
+
+
+def test_a_fork_inside_the_function() -> None:
+    run_script("""if True:
+        import os, warnings
+        from batchify import batched
+        warnings.simplefilter("ignore")
+
+        @batched(batch_size=2, timeout=0.0)
+        def function(items):
+            child = os.fork()
+            if child == 0:
+                if items == [1]:
+                    assert inner(3) == 6
+                if items == [1]:
+                    os._exit(0)
+                return items  # to nobody: the callers are the parent's
+            assert os.waitpid(child, 0)[1] == 0
+            return items
+
+        @batched(batch_size=2, timeout=0.0)
+        def inner(items):
+            return [2 * item for item in items]
+
+        assert inner(1) == 2
+        assert function(1) == 1
+        assert function(2) == 2
+    """)
+
+
+def test_an_idle_function_does_not_hold_up_the_exit() -> None:
+    run_script("from batchify import batched; f = batched(batch_size=2)(lambda xs: xs); f(1)")
+
+
+def test_what_was_accepted_is_answered_at_exit() -> None:
+    done = run_script("""if True:
+        from batchify import batched
+
+        @batched(batch_size=100, timeout=None)
+        def function(items):
+            return [helper(item) for item in items]
+
+        @batched(batch_size=100)
+        def helper(items):
+            return items
+
+        for number in range(3):
+            function.submit(number).add_done_callback(lambda future: print(future.result()))
+    """)
+    assert done.stdout.split() == ["0", "1", "2"]
+
+
+def test_a_batch_that_runs_is_answered_at_exit() -> None:
+    done = run_script("""if True:
+        import threading
+        from batchify import batched
+        entered = threading.Event()
+
+        @batched(batch_size=1)
+        def function(items):
+            entered.set()
+            threading.main_thread().join()
+            return items
+
+        function.submit(7).add_done_callback(lambda future: print(future.result()))
+        entered.wait()
+    """)
+    assert done.stdout.split() == ["7"]
+
+
+def test_threads_that_outlive_the_main_thread_are_answered() -> None:
+    done = run_script("""if True:
+        import threading
+        from batchify import batched
+        function = batched(batch_size=2, timeout=0.001)(lambda items: items)
+
+        def work():
+            threading.main_thread().join()
+            print(sum(function(number) for number in range(100)))
+
+        threading.Thread(target=work).start()
+    """)
+    assert done.stdout.split() == ["4950"]
+
+
+def test_calls_at_exit_are_answered_or_refused() -> None:
+    done = run_script("""if True:
+        import atexit
+        def late(which):
+            try:
+                print(which(1))
+            except RuntimeError as error:
+                print(type(error).__name__)
+        atexit.register(lambda: late(used))
+        from batchify import batched
+        used = batched(batch_size=1)(lambda items: items)
+        unused = batched(batch_size=1)(lambda items: items)
+        used(0)
+        atexit.register(lambda: late(used))
+        atexit.register(lambda: late(unused))
+    """)
+    unused, used_before_drain, used_after_drain = done.stdout.split()
+    assert unused in ("1", "RuntimeError")
+    assert used_before_drain == "1"
+    assert used_after_drain == "ClosedError"
