@@ -6,14 +6,16 @@ threads.
 """
 
 import logging
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import Context
+from itertools import islice
 from types import CoroutineType
 from typing import Any
 
-from ._errors import MissingResultError, ResultCountError, own_copy
-
-log = logging.getLogger("batchify")
+from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
@@ -63,7 +65,8 @@ class Batch:
         self.name = name
         # Not the context of whoever called first: its variables (a user, a transaction) are not those of the others.
         self._context = Context()
-        # Emptied by whoever settles the batch. pop() is atomic, so a future that calls back twice finds nothing left.
+        # The calls without an answer, wrapped once more: who pops them is the one to answer them. pop() is atomic, so
+        # that a future that calls back twice finds nothing left.
         self._open = [calls]
 
     def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
@@ -74,79 +77,87 @@ class Batch:
         """Make room for the next batch. Comes once, after the last answer."""
         raise NotImplementedError
 
+    def expect(self, future: Any) -> None:
+        """See to it that `settle_future()` is called when the future is done."""
+        future.add_done_callback(self.settle_future)
+
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
             value = self._context.run(function, [call.item for call in self._open[0]])
+            if _is_future(value):
+                self.expect(value)
+                return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
-            self.fail(_without_our_frame(error))
+            self.fail(error)
+        else:
+            self.settle(value)
+
+    def settle_future(self, future: Any) -> None:
+        """Spread over the calls what a future holds that is done."""
+        try:
+            value = future.result()
+        except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
+            self.fail(error)
         else:
             self.settle(value)
 
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
         try:
-            if type(value) is not list and type(value) is not tuple:
-                if callable(getattr(value, "add_done_callback", None)) and not _is_asyncio_future(value):
-                    value.add_done_callback(self.settle_future)
-                    return
-                if isinstance(value, Iterator):
-                    self._stream(value)
-                    return
+            if isinstance(value, Iterator):
+                self._stream(value)
+                return
             results = self._results(value, self._open[0])
-        except BaseException as error:  # noqa: BLE001 - raised by a strange object; its callers must hear of it all the same
-            self.fail(_without_our_frame(error))
-            return
-        if isinstance(results, Exception):
-            self.fail(results)
-            return
-        failed = 0
-        calls = self._open.pop()
-        for call, result in zip(calls, results, strict=True):
-            failed += self._store(call, result)
-        self.answer(calls, failed, done=True)
-        self.finish()
-
-    def settle_future(self, future: Any) -> None:
-        """Spread what a future holds that is done. Called on a thread of whoever made the future."""
-        try:
-            value = future.result()
-        except BaseException as error:  # noqa: BLE001 - a cancelled future raises, a broken one may raise anything
-            self.fail(_without_our_frame(error))
+        except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
+            self.fail(error)
         else:
-            self.settle(value)
+            self._conclude(results)
 
     def fail(self, error: BaseException) -> None:
         """Answer every call that has no answer yet with its own copy of the error."""
-        if not self._open:
+        # Without the frame that caught it. That knows the calls, and they will know the error: a cycle.
+        traceback = traceback_of(error)
+        error = BaseException.with_traceback(error, traceback.tb_next if traceback else None)
+        if self._open:
+            self._conclude([own_copy(error, self.name) for _ in self._open[0]])
+
+    def _conclude(self, results: Sequence[Any]) -> None:
+        """Answer all calls that have no answer yet."""
+        try:
+            calls = self._open.pop()
+        except IndexError:  # a future called back twice, and the other one was faster
             return
-        calls = self._open.pop()
-        for call in calls:
-            call.error = own_copy(error, self.name)
-        self.answer(calls, len(calls), done=True)
-        self.finish()
+        failed = 0
+        try:
+            for call, result in zip(calls, results, strict=True):
+                failed += self._store(call, result)
+            self.answer(calls, failed, done=True)
+        finally:
+            self.finish()
 
     def _stream(self, results: Iterator[Any]) -> None:
         """Answer each call as soon as its result is yielded."""
-        calls = self._open.pop()
-        for position, call in enumerate(calls):
+        calls = self._open[0]
+        rest = self._open[0] = deque(calls)
+        while rest:
             try:
                 result = self._context.run(next, results)
-            except BaseException as error:  # noqa: BLE001 - as in run()
-                self._open.append(calls[position:])
-                ended = isinstance(error, StopIteration)
-                self.fail(self._wrong_count(position, len(calls)) if ended else _without_our_frame(error))
+            except StopIteration:
+                self._conclude([self._wrong_count(len(calls) - len(rest), len(calls))] * len(rest))
                 return
-            failed = self._store(call, result)
-            self.answer((call,), failed, done=False)
+            except BaseException as error:  # noqa: BLE001 - as in run()
+                self.fail(error)
+                return
+            call = rest.popleft()
+            self.answer((call,), self._store(call, result), done=False)
         try:
             # What stands behind its last `yield` must run too.
             if self._context.run(next, results, _MISSING) is not _MISSING:
-                log.error("%s", self._wrong_count(f"more than {len(calls)}", len(calls)))
-        except BaseException:  # everybody has an answer, so nobody is left to raise it at
-            log.exception("%s() raised after its last result", self.name)
-        self.answer((), 0, done=True)
-        self.finish()
+                complain("%s", self._wrong_count(f"more than {len(calls)}", len(calls)))
+        except BaseException:  # noqa: BLE001 - everybody has an answer, so nobody is left to raise it at
+            complain("%s() raised after its last result", self.name)
+        self._conclude(())
 
     def _store(self, call: Call, result: Any) -> bool:
         """Put one result in its place. Returns whether its caller fails by it."""
@@ -158,31 +169,34 @@ class Batch:
         call.error = None
         return False
 
-    def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any] | Exception:
-        """Return one result per call, iterating `value` once; or the error that says which rule it breaks."""
-        if type(value) is list or type(value) is tuple:
-            return value if len(value) == len(calls) else self._wrong_count(len(value), len(calls))
+    def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:
+        """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
         if isinstance(value, Mapping):
             return [self._look_up(value, call.item) for call in calls]
         # A table's entries are its columns, and a square one would pass the check of the length.
         if isinstance(value, _NOT_RESULTS) or not hasattr(value, "__len__") or hasattr(value, "columns"):
             if isinstance(value, CoroutineType):
                 value.close()  # else it would warn that nobody awaited it
-            return TypeError(
+            error = TypeError(
                 f"{self.name}() returned {type(value).__name__}; it must return one result per item, in the same "
                 "order: a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future "
                 "of one of these"
             )
-        if len(value) != len(calls):
-            return self._wrong_count(len(value), len(calls))
-        results = list(value)
-        return results if len(results) == len(calls) else self._wrong_count(len(results), len(calls))
+            return [error] * len(calls)
+        count = len(value)
+        if count == len(calls):
+            # A snapshot, since the function may have kept it and change it meanwhile; bounded, since len() may lie.
+            results = list(islice(value, count + 1))
+            if len(results) == count:
+                return results
+            count = len(results)
+        return [self._wrong_count(count, len(calls))] * len(calls)
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
             result = results.get(item, _MISSING)
-        except Exception as error:  # noqa: BLE001 - an item that cannot be hashed or compared is its caller's matter alone
-            return _without_our_frame(error)
+        except BaseException as error:  # noqa: BLE001 - that it cannot be hashed or compared is this item's matter alone
+            return own_copy(error, self.name)
         if result is not _MISSING:
             return result
         return MissingResultError(f"{self.name}() returned a mapping without a value for this item")
@@ -194,13 +208,17 @@ class Batch:
         )
 
 
-def _is_asyncio_future(value: object) -> bool:
-    # Its add_done_callback() may be called on its loop's thread only. Asked without importing asyncio, by the mark
-    # that asyncio.isfuture() looks for.
-    return hasattr(type(value), "_asyncio_future_blocking")
+def _is_future(value: object) -> bool:
+    # Asked of the type: a proxy's or a mock's instance says yes to any name. Not one of asyncio, whose
+    # add_done_callback() is for its loop's thread only; known, without importing asyncio, by what asyncio.isfuture()
+    # looks for.
+    kind = type(value)
+    return (
+        hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "_asyncio_future_blocking")
+    )
 
 
-def _without_our_frame(error: BaseException) -> BaseException:
-    """Take the frame that caught it out of the traceback: it knows the calls, which know the error, a cycle."""
-    traceback = error.__traceback__
-    return error.with_traceback(traceback.tb_next if traceback else None)
+def complain(message: str, *values: object) -> None:
+    """Log an error that nobody is left to be told of, with the exception being handled, if any."""
+    with suppress(BaseException):  # a handler that raises must not end a flush thread
+        logging.getLogger("batchify").error(message, *values, exc_info=sys.exc_info()[0] is not None)

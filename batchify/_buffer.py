@@ -71,7 +71,7 @@ class Buffer(Generic[C]):
 
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
-        self._flushed_at = now
+        self._flushed_at = max(now, self._flushed_at)
 
     def close(self) -> None:
         """Make all that waits due, and all that may still come."""

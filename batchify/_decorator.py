@@ -113,6 +113,10 @@ class BatchedFunction(Generic[T, R], _Wrapper):
         """
         self._self_batcher.close()
 
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        # As a static method: a function of one parameter, the list, has none for an instance.
+        return self
+
     def __enter__(self) -> Self:
         return self
 

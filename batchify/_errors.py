@@ -1,6 +1,11 @@
 """What can go wrong, and how one exception reaches many callers."""
 
+from concurrent.futures import CancelledError
+from types import TracebackType
 from typing import Any, cast
+
+# At a caller these would mean something else: the end of its loop, or that itself was cancelled.
+_MISLEADING = (StopIteration, StopAsyncIteration, CancelledError)
 
 
 class BatchError(Exception):
@@ -28,18 +33,26 @@ def own_copy(original: BaseException, name: str) -> Exception:
     """Return an exception for one caller alone: of the same type where that is safe, its cause `original`, if raised.
 
     One object raised in many threads collects a traceback entry for each of them, and its `__context__` tells of
-    strangers. An original that was never raised has nothing to tell as a cause.
+    strangers. An original that was never raised has nothing to tell as a cause. Never raises: where a type forbids all
+    copying, its error must still arrive, and is the original itself.
     """
-    if not isinstance(original, Exception) or isinstance(original, (StopIteration, StopAsyncIteration)):
-        copy: Exception = BatchError(f"{name}() raised {type(original).__name__}")
-    else:
-        try:
+    try:
+        if not isinstance(original, Exception) or isinstance(original, _MISLEADING):
+            copy: Exception = BatchError(f"{name}() raised {type(original).__name__}")
+            cause: BaseException | None = original
+        else:
             copy = _copy(original)
-        except Exception:  # noqa: BLE001 - whatever this type does to forbid a copy, its error must still arrive
-            return original
-    raised = original.__traceback__ is not None
-    BaseException.__setattr__(copy, "__cause__", original if raised else original.__cause__)
+            cause = original if traceback_of(original) is not None else original.__cause__
+        BaseException.__dict__["__cause__"].__set__(copy, cause)
+    except Exception:  # noqa: BLE001 - see above
+        return original if isinstance(original, Exception) else BatchError(f"{name}() raised an exception")
     return copy
+
+
+def traceback_of(error: BaseException) -> TracebackType | None:
+    """Return the traceback, whatever the type of the error makes of that attribute."""
+    traceback: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
+    return traceback
 
 
 def _copy(original: Exception) -> Exception:

@@ -33,9 +33,19 @@ class BatchProcessor(Generic[R]):
 
         def process(batch_input: list[dict[str, Any]]) -> object:
             processor = reference()
-            return [None] * len(batch_input) if processor is None else processor.process(tuple(batch_input))
+            if processor is None:
+                raise ReferenceError(f"the {name} that was to answer is gone")
+            return processor.process(tuple(batch_input))
 
         self._batcher = ThreadBatcher(process, name, Buffer(name, batch_size, timeout))
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has a buffer of its own: the callers in this one are not its callers."""
+        return {**self.__dict__, "_batcher": (self._batcher.batch_size, self._batcher.timeout)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        BatchProcessor.__init__(self, *state.pop("_batcher"))
+        self.__dict__.update(state)
 
     def process(self, batch_input: tuple[dict[str, Any], ...]) -> Results[R]:
         """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden."""

@@ -17,35 +17,40 @@ import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from contextvars import Context
-from functools import partial
 from itertools import islice
 from math import inf
 from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any
 
-from ._batch import Batch, Call, log
+from ._batch import Batch, Call, complain
 from ._buffer import Buffer, check_batch_size, check_timeout
-from ._errors import ClosedError
+from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
 
-# Threads that run or answer a batch, each with the lock of its batcher (which does not keep the batcher alive). A
-# blocking call made on one of them may have to wait for that very thread. _waiting_for says for which other batcher
-# such a thread waits, so that functions that call each other in a ring are found as well.
-_flushing: dict[int, Any] = {}
-_waiting_for: dict[int, "ThreadBatcher"] = {}
-# Looking around the ring and joining it is one step, or two threads would close it at the same time.
-_nesting = RLock()
-_exiting = False
+# One lock for all batchers, held for about a microsecond at a time. It is re-entrant, since a finalizer or a signal
+# handler may call in while its own thread holds it; and it is one, since it may then call another batcher, which in
+# another thread is just calling this one.
+# Never done while holding it, but for such a call: calling the function, delivering, logging, starting or joining a
+# thread.
+_lock = RLock()
+
+# Whose batches a thread runs or answers, by the `_life` of the batcher; a flush thread stands here all its life. A
+# blocking call made on such a thread may have to wait for that very thread. So it says in _waiting_for which batcher
+# waits for which, and functions that call each other in a ring are found as well.
+_flushing: dict[int, tuple[object, ...]] = {}
+_waiting_for: dict[object, object] = {}
 # Threads that are completing a future.
 _delivering: set[int] = set()
 
-# For fork and exit. In order of creation.
+# For fork and exit. In order of creation; and those that nobody else remembers while their last items are answered.
 _live: "weakref.WeakKeyDictionary[ThreadBatcher, None]" = weakref.WeakKeyDictionary()
+_dropped: "set[ThreadBatcher]" = set()
+_exiting = False
 
 
 class FutureCall(Call):
@@ -59,10 +64,13 @@ class FutureCall(Call):
 
     def deliver(self) -> None:
         future = self.future
-        future.withdraw = None  # knows this call: a cycle
+        future.call = None  # a cycle
+        if future.done() and not future.cancelled():
+            return  # by answer_now(), or by a stranger
         # Callbacks of the future run in here. What they submit must wait its turn, or a chain of them, each submitting
         # the next, would become a recursion.
         ident = get_ident()
+        nested = ident in _delivering
         _delivering.add(ident)
         try:
             # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
@@ -72,83 +80,125 @@ class FutureCall(Call):
                 else:
                     future.set_exception(self.error)
         finally:
-            _delivering.discard(ident)
+            if not nested:
+                _delivering.discard(ident)
 
 
 class ItemFuture(Future[Any]):
     """The future of one item. Cancelling it takes the item out of the buffer, or else drops the answer."""
 
-    withdraw: Callable[[], bool] | None = None
+    call: FutureCall | None = None  # until it is delivered
+
+    def __init__(self, batcher: "ThreadBatcher") -> None:
+        super().__init__()
+        # Weakly: a future that waits must not hide from a batcher that nobody can fill its batch any more.
+        self._batcher = weakref.ref(batcher)
 
     def cancel(self) -> bool:
         """Cancel the call. False if it is answered already."""
-        withdraw, self.withdraw = self.withdraw, None
+        call, batcher = self.call, self._batcher()
         # First this: interrupted here, the item is computed for nobody. The other way round, nobody would answer it.
         if not super().cancel():
             return False
-        if withdraw is not None and withdraw():
+        if call is not None and batcher is not None and batcher.withdraw(call):
+            self.call = None
             self.set_running_or_notify_cancel()  # for concurrent.futures.wait(); else deliver() does it
         return True
 
+    def result(self, timeout: float | None = None) -> Any:
+        """Return the result, or raise the error, once it is there; waits at most `timeout` seconds for that."""
+        with self._waiting():
+            return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Return the error or None, once the answer is there; waits at most `timeout` seconds for that."""
+        with self._waiting():
+            return super().exception(timeout)
+
+    @contextmanager
+    def _waiting(self) -> Generator[None, None, None]:
+        call, batcher = self.call, self._batcher()
+        if call is None or batcher is None or get_ident() not in _flushing:
+            yield
+            return
+        with _waiting(batcher) as for_itself:
+            if for_itself:
+                batcher.answer_now(call)
+            yield
+
 
 class ThreadBatch(Batch):
-    """A batch that is run on a thread."""
+    """A batch that is run on a flush thread."""
 
-    __slots__ = ("_batcher", "_lock")
+    __slots__ = ("__weakref__", "_batcher", "_life")
 
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call]) -> None:
         super().__init__(batcher.name, calls)
         self._batcher = batcher
-        self._lock = batcher._lock
+        self._life = batcher._life
 
     def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
-        if self._lock is not self._batcher._lock:
+        if self._life is not self._batcher._life:
             return  # The function forked, and this is the child: the callers are the parent's.
-        with self._lock:
+        with _lock:
             self._batcher._tally.answer(len(calls), failed, done=done)
+        futures = []
         for call in calls:
+            if type(call) is Call:
+                call.deliver()
+            else:
+                futures.append(call)
+        # Last, since their callbacks may take long.
+        for call in futures:
             try:
                 call.deliver()
-            except BaseException:  # noqa: BLE001 - by a callback of a future; the neighbours must hear all the same
-                log.exception("a callback of a future of %s() raised", self.name)
+            except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
+                complain("a callback of a future of %s() raised", self.name)
 
     def finish(self) -> None:
         batcher = self._batcher
-        if self._lock is batcher._lock:
-            with self._lock:
-                batcher._in_flight -= 1
+        if self._life is batcher._life:
+            with _lock:
+                batcher._busy -= 1
                 if batcher._crowded:
                     batcher._wake_locked()
 
     def settle_future(self, future: Any) -> None:
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
-        ident = get_ident()
-        before = _flushing.get(ident)
-        _flushing[ident] = self._lock
-        try:
+        with _flushing_for(self._life):
             super().settle_future(future)
-        finally:
-            if before is None:
-                del _flushing[ident]
-            else:
-                _flushing[ident] = before
+
+    def __del__(self) -> None:
+        if self._open:  # the function's future is garbage, so it will never be done
+            self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
+
+
+class NestedBatch(ThreadBatch):
+    """A batch that the caller runs on its own thread, from inside a function, or as a finalizer inside our lock."""
+
+    __slots__ = ()
+
+    def expect(self, future: Any) -> None:
+        # Waits for it here. An engine that answered would need our lock, which this thread may hold.
+        self.settle_future(future)
+
+    def finish(self) -> None:
+        """Nothing: it took no room."""
 
 
 class ThreadBatcher:
     """Gathers the items of callers in any number of threads, and runs the function in its flush thread."""
 
-    # _lock guards every field that _start_clean() sets, and _tally. True whenever nobody holds it:
+    # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
     #   1. _buffer keeps what it promises.
     #   2. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
     #      before that need not wake it. While it is awake _wakes_at is -inf.
-    #   3. _in_flight batches have been taken and have not finished. While _crowded, the flush thread sleeps until one
-    #      has, and items do not wake it.
-    #   4. _thread is the only flush thread, _bell and _kept are those that it sleeps on.
-    # Re-entrant, since a finalizer or a signal handler may call in while its own thread holds it. For the same reason
-    # the flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
+    #   3. _busy batches have been taken and have not finished. While _crowded, the flush thread sleeps until one has,
+    #      and items do not wake it.
+    #   4. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
+    # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
     # its last look at the buffer and the wait would notify nobody. _bell is a condition of one waiter that cannot be
     # missed: a lock that the flush thread alone acquires and whoever wants it awake releases, early or late.
-    # Never done while holding it: calling the function, delivering, logging, starting or joining a thread.
 
     def __init__(self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call]) -> None:
         self.function = function
@@ -156,37 +206,43 @@ class ThreadBatcher:
         self._warned = False
         self._start_clean(buffer)
         _live[self] = None
+        if _exiting:
+            buffer.close()
 
     def _start_clean(self, buffer: Buffer[Call]) -> None:
-        self._lock = RLock()
+        self._life = object()
         self._buffer = buffer
         self._tally = Tally()
         self._wakes_at = inf
-        self._in_flight = 0
+        self._busy = 0
         self._crowded = False
         self._thread: Thread | None = None
         self._bell = allocate_lock()
-        self._kept: list[ThreadBatcher | None] = []
+        self._handed: list[ThreadBatcher] = []
 
     def __del__(self) -> None:
-        # Only the owner's reference is gone: if items wait, waking the flush thread makes it keep this until the end.
+        # Nobody can call any more. If items wait, waking the flush thread makes it keep this until they are answered.
         if not self._buffer.closed:
+            if len(self._buffer):
+                _dropped.add(self)
             self.close(wait=False)
 
     # What callers do
 
     def call(self, item: Any) -> Any:
         """Block until the item is answered; return its result or raise its error."""
-        if get_ident() in _flushing or self._lock._is_owned():  # type: ignore[attr-defined]
+        if get_ident() in _flushing or _lock._is_owned():  # type: ignore[attr-defined]
             return self._call_nested(item)
         if _running_loop() is not None and not self._warned:
             self._warn_on_event_loop()
-        call, lock = _blocking_call(item)
+        lock = allocate_lock()
+        lock.acquire()
+        call = Call(item, lock.release)
         try:
             if self._thread is None:
                 self._start_thread()
             # _put() for one item, written out, since everybody pays for each step here.
-            with self._lock:
+            with _lock:
                 if self._buffer.closed:
                     raise self._closed_error()
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
@@ -199,16 +255,18 @@ class ThreadBatcher:
 
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
-        future = ItemFuture()
-        call = FutureCall(item, future)
-        # Weakly: a future that nobody will ever complete must not keep the batcher from noticing that.
-        future.withdraw = partial(_withdraw, weakref.ref(self), call)
-        ident = get_ident()
-        inside = ident in _flushing and ident not in _delivering and not self._lock._is_owned()  # type: ignore[attr-defined]
-        if inside and self._would_wait_for(ident):
-            self._run_nested([call])
-        else:
-            self._put((call,))
+        future = ItemFuture(self)
+        call = future.call = FutureCall(item, future)
+        try:
+            ident = get_ident()
+            if ident in _flushing and ident not in _delivering:
+                self._put_or_run_nested((call,))
+            else:
+                self._put((call,))
+        except BaseException:
+            future.call = None
+            self.withdraw(call)
+            raise
         return future
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
@@ -219,29 +277,43 @@ class ThreadBatcher:
     def _map(self, items: Iterator[Any], *, chunked: bool) -> Iterator[Any]:
         ahead: deque[tuple[Call, LockType]] = deque()
         more = True
+        error: BaseException | None = None  # of the items, raised behind the results of those before
         try:
             while True:
                 while more and len(ahead) <= self._buffer.batch_size:
-                    length = self._buffer.batch_size if chunked else 1
-                    read = [_blocking_call(item) for item in islice(items, length)]
-                    ahead.extend(read)
-                    self._put_or_run_nested([call for call, _ in read])
-                    more = len(read) == length
-                    if not more:
+                    read = []
+                    try:
+                        for item in islice(items, self._buffer.batch_size if chunked else 1):
+                            read.append(_blocking_call(item))  # noqa: PERF401 - what was read must not be lost
+                    except Exception as raised:  # noqa: BLE001 - whatever they raise
+                        error, more = raised, False
+                    more = more and bool(read)
+                    if read:
+                        ahead.extend(read)
+                        self._put_or_run_nested([call for call, _ in read])
+                    del read
+                    if not more and ahead:
                         self.flush()  # nothing of this map will join what is left
+                    elif ahead and not chunked and not ahead[0][1].locked():
+                        break  # its result is there, so it does not wait for the next item to come
                 if not ahead:
-                    return
+                    break
                 call, lock = ahead[0]
-                lock.acquire()
+                self._acquire(lock)
                 ahead.popleft()
                 yield call.result if call.error is None else call.outcome()
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    del error
         finally:
             for call, _ in ahead:
                 self.withdraw(call)
 
     def withdraw(self, call: Call) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
-        with self._lock:
+        with _lock:
             # Also where it is not there: its caller may have been interrupted between adding it and waking the thread,
             # and others, who came second, rely on that.
             self._wake_if_due_locked()
@@ -252,22 +324,24 @@ class ThreadBatcher:
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers."""
-        with self._lock:
+        with _lock:
             self._buffer.flush(monotonic())
             self._wake_if_due_locked()
 
     def close(self, *, wait: bool = True) -> None:
         """Refuse what comes, and wait until what was accepted is answered."""
-        with self._lock:
+        inside = _lock._is_owned()  # type: ignore[attr-defined]
+        with _lock:
             thread = self._thread
-            if thread is not None and not self._buffer.closed:
-                self._wake_locked()
-            self._buffer.close()
-        ident = get_ident()
-        # Called from inside the function, or by a finalizer inside our lock, it would wait for itself.
-        inside = self._lock._is_owned() or (ident in _flushing and self._would_wait_for(ident))  # type: ignore[attr-defined]
-        if wait and thread is not None and not inside:
-            thread.join()
+            if not self._buffer.closed:
+                self._buffer.close()
+                if thread is not None:
+                    self._wake_locked()
+        # A finalizer inside our lock would keep the flush thread from ending.
+        if wait and thread is not None and not inside and thread.ident != get_ident():
+            with _waiting(self) as for_itself:
+                if not for_itself:
+                    thread.join()
 
     @property
     def batch_size(self) -> int:
@@ -275,7 +349,7 @@ class ThreadBatcher:
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        with self._lock:
+        with _lock:
             self._buffer.batch_size = check_batch_size(self.name, value)
             self._wake_if_due_locked()
 
@@ -285,13 +359,13 @@ class ThreadBatcher:
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        with self._lock:
+        with _lock:
             self._buffer.timeout = check_timeout(self.name, value)
             self._wake_if_due_locked()
 
     @property
     def stats(self) -> Stats:
-        with self._lock:
+        with _lock:
             return self._tally.snapshot(len(self._buffer))
 
     # How items get in
@@ -299,7 +373,7 @@ class ThreadBatcher:
     def _put(self, calls: Sequence[Call]) -> None:
         if self._thread is None:
             self._start_thread()
-        with self._lock:
+        with _lock:
             if self._buffer.closed:
                 raise self._closed_error()
             now = monotonic()
@@ -317,18 +391,17 @@ class ThreadBatcher:
         # since start() waits; so two callers may both come here, and the second one's thread is sent home.
         bell = allocate_lock()
         bell.acquire()
-        kept: list[ThreadBatcher | None] = []
+        handed: list[ThreadBatcher] = []
         thread = Thread(
-            target=_flush_forever, args=(bell, kept), name=f"batchify flush thread of {self.name}()", daemon=True
+            target=_flush_forever, args=(bell, handed), name=f"batchify flush thread of {self.name}()", daemon=True
         )
         try:
             Context().run(thread.start)  # on a free-threaded build it would inherit the context of its first caller
-            with self._lock:
+            with _lock:
                 if self._thread is None and not self._buffer.closed:
-                    self._thread, self._bell, self._kept = thread, bell, kept
+                    self._thread, self._bell, self._handed = thread, bell, handed
         finally:
             if self._thread is not thread:
-                kept.append(None)
                 _ring(bell)
 
     def _wake_if_due_locked(self) -> None:
@@ -336,52 +409,69 @@ class ThreadBatcher:
             self._wake_locked()
 
     def _wake_locked(self) -> None:
-        self._wakes_at = -inf
-        self._kept.append(self)
+        # In this order: whoever is interrupted on the way has not yet said that it is awake.
+        self._handed.append(self)
         _ring(self._bell)
+        self._wakes_at = -inf
 
     # Calls from inside the function
 
     def _call_nested(self, item: Any) -> Any:
+        inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
-        ident = get_ident()
-        with _nesting:
-            # No flush thread, but here all the same: a finalizer or signal handler inside our lock.
-            nested = ident not in _flushing or self._would_wait_for(ident) or (_exiting and self._buffer.closed)
-            if not nested:
-                _waiting_for[ident] = self
-        try:
-            if nested:
-                self._run_nested([call])
+        with _waiting(self) as for_itself:
+            if for_itself or inside_lock or (_exiting and self._buffer.closed):
+                self._run_nested((call,))
             else:
                 self._put((call,))
-            lock.acquire()
-        finally:
-            _waiting_for.pop(ident, None)
+            try:
+                lock.acquire()
+            except BaseException:  # Ctrl-C in a signal handler
+                self.withdraw(call)
+                raise
         return call.outcome()
 
     def _put_or_run_nested(self, calls: Sequence[Call]) -> None:
-        ident = get_ident()
-        if calls and ident in _flushing and self._would_wait_for(ident):
-            self._run_nested(calls)
-        else:
-            self._put(calls)
+        # Not if it is a finalizer inside our lock that does not wait for the answer.
+        if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
+            with _waiting(self) as for_itself:
+                if for_itself:
+                    self._run_nested(calls)
+                    return
+        self._put(calls)
 
     def _run_nested(self, calls: Sequence[Call]) -> None:
-        with self._lock:
-            if self._buffer.closed and get_ident() not in _flushing:
-                raise self._closed_error()
+        ident = get_ident()
+        batch = NestedBatch(self, calls)
+        with _lock:
+            if self._buffer.closed and ident not in _flushing:
+                batch.fail(self._closed_error())
+                return
             self._tally.begin("nested", [0.0] * len(calls), 0.0)
-            self._in_flight += 1
-        ThreadBatch(self, calls).run(self.function)
+        delivering = ident in _delivering
+        _delivering.discard(ident)
+        try:
+            with _flushing_for(self._life):
+                batch.run(self.function)
+        finally:
+            if delivering:
+                _delivering.add(ident)
 
-    def _would_wait_for(self, ident: int) -> bool:
-        """Whether an answer of this batcher needs that flush thread, which is busy, to go on."""
-        batcher: ThreadBatcher | None = self
-        while batcher is not None and batcher._lock is not _flushing[ident]:
-            thread = batcher._thread
-            batcher = _waiting_for.get(thread.ident) if thread is not None and thread.ident is not None else None
-        return batcher is not None
+    def answer_now(self, call: Call) -> None:
+        """Answer a call for whose answer this very thread is needed, if that can be done."""
+        with _lock:
+            waits = self._buffer.remove(call)
+        if waits:
+            self._run_nested((call,))
+        elif hasattr(call, "error"):  # a callback of a neighbour's future waits for it
+            call.deliver()
+
+    def _acquire(self, lock: LockType) -> None:
+        if get_ident() not in _flushing:
+            lock.acquire()
+        else:
+            with _waiting(self):
+                lock.acquire()
 
     def _warn_on_event_loop(self) -> None:
         self._warned = True
@@ -396,24 +486,24 @@ class ThreadBatcher:
 
     def _next(self, *, flushed: bool) -> ThreadBatch | float | None:
         """Return the batch to run now, or for how many seconds to sleep (inf: until woken), or None: to end."""
-        if _flushing.get(get_ident()) is not self._lock:
-            return None  # The function forked, and this is the child.
-        with self._lock:
-            # From here on whatever is added rings the bell, also by a finalizer on this thread.
-            self._wakes_at = inf
-            self._crowded = self._in_flight > 0
+        with _lock:
+            if self._life not in _flushing.get(get_ident(), ()):
+                return None  # The function forked, and this is the child.
+            self._crowded = self._busy > 0
             if self._crowded:
                 self._wakes_at = -inf
                 return inf
+            # From here on whatever is added rings the bell, also by a finalizer on this thread.
+            self._wakes_at = inf
             now = monotonic()
             taken = self._buffer.take(now)
             if taken is not None:
                 self._wakes_at = -inf
-                self._in_flight += 1
+                self._busy += 1
                 calls, reason = taken
                 self._tally.begin(reason, [call.arrival for call in calls], now)
                 return ThreadBatch(self, calls)
-            if self._buffer.closed:
+            if self._buffer.closed and not len(self._buffer):
                 return None
             wakes_at = self._buffer.due_at
             if wakes_at == inf and flushed and self._buffer.timeout:
@@ -424,41 +514,86 @@ class ThreadBatcher:
             return max(0.0, wakes_at - now)
 
 
-def _flush_forever(bell: LockType, kept: list[ThreadBatcher | None]) -> None:
-    """Sleep on `bell`, and flush the batcher that whoever rang it left in `kept`; None there means: end."""
+def _flush_forever(bell: LockType, handed: list[ThreadBatcher]) -> None:
+    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`."""
     ident = get_ident()
     batcher: ThreadBatcher | None = None
     batch: ThreadBatch | None = None
+    known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
     seconds = inf
     while True:
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
-                if not kept:
-                    continue  # rung for what was done before it went to sleep
-                batcher = kept.pop()
+                batcher = handed.pop() if handed else known()
                 if batcher is None:
-                    break
-                _flushing[ident] = batcher._lock
-            kept.clear()
+                    break  # sent home, or the batcher is garbage
+                _flushing[ident] = (batcher._life,)
+            handed.clear()
             flushed = False
             while isinstance(step := batcher._next(flushed=flushed), ThreadBatch):
                 batch = step
                 batch.run(batcher.function)
+                batch = None
                 flushed = True
-            batch = None
             if step is None:
                 break
             seconds = step
-            if seconds == inf:
-                batcher = None  # idle: who drops the function must not find it kept alive by its own thread
+            if seconds == inf or not len(batcher._buffer):
+                # Idle: who drops the function must not find it kept alive by its own thread. An item that comes just
+                # now keeps it alive by ringing, or by __del__.
+                known = weakref.ref(batcher)
+                batcher = None
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
-            log.exception("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
+            complain("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
             if batch is not None:
                 batch.fail(error)
             seconds = 0.0
-    kept.clear()
+    handed.clear()
     _flushing.pop(ident, None)
+    if batcher is not None:
+        _dropped.discard(batcher)
+
+
+@contextmanager
+def _flushing_for(life: object) -> Generator[None, None, None]:
+    """Count this thread among those whose work an answer of the batcher may need."""
+    ident = get_ident()
+    before = _flushing.get(ident)
+    _flushing[ident] = (*(before or ()), life)
+    try:
+        yield
+    finally:
+        if before is None:
+            _flushing.pop(ident, None)
+        else:
+            _flushing[ident] = before
+
+
+@contextmanager
+def _waiting(batcher: ThreadBatcher) -> Generator[bool, None, None]:
+    """Tell others that this thread waits for an answer of the batcher; yields whether it would wait for itself."""
+    held = _flushing.get(get_ident(), ())
+    with _lock:
+        seen: set[object] = set()
+        life: object = batcher._life
+        while life is not None and life not in held and life not in seen:
+            seen.add(life)
+            life = _waiting_for.get(life)
+        for_itself = life in held
+        before = {each: _waiting_for.get(each) for each in held}
+        if not for_itself:
+            _waiting_for.update(dict.fromkeys(held, batcher._life))
+    try:
+        yield for_itself
+    finally:
+        if held:
+            with _lock:
+                for each, waited_for in before.items():
+                    if waited_for is None:
+                        _waiting_for.pop(each, None)
+                    else:
+                        _waiting_for[each] = waited_for
 
 
 def _running_loop() -> object:
@@ -483,22 +618,18 @@ def _ring(bell: LockType) -> None:
         bell.release()
 
 
-def _withdraw(reference: "weakref.ref[ThreadBatcher]", call: Call) -> bool:
-    batcher = reference()
-    return batcher is not None and batcher.withdraw(call)
-
-
 def _forget_parent() -> None:
-    """Begin anew in a forked child: a lock may be held by a thread that does not exist here."""
-    global _nesting
+    """Begin anew in a forked child: the lock may be held by a thread that does not exist here."""
+    global _lock
+    _lock = RLock()
     _flushing.clear()
     _waiting_for.clear()
     _delivering.clear()
-    _nesting = RLock()
-    for batcher in list(_live):
+    for batcher in _all_batchers():
         old = batcher._buffer
         batcher._start_clean(Buffer(batcher.name, old.batch_size, old.timeout))
-        batcher._buffer.closed = old.closed
+        if old.closed:
+            batcher._buffer.close()
 
 
 def _close_all() -> None:
@@ -506,8 +637,12 @@ def _close_all() -> None:
     global _exiting
     _exiting = True
     # The latest first, since it is likelier that it calls an earlier one than the other way round.
-    for batcher in reversed(list(_live)):
+    for batcher in reversed(_all_batchers()):
         batcher.close()
+
+
+def _all_batchers() -> list[ThreadBatcher]:
+    return [batcher for reference in _live.keyrefs() if (batcher := reference()) is not None] + list(_dropped)
 
 
 if hasattr(os, "register_at_fork"):

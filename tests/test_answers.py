@@ -7,7 +7,7 @@ import traceback
 import weakref
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -103,7 +103,6 @@ ALLOWED: dict[str, Callable[[], Any]] = {
     "future of list": lambda: done(["x", "y"]),
     "future of mapping": lambda: done({1: "x", 2: "y"}),
     "future of iterator": lambda: done(iter("xy")),
-    "future of future": lambda: done(done(["x", "y"])),
 }
 
 
@@ -251,6 +250,24 @@ def test_container_that_raises_fails_every_caller(attribute: str) -> None:
     assert [type(outcome) for outcome in answers(lambda _: broken, 1, 2)] == [ZeroDivisionError] * 2
 
 
+def test_a_container_that_never_ends_fails_every_caller() -> None:
+    class Endless(Sized):
+        def __iter__(self) -> Iterator[Any]:
+            return itertools.count()
+
+    assert [type(outcome) for outcome in answers(lambda _: Endless("x", "y"), 1, 2)] == [ResultCountError] * 2
+
+
+def test_an_item_whose_hash_exits_fails_its_own_caller() -> None:
+    class Exits:
+        def __hash__(self) -> int:
+            raise SystemExit
+
+    one, two = answers(lambda _: {2: "y"}, Exits(), 2)
+    assert type(one) is BatchError
+    assert two == "y"
+
+
 # Generators: each result as soon as it is yielded
 
 
@@ -349,7 +366,7 @@ def test_a_cancelled_future_fails_its_callers() -> None:
         future.cancel()
         return future
 
-    assert [type(outcome) for outcome in answers(function, 1, 2)] == [CancelledError] * 2
+    assert [type(outcome) for outcome in answers(function, 1, 2)] == [BatchError] * 2
 
 
 def test_a_future_that_calls_back_twice_is_heard_once() -> None:
@@ -363,6 +380,22 @@ def test_a_future_that_calls_back_twice_is_heard_once() -> None:
             raise ValueError
 
     assert answers(lambda _: Twice(), 1, 2) == ["x", "y"]
+
+
+def test_a_future_of_a_future_is_refused() -> None:
+    endless: Future[Any] = Future()
+    endless.set_result(endless)
+    assert [type(outcome) for outcome in answers(lambda _: endless, 1, 2)] == [TypeError] * 2
+
+
+def test_a_result_that_has_every_attribute_is_no_future() -> None:
+    class Proxy(Sized):
+        def __getattr__(self, name: str) -> Any:
+            if name == "columns":
+                raise AttributeError
+            return lambda *_: None
+
+    assert answers(lambda _: Proxy("x", "y"), 1, 2) == ["x", "y"]
 
 
 def test_a_future_of_asyncio_is_refused() -> None:
@@ -479,9 +512,34 @@ class OwnOSError(OSError):
     code = 7
 
 
+class HidesItsCause(Exception):
+    code = 7
+    __cause__ = property(lambda self: None)  # type: ignore[assignment]
+
+
+class HidesItsTraceback(Exception):
+    code = 7
+
+    def _refuse(self, *_: object) -> Any:
+        raise RuntimeError
+
+    __traceback__ = property(_refuse)  # type: ignore[assignment]
+    with_traceback = _refuse
+
+
 @pytest.mark.parametrize(
     "original",
-    [OwnInit(7), NeedsKeywords(code=7), Slotted(7), Frozen(7), OwnNew(7), Uncopyable(), OwnOSError(2, "gone", "file")],
+    [
+        OwnInit(7),
+        NeedsKeywords(code=7),
+        Slotted(7),
+        Frozen(7),
+        OwnNew(7),
+        Uncopyable(),
+        OwnOSError(2, "gone", "file"),
+        HidesItsCause(),
+        HidesItsTraceback(),
+    ],
     ids=lambda error: type(error).__name__,
 )
 def test_exceptions_that_are_hard_to_copy_arrive(original: Exception) -> None:

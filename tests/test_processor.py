@@ -1,6 +1,8 @@
 """The class form, and the example of the batch processor this library grew from."""
 
+import copy
 import gc
+import pickle
 import threading
 from typing import Any
 
@@ -110,6 +112,15 @@ def test_a_dropped_processor_ends_its_thread() -> None:
         thread.join()
     finally:
         gc.enable()
+
+
+def test_a_copy_has_a_buffer_of_its_own() -> None:
+    original = Processor(batch_size=1, timeout=0.0)
+    original.request(x=1)
+    for duplicate in (copy.copy(original), pickle.loads(pickle.dumps(original))):
+        assert duplicate.request(x=2) == 2
+        assert duplicate.stats.accepted == 1
+    assert original.stats.accepted == 1
 
 
 def test_two_instances_never_share_a_batch() -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import ctypes
 import gc
 import itertools
@@ -126,10 +127,13 @@ def test_flush_makes_what_waits_due() -> None:
 
 
 def test_flush_of_nothing_is_nothing() -> None:
-    with batched(batch_size=9)(lambda items: items) as f:
+    def unflushed(items: list[int]) -> list[int]:
+        return items
+
+    with batched(batch_size=9)(unflushed) as f:
         f.flush()
         assert f.stats.batches == 0
-    assert not flush_threads("<lambda>")
+        assert not flush_threads("unflushed")
 
 
 def test_a_smaller_batch_size_is_for_what_waits_too() -> None:
@@ -175,10 +179,8 @@ def test_stats_are_right_when_the_caller_goes_on() -> None:
 
     with batched(batch_size=1)(function) as f:
         for count, item in enumerate([1, 7, 13, 2], 1):
-            try:
+            with contextlib.suppress(KeyError, ValueError):
                 f(item)
-            except (KeyError, ValueError):
-                pass
             stats = f.stats
             assert (stats.accepted, stats.pending, stats.running, stats.in_flight) == (count, 0, 0, 0)
         assert (stats.answered, stats.failed, stats.cancelled, stats.batches) == (2, 2, 0, 4)
@@ -431,6 +433,33 @@ def test_a_dropped_map_takes_its_items_out() -> None:
         function.open()
 
 
+@pytest.mark.parametrize("sized", [False, True])
+def test_map_yields_what_it_read_before_its_items_raised(sized: bool) -> None:
+    class Items:
+        def __iter__(self) -> Iterator[int]:
+            yield from range(6)
+            raise ValueError
+
+    class SizedItems(Items):
+        def __len__(self) -> int:
+            return 9
+
+    with batched(batch_size=4, timeout=None)(lambda items: items) as f:
+        results = f.map(SizedItems() if sized else Items())
+        assert [next(results) for _ in range(6)] == list(range(6))
+        with pytest.raises(ValueError):
+            next(results)
+
+
+def test_map_of_nothing_does_nothing() -> None:
+    def nothing(items: list[int]) -> list[int]:
+        return items
+
+    with batched(batch_size=4)(nothing) as f:
+        assert list(f.map([])) == []
+        assert not flush_threads("nothing")
+
+
 def test_map_raises_an_error_in_its_place() -> None:
     with batched(batch_size=1)(lambda items: [1 // items[0]]) as f:
         results = f.map([1, -1, 0, 1])
@@ -505,6 +534,116 @@ def test_a_callback_on_the_thread_of_an_engine_is_answered() -> None:
     assert outcome == [5]
 
 
+def test_a_ring_through_an_engine_is_answered() -> None:
+    outcome: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        inner = batched(batch_size=1)(lambda xs: [many(x) for x in xs])
+        many = batched(batch_size=1)(lambda xs: pool.submit(list, xs))
+        outer = batched(batch_size=1)(lambda xs: pool.submit(list, xs))
+        many.submit(1).add_done_callback(lambda _: outcome.append(outer.submit(2)))
+        until(lambda: bool(outcome))
+        assert outcome[0].result() == 2
+        assert inner(3) == 3
+        inner.close()
+        many.close()
+        outer.close()
+
+
+def test_a_function_that_answers_with_a_future_of_another() -> None:
+    outcome: list[int] = []
+    first = batched(batch_size=2, timeout=0.0)(lambda xs: xs)
+    second = batched(batch_size=1)(lambda xs: first.submit(xs))
+    future = second.submit(1)
+    future.add_done_callback(lambda _: outcome.append(first(5)))
+    assert future.result() == 1
+    assert [second(2), first(3)] == [2, 3]
+    second.close()
+    first.close()
+    assert outcome == [5]
+
+
+@pytest.mark.parametrize("how", ["submit", "map", "close"])
+def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
+    entered = threading.Event()
+
+    def one(items: list[int]) -> list[int]:
+        if how == "submit":
+            entered.set()
+            return [two.submit(item).result() for item in items]
+        if how == "map":
+            entered.set()
+            return list(two.map(items))
+        two.submit(items[0])
+        entered.set()
+        two.close()
+        return items
+
+    def other(items: list[int]) -> list[int]:
+        entered.wait()
+        until(lambda: first._self_batcher._life in threads_module._waiting_for)
+        return [first(0) + item for item in items]
+
+    first = batched(batch_size=1)(lambda items: items if items == [0] else one(items))
+    two = batched(batch_size=1)(other)
+    assert first(1) == 1
+    two.close()
+    first.close()
+
+
+@pytest.mark.parametrize("timeout", [0.0, None])
+def test_a_callback_that_waits_is_answered(timeout: float | None) -> None:
+    outcome: list[int] = []
+    f = batched(batch_size=3, timeout=timeout)(lambda items: items)
+    futures = [f.submit(1), f.submit(2)]
+    futures[0].add_done_callback(lambda _: outcome.append(f.submit(9).result()))
+    futures[0].add_done_callback(lambda _: outcome.append(futures[1].result()))
+    f.close()
+    g = batched(batch_size=2, timeout=timeout)(lambda items: items)
+    later = [g.submit(1), g.submit(2)]
+    later[0].add_done_callback(lambda _: outcome.append(later[1].result()))
+    later[0].add_done_callback(lambda _: outcome.append(g.submit(9).result()))
+    assert [future.result() for future in later] == [1, 2]
+    g.close()
+    assert sorted(outcome)[-2:] == [2, 9]
+
+
+def test_a_callback_holds_up_no_blocking_neighbour() -> None:
+    let_on = threading.Event()
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(lambda _: let_on.wait())
+        assert f(2) == 2
+        let_on.set()
+
+
+def test_a_future_that_is_never_done_is_noticed_when_it_is_dropped() -> None:
+    with batched(batch_size=1)(lambda items: Future()) as f:
+        with pytest.raises(BatchError, match="dropped it unfinished"):
+            f(1)
+        with pytest.raises(BatchError, match="dropped it unfinished"):
+            f(2)
+
+
+@pytest.mark.parametrize("depth", range(0, 40, 2))
+def test_an_endless_recursion_is_an_error_and_no_end(depth: int) -> None:
+    def deepen(levels: int, items: list[int]) -> list[Any]:
+        return deepen(levels - 1, items) if levels else [f(item) if item else 0 for item in items]
+
+    with batched(batch_size=1)(lambda items: deepen(depth, items)) as f:
+        with pytest.raises(RecursionError):
+            f(1)
+        assert f(0) == 0
+        assert f.stats.in_flight <= 1
+
+
+def test_a_logging_handler_that_raises_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("logging.Logger.error", refuse)
+    with batched(batch_size=1)(lambda items: iter([*items, "one too many"])) as f:
+        assert [f(1), f(2)] == [1, 2]
+
+
 # close
 
 
@@ -557,13 +696,16 @@ def test_two_closers_both_wait() -> None:
 
 @pytest.mark.parametrize("how", ["call", "submit", "map"])
 def test_after_close_calls_are_refused(how: str) -> None:
-    f = batched(batch_size=2)(lambda items: items)
+    def refusing(items: list[int]) -> list[int]:
+        return items
+
+    f = batched(batch_size=2)(refusing)
     f.close()
     f.close()
-    with pytest.raises(ClosedError, match=r"<lambda>\(\) is closed"):
+    with pytest.raises(ClosedError, match=r"refusing\(\) is closed"):
         {"call": f, "submit": f.submit, "map": lambda item: next(f.map([item]))}[how](1)
     assert f.stats.accepted == 0
-    assert not flush_threads("<lambda>")
+    assert not flush_threads("refusing")
 
 
 def test_close_from_inside_the_function_does_not_wait_for_itself() -> None:
@@ -642,7 +784,7 @@ def test_many_first_callers_start_one_thread() -> None:
 @pytest.mark.parametrize("refers_to_itself", [False, True])
 def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: bool) -> None:
     def dropped(items: list[int]) -> list[int]:
-        return items if f is None else items
+        return items if f else []
 
     f: Any = batched(batch_size=1)(dropped)
     assert f(1) == 1
@@ -666,7 +808,6 @@ def test_what_a_dropped_function_accepted_is_answered(timeout: float | None) -> 
         futures = [batched(batch_size=2, timeout=timeout)(lambda items: items).submit(number) for number in range(3)]
         gc.collect()
         assert [future.result() for future in futures] == [0, 1, 2]
-    until(lambda: not flush_threads("<lambda>"))
 
 
 def test_a_thread_that_cannot_start_fails_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -684,7 +825,34 @@ def test_a_thread_that_cannot_start_fails_that_call_alone(monkeypatch: pytest.Mo
         assert f(2) == 2
 
 
+def test_a_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
+    class Interrupt(BaseException):
+        pass
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    interrupts = 0
+    with batched(batch_size=3, timeout=0.0001)(lambda items: items) as f:
+        f(0)
+        before = signal.signal(signal.SIGALRM, handler)
+        try:
+            while interrupts < 300:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.000001 * interrupts)
+                    while True:
+                        f(1)
+                        f.submit(2).cancel()
+                except Interrupt:
+                    interrupts += 1
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+        assert in_threads(f, range(20)) == list(range(20))
+
+
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    causes: list[type] = []
     with batched(batch_size=1)(lambda items: items) as f:
         for number in range(20):
             assert f(number) == number
@@ -694,7 +862,8 @@ def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.L
             try:
                 assert f(number) == number
             except BatchError as error:
-                assert isinstance(error.__cause__, SystemExit)
+                causes.append(type(error.__cause__))
+    assert set(causes) <= {SystemExit}
 
 
 # Interrupted callers
@@ -768,7 +937,6 @@ def test_a_signal_handler_may_call_at_any_time() -> None:
 @pytest.mark.parametrize("how", ["call", "submit", "flush", "close", "map"])
 def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
     f = batched(batch_size=2, timeout=None)(lambda items: items)
-    batcher = f._self_batcher
     first = f.submit(1)
     futures: list[Future[Any]] = []
     actions = {
@@ -778,7 +946,7 @@ def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
         "close": f.close,
         "map": lambda: None,
     }
-    with batcher._lock:
+    with threads_module._lock:
         actions[how]()
     f.close()
     assert first.result() == 1
@@ -814,7 +982,7 @@ def test_no_warning_elsewhere() -> None:
 
 FORK = """if True:
     import os, sys, threading, warnings
-    from batchify import batched
+    from batchify import _threads, batched
     warnings.simplefilter("ignore")
     entered, let_on = threading.Event(), threading.Event()
 
@@ -867,7 +1035,7 @@ def test_a_fork_while_another_thread_holds_the_lock() -> None:
         """futures = [function.submit(n) for n in range(3)]
     holds, release = threading.Event(), threading.Event()
     def hold():
-        with function._self_batcher._lock:
+        with _threads._lock:
             holds.set()
             release.wait()
     threading.Thread(target=hold).start()
@@ -908,6 +1076,23 @@ def test_a_fork_inside_the_function() -> None:
 
 def test_an_idle_function_does_not_hold_up_the_exit() -> None:
     run_script("from batchify import batched; f = batched(batch_size=2)(lambda xs: xs); f(1)")
+
+
+def test_what_a_dropped_function_accepted_is_answered_at_exit() -> None:
+    done = run_script("""if True:
+        import gc
+        from batchify import batched
+
+        def make():
+            def function(items):
+                return [f is None or item for item in items]
+            f = batched(batch_size=9, timeout=None)(function)
+            f.submit(7).add_done_callback(lambda future: print(future.result()))
+
+        make()
+        gc.collect()
+    """)
+    assert done.stdout.split() == ["7"]
 
 
 def test_what_was_accepted_is_answered_at_exit() -> None:
