@@ -12,7 +12,7 @@ import threading
 import time
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
@@ -825,29 +825,53 @@ def test_a_thread_that_cannot_start_fails_that_call_alone(monkeypatch: pytest.Mo
         assert f(2) == 2
 
 
+@contextlib.contextmanager
+def pestered(handler: Callable[..., None]) -> Iterator[None]:
+    """Have the main thread handle a signal again and again. Not SIGALRM, which is the watchdog's."""
+    main = threading.main_thread().ident
+    assert main is not None
+    stop = threading.Event()
+    luck = random.Random(1)
+
+    def pester() -> None:
+        while not stop.wait(luck.random() * 0.0005):
+            signal.pthread_kill(main, signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    thread = threading.Thread(target=pester)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
 def test_a_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
     class Interrupt(BaseException):
         pass
 
+    armed = False
+
     def handler(*_: object) -> None:
-        raise Interrupt
+        nonlocal armed
+        if armed:
+            armed = False
+            raise Interrupt
 
     interrupts = 0
     with batched(batch_size=3, timeout=0.0001)(lambda items: items) as f:
         f(0)
-        before = signal.signal(signal.SIGALRM, handler)
-        try:
+        with pestered(handler):
             while interrupts < 300:
                 try:
-                    signal.setitimer(signal.ITIMER_REAL, 0.0002 + 0.000001 * interrupts)
+                    armed = True
                     while True:
                         f(1)
-                        f.submit(2).cancel()
+                        f.submit(2)
                 except Interrupt:
                     interrupts += 1
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
         assert in_threads(f, range(20)) == list(range(20))
 
 
@@ -923,14 +947,9 @@ def test_a_signal_handler_may_call_at_any_time() -> None:
             f.submit(0)
             f.flush()
 
-        before = signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.001, 0.0005)
-        try:
+        with pestered(handler):
             while (number := next(numbers)) < 3000:
                 assert f(number) == number
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
     assert not wrong
 
 
@@ -1136,14 +1155,20 @@ def test_threads_that_outlive_the_main_thread_are_answered() -> None:
         import threading
         from batchify import batched
         function = batched(batch_size=2, timeout=0.001)(lambda items: items)
+        unused = batched(batch_size=2, timeout=0.001)(lambda items: items)
+        function(0)
 
         def work():
             threading.main_thread().join()
             print(sum(function(number) for number in range(100)))
+            try:
+                print(unused(1))
+            except RuntimeError:  # from 3.12 on, no thread can be started then
+                print(1)
 
         threading.Thread(target=work).start()
     """)
-    assert done.stdout.split() == ["4950"]
+    assert done.stdout.split() == ["4950", "1"]
 
 
 def test_calls_at_exit_are_answered_or_refused() -> None:
