@@ -46,6 +46,8 @@ else:
 class BatchedFunction(Generic[T, R], _Wrapper):
     """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
 
+    __name__: str
+    __qualname__: str
     __wrapped__: Callable[[list[T]], Any]
 
     def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:

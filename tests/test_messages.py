@@ -6,7 +6,7 @@ import inspect
 import pickle
 import typing
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future  # noqa: TC003 - get_type_hints() looks for it
 from typing import Any
 
 import pytest
@@ -127,7 +127,7 @@ def test_results(function: Callable[[list[Any]], Any], error: type[Exception], m
 
 def test_wrong_count_of_many() -> None:
     with batched(batch_size=4, timeout=None)(lambda _: [1, 2, 3]) as f:
-        error = [f.submit(number) for number in range(4)][0].exception()
+        error = [f.submit(number) for number in range(4)].pop().exception()
     assert str(error) == "<lambda>() returned 3 results for 4 items" + COUNT
 
 

@@ -14,7 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -438,7 +438,7 @@ def test_map_yields_what_it_read_before_its_items_raised(sized: bool) -> None:
     class Items:
         def __iter__(self) -> Iterator[int]:
             yield from range(6)
-            raise ValueError
+            raise ValueError("of the items")
 
     class SizedItems(Items):
         def __len__(self) -> int:
@@ -447,7 +447,7 @@ def test_map_yields_what_it_read_before_its_items_raised(sized: bool) -> None:
     with batched(batch_size=4, timeout=None)(lambda items: items) as f:
         results = f.map(SizedItems() if sized else Items())
         assert [next(results) for _ in range(6)] == list(range(6))
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="of the items"):
             next(results)
 
 
@@ -468,7 +468,7 @@ def test_map_raises_an_error_in_its_place() -> None:
             next(results)
         assert list(results) == []
         with pytest.raises(TypeError, match="not iterable"):
-            f.map(3)
+            list(f.map(cast("Any", 3)))
 
 
 def test_map_joins_the_batches_of_others() -> None:
@@ -703,7 +703,7 @@ def test_after_close_calls_are_refused(how: str) -> None:
     f.close()
     f.close()
     with pytest.raises(ClosedError, match=r"refusing\(\) is closed"):
-        {"call": f, "submit": f.submit, "map": lambda item: next(f.map([item]))}[how](1)
+        f(1) if how == "call" else f.submit(1) if how == "submit" else next(f.map([1]))
     assert f.stats.accepted == 0
     assert not flush_threads("refusing")
 
@@ -897,13 +897,12 @@ def test_ctrl_c_takes_the_item_out() -> None:
     function = Gated()
     function.open()
     with batched(batch_size=2, timeout=None)(function) as f:
+        main = threading.main_thread().ident or 0
 
         def interrupt() -> None:
             until(lambda: f.stats.pending == 1)
             signal.pthread_kill(main, signal.SIGINT)
 
-        main = threading.main_thread().ident
-        assert main is not None
         thread = threading.Thread(target=interrupt)
         thread.start()
         with pytest.raises(KeyboardInterrupt):
@@ -918,12 +917,11 @@ def test_ctrl_c_in_a_batch_does_not_disturb_it() -> None:
     function = Gated()
     with batched(batch_size=2, timeout=None)(function) as f:
         other = f.submit("other")
-        main = threading.main_thread().ident
-        assert main is not None
+        main = threading.main_thread().ident or 0
 
         def interrupt() -> None:
             function.entered.acquire()
-            signal.pthread_kill(main, signal.SIGINT)  # type: ignore[arg-type]
+            signal.pthread_kill(main, signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -958,7 +956,7 @@ def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
     f = batched(batch_size=2, timeout=None)(lambda items: items)
     first = f.submit(1)
     futures: list[Future[Any]] = []
-    actions = {
+    actions: dict[str, Callable[[], Any]] = {
         "call": lambda: f(2),
         "submit": lambda: futures.append(f.submit(2)),
         "flush": f.flush,
@@ -987,7 +985,7 @@ def test_a_blocking_call_on_a_running_loop_warns_once_and_works() -> None:
 
 
 def test_no_warning_elsewhere() -> None:
-    async def main() -> int:
+    async def main() -> Any:
         future = f.submit(1)
         return await asyncio.to_thread(f, 2) + await asyncio.wrap_future(future)
 
