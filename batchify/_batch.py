@@ -85,7 +85,7 @@ class Batch:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
             value = self._context.run(function, [call.item for call in self._open[0]])
-            if _is_future(value):
+            if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
@@ -105,7 +105,7 @@ class Batch:
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
         try:
-            if isinstance(value, Iterator):
+            if type(value) is not list and isinstance(value, Iterator):
                 self._stream(value)
                 return
             results = self._results(value, self._open[0])
@@ -130,8 +130,14 @@ class Batch:
             return
         failed = 0
         try:
-            for call, result in zip(calls, results, strict=True):
-                failed += self._store(call, result)
+            # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
+            if any(issubclass(kind, Exception) for kind in set(map(type, results))):
+                for call, result in zip(calls, results, strict=True):
+                    failed += self._store(call, result)
+            else:
+                for call, result in zip(calls, results, strict=True):
+                    call.result = result
+                    call.error = None
             self.answer(calls, failed, done=True)
         finally:
             self.finish()
@@ -161,7 +167,6 @@ class Batch:
 
     def _store(self, call: Call, result: Any) -> bool:
         """Put one result in its place. Returns whether its caller fails by it."""
-        # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
         if issubclass(type(result), Exception):
             call.error = own_copy(result, self.name)
             return True
@@ -171,6 +176,9 @@ class Batch:
 
     def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:
         """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
+        if type(value) is list:
+            results = value.copy()  # the function may have kept it and change it meanwhile
+            return results if len(results) == len(calls) else [self._wrong_count(len(results), len(calls))] * len(calls)
         if isinstance(value, Mapping):
             return [self._look_up(value, call.item) for call in calls]
         # A table's entries are its columns, and a square one would pass the check of the length.
@@ -185,7 +193,7 @@ class Batch:
             return [error] * len(calls)
         count = len(value)
         if count == len(calls):
-            # A snapshot, since the function may have kept it and change it meanwhile; bounded, since len() may lie.
+            # Bounded, since len() may lie.
             results = list(islice(value, count + 1))
             if len(results) == count:
                 return results

@@ -81,6 +81,8 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
+        if not self._waiting:
+            return math.inf
         if len(self._waiting) >= self.batch_size:
             return -math.inf
         oldest = self._oldest()

@@ -496,7 +496,7 @@ class ThreadBatcher:
             # From here on whatever is added rings the bell, also by a finalizer on this thread.
             self._wakes_at = inf
             now = monotonic()
-            taken = self._buffer.take(now)
+            taken = self._buffer.take(now) if len(self._buffer) else None
             if taken is not None:
                 self._wakes_at = -inf
                 self._busy += 1
