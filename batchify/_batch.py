@@ -1,8 +1,8 @@
 """Who gets which result?
 
 The rule of the list function: n items in, n results out, in the same order. Here the function is called, what it
-returned is spread over the calls, and what it raised reaches every one of them. Nothing here knows of time, locks or
-threads.
+returned is spread over the calls, and what it raised reaches every one of them. Nothing here knows when, or on which
+thread.
 """
 
 import logging
@@ -25,8 +25,8 @@ _MISSING = object()
 class Call:
     """One item, and the place for its answer.
 
-    `deliver` tells the caller that `result` is there, or `error` if that is not None. It is called once, after the
-    figures of `stats` are right.
+    `result` and `error` are unset until there is an answer; then `error` is None or is raised. `deliver` tells the
+    caller so, after the figures of `stats` are right.
     """
 
     __slots__ = ("arrival", "deliver", "error", "item", "result")
@@ -55,22 +55,24 @@ class Call:
 class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
-    A subclass says what that means on threads and on an event loop. If the function returned a future, all of it may
-    happen after `run()` returned, on another thread.
+    `run()` calls the function; `settle()` takes what it returned, `fail()` what it raised; both end in `_conclude()`,
+    which puts each result in its place and calls `answer()` and then `finish()`. What these two do is a subclass's
+    matter, so that this file needs no thread. If the function returned a future, all but `run()` may happen later, on
+    another thread.
     """
 
-    __slots__ = ("_context", "_open", "name")
+    __slots__ = ("_context", "_unanswered", "name")
 
     def __init__(self, name: str, calls: Sequence[Call]) -> None:
         self.name = name
         # Not the context of whoever called first: its variables (a user, a transaction) are not those of the others.
         self._context = Context()
-        # The calls without an answer, wrapped once more: who pops them is the one to answer them. pop() is atomic, so
-        # that a future that calls back twice finds nothing left.
-        self._open = [calls]
+        # A list of one list: who pops the calls is the one to answer them. pop() is atomic, so a future that calls back
+        # twice, on two threads, is heard once.
+        self._unanswered = [calls]
 
     def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
-        """Deliver calls that have their result, or as `failed` of them, their error. `done`: the function has ended."""
+        """Deliver these calls; `failed` of them hold an error. `done`: no answer follows."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -84,7 +86,7 @@ class Batch:
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self._context.run(function, [call.item for call in self._open[0]])
+            value = self._context.run(function, [call.item for call in self._unanswered[0]])
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -108,7 +110,7 @@ class Batch:
             if type(value) is not list and isinstance(value, Iterator):
                 self._stream(value)
                 return
-            results = self._results(value, self._open[0])
+            results = self._results(value, self._unanswered[0])
         except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
             self.fail(error)
         else:
@@ -116,22 +118,20 @@ class Batch:
 
     def fail(self, error: BaseException) -> None:
         """Answer every call that has no answer yet with its own copy of the error."""
-        # Without the frame that caught it. That knows the calls, and they will know the error: a cycle.
-        traceback = traceback_of(error)
-        error = BaseException.with_traceback(error, traceback.tb_next if traceback else None)
-        if self._open:
-            self._conclude([own_copy(error, self.name) for _ in self._open[0]])
+        error = _without_our_frame(error)
+        for calls in self._unanswered:
+            self._conclude([error] * len(calls))
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
         try:
-            calls = self._open.pop()
+            calls = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
         failed = 0
         try:
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
-            if any(issubclass(kind, Exception) for kind in set(map(type, results))):
+            if any(issubclass(kind, BaseException) for kind in set(map(type, results))):
                 for call, result in zip(calls, results, strict=True):
                     failed += self._store(call, result)
             else:
@@ -144,8 +144,8 @@ class Batch:
 
     def _stream(self, results: Iterator[Any]) -> None:
         """Answer each call as soon as its result is yielded."""
-        calls = self._open[0]
-        rest = self._open[0] = deque(calls)
+        calls = self._unanswered[0]
+        rest = self._unanswered[0] = deque(calls)
         while rest:
             try:
                 result = self._context.run(next, results)
@@ -160,14 +160,14 @@ class Batch:
         try:
             # What stands behind its last `yield` must run too.
             if self._context.run(next, results, _MISSING) is not _MISSING:
-                complain("%s", self._wrong_count(f"more than {len(calls)}", len(calls)))
+                complain("%s() yielded more results than the %d items it was given", self.name, len(calls))
         except BaseException:  # noqa: BLE001 - everybody has an answer, so nobody is left to raise it at
             complain("%s() raised after its last result", self.name)
         self._conclude(())
 
     def _store(self, call: Call, result: Any) -> bool:
-        """Put one result in its place. Returns whether its caller fails by it."""
-        if issubclass(type(result), Exception):
+        """Put one result in its place; an exception as a copy of the caller's own. Returns whether it was one."""
+        if issubclass(type(result), BaseException):
             call.error = own_copy(result, self.name)
             return True
         call.result = result
@@ -185,8 +185,9 @@ class Batch:
         if isinstance(value, _NOT_RESULTS) or not hasattr(value, "__len__") or hasattr(value, "columns"):
             if isinstance(value, CoroutineType):
                 value.close()  # else it would warn that nobody awaited it
+            what = "None" if value is None else type(value).__name__
             error = TypeError(
-                f"{self.name}() returned {type(value).__name__}; it must return one result per item, in the same "
+                f"{self.name}() returned {what}; it must return one result per item, in the same "
                 "order: a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future "
                 "of one of these"
             )
@@ -204,16 +205,22 @@ class Batch:
         try:
             result = results.get(item, _MISSING)
         except BaseException as error:  # noqa: BLE001 - that it cannot be hashed or compared is this item's matter alone
-            return own_copy(error, self.name)
+            return _without_our_frame(error)
         if result is not _MISSING:
             return result
         return MissingResultError(f"{self.name}() returned a mapping without a value for this item")
 
-    def _wrong_count(self, results: int | str, items: int) -> ResultCountError:
+    def _wrong_count(self, results: int, items: int) -> ResultCountError:
         return ResultCountError(
             f"{self.name}() returned {results} result{'' if results == 1 else 's'} for {items} "
             f"item{'' if items == 1 else 's'}; it must return one result per item, in the same order"
         )
+
+
+def _without_our_frame(error: BaseException) -> BaseException:
+    """Take the frame that caught it out of the traceback: it knows the calls, and they will know the error, a cycle."""
+    traceback = traceback_of(error)
+    return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
 
 
 def _is_future(value: object) -> bool:

@@ -1,7 +1,7 @@
 """Which items form the next batch, and when is it due?
 
 A plain data structure. It reads no clock (`now` is an argument), takes no lock and calls nobody: whoever owns it guards
-it, on threads with a lock, on an event loop by never awaiting in between.
+it.
 
 A batch is due when it is full, when its oldest item has waited `timeout` seconds, or when somebody said so with
 `flush()` or `close()`. It is taken only when its owner has a worker free for it; until then items go on joining.
@@ -29,7 +29,7 @@ class Buffer(Generic[C]):
     """Calls that wait and are in no batch yet, in order of arrival.
 
     A finalizer or a signal handler may enter any method while the same thread is at any line of another. So every
-    method changes the fields by single steps that cannot be entered, and looks again after each.
+    method changes the fields by single atomic steps, and looks again after each.
     """
 
     # True at every line:
@@ -51,9 +51,9 @@ class Buffer(Generic[C]):
         return len(self._waiting)
 
     def add(self, call: C, now: float) -> float:
-        """Let a call wait. Returns when there will be a batch because of it: `due_at` if that changed, else inf.
+        """Let a call wait. `now` must not be smaller than at any earlier call.
 
-        `now` must not be smaller than at any earlier call.
+        Returns the moment at which a batch is due because of this call: -inf for now, inf if it changes nothing.
         """
         call.arrival = now
         waiting = self._waiting
@@ -98,7 +98,7 @@ class Buffer(Generic[C]):
         if reason is None:
             return None
         calls: list[C] = []
-        # That was all when it raises; counted beforehand, it could be wrong, since a finalizer may cancel meanwhile.
+        # A KeyError says that it is empty. Counted beforehand that could be wrong: a finalizer may cancel meanwhile.
         with suppress(KeyError):
             for _ in range(self.batch_size):
                 calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
@@ -120,9 +120,10 @@ class Buffer(Generic[C]):
                 continue
 
     def _check(self) -> None:
-        """Assert the numbered lines above. For tests."""
+        """Assert lines 1 and 3 above. For tests, which know what was handed out."""
         arrivals = [call.arrival for call in self._waiting]
         assert arrivals == sorted(arrivals)
+        assert not self.closed or self._flushed_at == math.inf
 
 
 _GONE = object()

@@ -19,7 +19,7 @@ T_contra = TypeVar("T_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
 
 
-class Sequential(Protocol[R_co]):
+class SizedIterable(Protocol[R_co]):
     """Anything with a length that iterates in order: list, tuple, array, tensor, series."""
 
     def __len__(self) -> int: ...
@@ -32,9 +32,6 @@ class FutureLike(Protocol[R_co]):
     def result(self) -> R_co: ...
     def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any: ...
 
-
-# What a function may return for its callers to get an R each; an Exception among the results is raised at its caller.
-Results = Sequential[R | Exception] | Mapping[Any, R | Exception] | Iterator[R | Exception]
 
 if TYPE_CHECKING:
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
@@ -53,8 +50,9 @@ class BatchedFunction(Generic[T, R], _Wrapper):
     def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:
         if not TYPE_CHECKING:
             super().__init__(function, _not_called)
+        # Names that begin so stay here; wrapt passes all others on to the function.
         self._self_batcher = batcher
-        self._self_call: Callable[[T], R] = batcher.call
+        self._self_call: Callable[[T], R] = batcher.call  # one step less for each call
 
     def __call__(self, item: T, /) -> R:
         """Block until the item is answered.
@@ -96,7 +94,8 @@ class BatchedFunction(Generic[T, R], _Wrapper):
 
         Returns:
             A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
-            it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same.
+            it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
+            the items end, what waits is made due, other callers' items too.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -114,6 +113,9 @@ class BatchedFunction(Generic[T, R], _Wrapper):
         May be called often and from anywhere. From inside the function it does not wait, as it would wait for itself.
         """
         self._self_batcher.close()
+
+    def __repr__(self) -> str:
+        return f"<batched {self.__name__}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
         # As a static method: a function of one parameter, the list, has none for an instance.
@@ -167,11 +169,8 @@ class BatchedFunction(Generic[T, R], _Wrapper):
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def __reduce__(self) -> str:
-        return self.__wrapped__.__qualname__
-
     def __reduce_ex__(self, protocol: object) -> str:
-        return self.__reduce__()
+        return self.__wrapped__.__qualname__
 
 
 class Decorator(Protocol):
@@ -181,21 +180,24 @@ class Decorator(Protocol):
     @overload
     def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, f: Callable[[list[T]], FutureLike[Sequential[R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    def __call__(
+        self, f: Callable[[list[T]], FutureLike[SizedIterable[R | Exception]]], /
+    ) -> BatchedFunction[T, R]: ...
     @overload
     def __call__(self, f: Callable[[list[T]], Mapping[Any, R | Exception]], /) -> BatchedFunction[T, R]: ...
     @overload
     def __call__(self, f: Callable[[list[T]], Iterator[R | Exception]], /) -> BatchedFunction[T, R]: ...
     @overload
-    def __call__(self, f: Callable[[list[T]], Sequential[R | Exception]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], SizedIterable[R | Exception]], /) -> BatchedFunction[T, R]: ...
 
 
 def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and never twice at the same time. It gets a list of items
-    that it may keep or change, and returns one result per item, in the same order: as a list or anything else that has
+    thread of its own, in an empty context (`contextvars`), and never twice at the same time; only a call made from
+    inside it runs at once, where it is made, as it would wait for itself. The function gets a list of items that it
+    may keep or change, and returns one result per item, in the same order: as a list or anything else that has
     a length and iterates in order; as a mapping from item to result; as an iterator, where each caller goes on as soon
     as its result is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the
     results is raised at its own caller. If the function raises, each caller of that batch gets a copy of the error.
@@ -220,7 +222,8 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
 
     def decorate(function: Callable[[list[Any]], Any], /) -> BatchedFunction[Any, Any]:
         name = _check_function(function)
-        return BatchedFunction(function, ThreadBatcher(function, name, Buffer(name, batch_size, timeout)))
+        batcher = ThreadBatcher(function, name, Buffer(name, batch_size, timeout), awaitable=f"{name}.aio(item)")
+        return BatchedFunction(function, batcher)
 
     return decorate
 

@@ -4,16 +4,16 @@ from concurrent.futures import CancelledError
 from types import TracebackType
 from typing import Any, cast
 
-# At a caller these would mean something else: the end of its loop, or that itself was cancelled.
+# At a caller these would mean that its loop is at its end, or that the caller was cancelled.
 _MISLEADING = (StopIteration, StopAsyncIteration, CancelledError)
 
 
 class BatchError(Exception):
     """Raised when a batch gave no usable answer.
 
-    Also raised itself, with the original as `__cause__`, where the original could not be passed on as it was: an
-    exception that is no `Exception` (`SystemExit`, `KeyboardInterrupt`, `CancelledError`) would end the caller, and
-    `StopIteration` would silently end the caller's loop.
+    Also raised itself, with the original as `__cause__`, where the original would be misunderstood at the caller: what
+    is no `Exception` (`SystemExit`, `KeyboardInterrupt`) would end it, `StopIteration` would silently end its loop, and
+    `CancelledError` would say that the caller itself was cancelled.
     """
 
 

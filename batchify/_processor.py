@@ -1,10 +1,11 @@
 """The class form: the interface of the batch processor this library grew from."""
 
 import weakref
+from collections.abc import Iterator
 from typing import Any, Generic, Self, TypeVar
 
 from ._buffer import Buffer
-from ._decorator import Results
+from ._decorator import SizedIterable
 from ._stats import Stats
 from ._threads import ThreadBatcher
 
@@ -37,7 +38,12 @@ class BatchProcessor(Generic[R]):
                 raise ReferenceError(f"the {name} that was to answer is gone")
             return processor.process(tuple(batch_input))
 
-        self._batcher = ThreadBatcher(process, name, Buffer(name, batch_size, timeout))
+        self._batcher = ThreadBatcher(
+            process,
+            name,
+            Buffer(name, batch_size, timeout),
+            awaitable="asyncio.to_thread(processor.request, ...)",
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own: the callers in this one are not its callers."""
@@ -47,7 +53,9 @@ class BatchProcessor(Generic[R]):
         BatchProcessor.__init__(self, *state.pop("_batcher"))
         self.__dict__.update(state)
 
-    def process(self, batch_input: tuple[dict[str, Any], ...]) -> Results[R]:
+    def process(
+        self, batch_input: tuple[dict[str, Any], ...]
+    ) -> SizedIterable[R | Exception] | Iterator[R | Exception]:
         """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden."""
         raise NotImplementedError(f"{type(self).__name__} must override process(batch_input)")
 

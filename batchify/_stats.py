@@ -15,7 +15,7 @@ class Stats:
     Every item accepted is in exactly one place: `accepted == pending + running + answered + failed + cancelled`.
 
     Attributes:
-        accepted: Items taken into the buffer since the start.
+        accepted: Items passed in and not refused since the start.
         pending: Items that wait in the buffer now.
         running: Items in a batch whose callers have no answer yet.
         in_flight: Batches that are running now.
@@ -24,8 +24,8 @@ class Stats:
         cancelled: Items whose caller left before they were in a batch.
         batches: Calls of the function.
         sizes: How many batches there were of each size.
-        reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`, or
-            `nested`: called from inside the function.
+        reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`
+            (which exit and dropping the function imply), or `nested`: called from inside the function.
         waited: Seconds that items waited in the buffer, all together.
         longest_wait: Seconds that the item waited that waited longest.
     """

@@ -39,15 +39,19 @@ from ._stats import Stats, Tally
 # thread.
 _lock = RLock()
 
-# Whose batches a thread runs or answers, by the `_life` of the batcher; a flush thread stands here all its life. A
-# blocking call made on such a thread may have to wait for that very thread. So it says in _waiting_for which batcher
-# waits for which, and functions that call each other in a ring are found as well.
+# A call made on a thread that runs or answers a batch may have to wait for that very thread:
+#   1. f's function runs on f's flush thread: _flushing says that this thread works for f.
+#   2. It calls g, and will wait: _waits_for says that f waits for g.
+#   3. g's function, on g's flush thread, calls f. f waits for g, and this thread works for g: it would wait for itself,
+#      so the call is run at once, right there (see NestedBatch).
+# A batcher stands in both by its `_life`, a token that is new after a fork and does not keep the batcher alive. A flush
+# thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
 _flushing: dict[int, tuple[object, ...]] = {}
-_waiting_for: dict[object, object] = {}
+_waits_for: dict[object, object] = {}
 # Threads that are completing a future.
 _delivering: set[int] = set()
 
-# For fork and exit. In order of creation; and those that nobody else remembers while their last items are answered.
+# An ordered weak set, for fork and exit; and a strong one, of those that only their own last items keep alive.
 _live: "weakref.WeakKeyDictionary[ThreadBatcher, None]" = weakref.WeakKeyDictionary()
 _dropped: "set[ThreadBatcher]" = set()
 _exiting = False
@@ -62,6 +66,7 @@ class FutureCall(Call):
         self.item = item
         self.future = future
 
+    # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
         future = self.future
         future.call = None  # a cycle
@@ -107,21 +112,21 @@ class ItemFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the error, once it is there; waits at most `timeout` seconds for that."""
-        with self._waiting():
+        with self._blocked():
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error or None, once the answer is there; waits at most `timeout` seconds for that."""
-        with self._waiting():
+        with self._blocked():
             return super().exception(timeout)
 
     @contextmanager
-    def _waiting(self) -> Generator[None, None, None]:
+    def _blocked(self) -> Generator[None, None, None]:
         call, batcher = self.call, self._batcher()
         if call is None or batcher is None or get_ident() not in _flushing:
             yield
             return
-        with _waiting(batcher) as for_itself:
+        with _blocked_on(batcher) as for_itself:
             if for_itself:
                 batcher.answer_now(call)
             yield
@@ -159,8 +164,8 @@ class ThreadBatch(Batch):
         batcher = self._batcher
         if self._life is batcher._life:
             with _lock:
-                batcher._busy -= 1
-                if batcher._crowded:
+                batcher._unfinished -= 1
+                if batcher._sleeps_until_finish:
                     batcher._wake_locked()
 
     def settle_future(self, future: Any) -> None:
@@ -169,7 +174,7 @@ class ThreadBatch(Batch):
             super().settle_future(future)
 
     def __del__(self) -> None:
-        if self._open:  # the function's future is garbage, so it will never be done
+        if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
 
 
@@ -190,19 +195,21 @@ class ThreadBatcher:
     """Gathers the items of callers in any number of threads, and runs the function in its flush thread."""
 
     # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
-    #   1. _buffer keeps what it promises.
-    #   2. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
+    #   1. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
     #      before that need not wake it. While it is awake _wakes_at is -inf.
-    #   3. _busy batches have been taken and have not finished. While _crowded, the flush thread sleeps until one has,
-    #      and items do not wake it.
-    #   4. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
+    #   2. _unfinished batches were taken and have not finished, as when the function returned a future. While
+    #      _sleeps_until_finish, the flush thread sleeps until one has, and items do not wake it.
+    #   3. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
     # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
     # its last look at the buffer and the wait would notify nobody. _bell is a condition of one waiter that cannot be
     # missed: a lock that the flush thread alone acquires and whoever wants it awake releases, early or late.
 
-    def __init__(self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call]) -> None:
+    def __init__(
+        self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call], *, awaitable: str
+    ) -> None:
         self.function = function
         self.name = name
+        self.awaitable = awaitable  # what to await instead of a call that blocks
         self._warned = False
         self._start_clean(buffer)
         _live[self] = None
@@ -214,8 +221,8 @@ class ThreadBatcher:
         self._buffer = buffer
         self._tally = Tally()
         self._wakes_at = inf
-        self._busy = 0
-        self._crowded = False
+        self._unfinished = 0
+        self._sleeps_until_finish = False
         self._thread: Thread | None = None
         self._bell = allocate_lock()
         self._handed: list[ThreadBatcher] = []
@@ -232,7 +239,7 @@ class ThreadBatcher:
     def call(self, item: Any) -> Any:
         """Block until the item is answered; return its result or raise its error."""
         if get_ident() in _flushing or _lock._is_owned():  # type: ignore[attr-defined]
-            return self._call_nested(item)
+            return self._call_inside(item)
         if _running_loop() is not None and not self._warned:
             self._warn_on_event_loop()
         lock = allocate_lock()
@@ -260,7 +267,7 @@ class ThreadBatcher:
         try:
             ident = get_ident()
             if ident in _flushing and ident not in _delivering:
-                self._put_or_run_nested((call,))
+                self._put_inside((call,))
             else:
                 self._put((call,))
         except BaseException:
@@ -290,7 +297,7 @@ class ThreadBatcher:
                     more = more and bool(read)
                     if read:
                         ahead.extend(read)
-                        self._put_or_run_nested([call for call, _ in read])
+                        self._put_inside([call for call, _ in read])
                     del read
                     if not more and ahead:
                         self.flush()  # nothing of this map will join what is left
@@ -339,7 +346,7 @@ class ThreadBatcher:
                     self._wake_locked()
         # A finalizer inside our lock would keep the flush thread from ending.
         if wait and thread is not None and not inside and thread.ident != get_ident():
-            with _waiting(self) as for_itself:
+            with _blocked_on(self) as for_itself:
                 if not for_itself:
                     thread.join()
 
@@ -409,17 +416,19 @@ class ThreadBatcher:
             self._wake_locked()
 
     def _wake_locked(self) -> None:
-        # In this order: whoever is interrupted on the way has not yet said that it is awake.
+        # _wakes_at last: if this thread is interrupted before, the next caller still rings.
         self._handed.append(self)
         _ring(self._bell)
         self._wakes_at = -inf
 
     # Calls from inside the function
 
-    def _call_nested(self, item: Any) -> Any:
+    def _call_inside(self, item: Any) -> Any:
         inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
-        with _waiting(self) as for_itself:
+        with _blocked_on(self) as for_itself:
+            # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
+            # and at exit what a function still needs, whose flush thread has ended.
             if for_itself or inside_lock or (_exiting and self._buffer.closed):
                 self._run_nested((call,))
             else:
@@ -431,10 +440,10 @@ class ThreadBatcher:
                 raise
         return call.outcome()
 
-    def _put_or_run_nested(self, calls: Sequence[Call]) -> None:
+    def _put_inside(self, calls: Sequence[Call]) -> None:
         # Not if it is a finalizer inside our lock that does not wait for the answer.
         if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
-            with _waiting(self) as for_itself:
+            with _blocked_on(self) as for_itself:
                 if for_itself:
                     self._run_nested(calls)
                     return
@@ -442,17 +451,15 @@ class ThreadBatcher:
 
     def _run_nested(self, calls: Sequence[Call]) -> None:
         ident = get_ident()
-        batch = NestedBatch(self, calls)
         with _lock:
             if self._buffer.closed and ident not in _flushing:
-                batch.fail(self._closed_error())
-                return
+                raise self._closed_error()
             self._tally.begin("nested", [0.0] * len(calls), 0.0)
         delivering = ident in _delivering
-        _delivering.discard(ident)
+        _delivering.discard(ident)  # what this function submits and waits for is not a callback's
         try:
             with _flushing_for(self._life):
-                batch.run(self.function)
+                NestedBatch(self, calls).run(self.function)
         finally:
             if delivering:
                 _delivering.add(ident)
@@ -470,16 +477,16 @@ class ThreadBatcher:
         if get_ident() not in _flushing:
             lock.acquire()
         else:
-            with _waiting(self):
+            with _blocked_on(self):
                 lock.acquire()
 
     def _warn_on_event_loop(self) -> None:
         self._warned = True
         warnings.warn(
             f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result is "
-            f"there, so that nobody on it can join the batch: use `await {self.name}.aio(item)`",
+            f"there, so that nobody on it can join the batch: use `await {self.awaitable}`",
             RuntimeWarning,
-            stacklevel=4,
+            stacklevel=4,  # the line of the user, who called __call__() or request(), which called call()
         )
 
     # What the flush thread does
@@ -489,8 +496,8 @@ class ThreadBatcher:
         with _lock:
             if self._life not in _flushing.get(get_ident(), ()):
                 return None  # The function forked, and this is the child.
-            self._crowded = self._busy > 0
-            if self._crowded:
+            self._sleeps_until_finish = self._unfinished > 0
+            if self._sleeps_until_finish:
                 self._wakes_at = -inf
                 return inf
             # From here on whatever is added rings the bell, also by a finalizer on this thread.
@@ -499,7 +506,7 @@ class ThreadBatcher:
             taken = self._buffer.take(now) if len(self._buffer) else None
             if taken is not None:
                 self._wakes_at = -inf
-                self._busy += 1
+                self._unfinished += 1
                 calls, reason = taken
                 self._tally.begin(reason, [call.arrival for call in calls], now)
                 return ThreadBatch(self, calls)
@@ -507,8 +514,8 @@ class ThreadBatcher:
                 return None
             wakes_at = self._buffer.due_at
             if wakes_at == inf and flushed and self._buffer.timeout:
-                # Whoever comes while this sleeps as long as an item may wait, need not wake it to be told when to wake:
-                # one wake-up per batch instead of two. It does so once and then sleeps until the next item.
+                # Once after each batch it sleeps for as long as an item may wait. An item that comes meanwhile is due
+                # later than that, so need not wake it to be timed: one wake-up per batch instead of two.
                 wakes_at = now + self._buffer.timeout
             self._wakes_at = wakes_at
             return max(0.0, wakes_at - now)
@@ -571,7 +578,7 @@ def _flushing_for(life: object) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _waiting(batcher: ThreadBatcher) -> Generator[bool, None, None]:
+def _blocked_on(batcher: ThreadBatcher) -> Generator[bool, None, None]:
     """Tell others that this thread waits for an answer of the batcher; yields whether it would wait for itself."""
     held = _flushing.get(get_ident(), ())
     with _lock:
@@ -579,11 +586,11 @@ def _waiting(batcher: ThreadBatcher) -> Generator[bool, None, None]:
         life: object = batcher._life
         while life is not None and life not in held and life not in seen:
             seen.add(life)
-            life = _waiting_for.get(life)
+            life = _waits_for.get(life)
         for_itself = life in held
-        before = {each: _waiting_for.get(each) for each in held}
+        before = {each: _waits_for.get(each) for each in held}
         if not for_itself:
-            _waiting_for.update(dict.fromkeys(held, batcher._life))
+            _waits_for.update(dict.fromkeys(held, batcher._life))
     try:
         yield for_itself
     finally:
@@ -591,9 +598,9 @@ def _waiting(batcher: ThreadBatcher) -> Generator[bool, None, None]:
             with _lock:
                 for each, waited_for in before.items():
                     if waited_for is None:
-                        _waiting_for.pop(each, None)
+                        _waits_for.pop(each, None)
                     else:
-                        _waiting_for[each] = waited_for
+                        _waits_for[each] = waited_for
 
 
 def _running_loop() -> object:
@@ -623,7 +630,7 @@ def _forget_parent() -> None:
     global _lock
     _lock = RLock()
     _flushing.clear()
-    _waiting_for.clear()
+    _waits_for.clear()
     _delivering.clear()
     for batcher in _all_batchers():
         old = batcher._buffer

@@ -321,7 +321,7 @@ def test_what_stands_behind_the_last_yield_runs() -> None:
 
 def test_one_yield_too_many_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert answers(lambda _: iter("xyz"), 1, 2) == ["x", "y"]
-    assert "more than 2 results for 2 items" in caplog.text
+    assert "yielded more results than the 2 items it was given" in caplog.text
 
 
 def test_an_error_behind_the_last_yield_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -104,7 +104,7 @@ COUNT = "; it must return one result per item, in the same order"
 @pytest.mark.parametrize(
     ("function", "error", "message"),
     [
-        (lambda _: None, TypeError, "f() returned NoneType" + RETURNED),
+        (lambda _: None, TypeError, "f() returned None" + RETURNED),
         (lambda _: "x", TypeError, "f() returned str" + RETURNED),
         (lambda _: {"x"}, TypeError, "f() returned set" + RETURNED),
         (lambda _: 1, TypeError, "f() returned int" + RETURNED),

@@ -14,6 +14,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from types import FrameType
 from typing import Any, cast
 
 import pytest
@@ -261,22 +262,31 @@ def test_a_huge_timeout_is_no_overflow() -> None:
 
 
 def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> None:
-    """Between its last look at the buffer and its sleep: a condition variable would lose this wake-up."""
+    """At every line it passes, also between its last look at the buffer and its sleep: a condition would miss that."""
+    seen: set[tuple[str, int]] = set()
+    late: dict[tuple[str, int], Future[Any]] = {}
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        line = (frame.f_code.co_name, frame.f_lineno)
+        if frame.f_code.co_filename != threads_module.__file__ or line[0] not in ("_next", "_flush_forever"):
+            return None
+        if event == "line" and line not in seen and active:
+            seen.add(line)
+            late[line] = f.submit(line)
+        return trace
+
+    active = True
     f = batched(batch_size=2, timeout=0.0)(lambda items: items)
-    batcher = f._self_batcher
-    late: list[Future[Any]] = []
-    take = batcher._buffer.take
-
-    def take_and_collect(now: float) -> Any:
-        taken = take(now)
-        if taken is None and len(late) < 20:
-            late.append(f.submit(len(late)))
-        return taken
-
-    batcher._buffer.take = take_and_collect  # type: ignore[method-assign]
-    assert f(0) == 0
-    until(lambda: len(late) == 20)
-    assert [future.result() for future in late] == list(range(20))
+    threading.settrace(trace)
+    try:
+        f(0)
+    finally:
+        threading.settrace(None)
+    for number in range(5):
+        assert f(number) == number
+    active = False
+    assert len(late) > 15
+    assert {line: future.result() for line, future in late.items()} == {line: line for line in late}
     f.close()
 
 
@@ -580,7 +590,7 @@ def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
 
     def other(items: list[int]) -> list[int]:
         entered.wait()
-        until(lambda: first._self_batcher._life in threads_module._waiting_for)
+        until(lambda: first._self_batcher._life in threads_module._waits_for)
         return [first(0) + item for item in items]
 
     first = batched(batch_size=1)(lambda items: items if items == [0] else one(items))
@@ -877,10 +887,14 @@ def test_a_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
 
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
     causes: list[type] = []
-    with batched(batch_size=1)(lambda items: items) as f:
+
+    def disturbed(items: list[int]) -> list[int]:
+        return items
+
+    with batched(batch_size=1)(disturbed) as f:
         for number in range(20):
             assert f(number) == number
-            (thread,) = flush_threads("<lambda>")
+            (thread,) = flush_threads("disturbed")
             assert thread.ident is not None
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             try:
