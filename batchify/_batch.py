@@ -52,6 +52,19 @@ class Call:
             del error, self
 
 
+class GroupedCall(Call):
+    """A call whose answer goes home together with the others of its batch that have the same home."""
+
+    __slots__ = ()
+
+    home: Any
+
+    @staticmethod
+    def deliver_group(calls: Sequence[Any]) -> None:
+        """Tell the callers of these calls, all of one home, that there is an answer."""
+        raise NotImplementedError
+
+
 class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 

@@ -86,6 +86,26 @@ class BatchedFunction(Generic[T, R], _Wrapper):
         """
         return self._self_batcher.submit(item)
 
+    async def aio(self, item: T, /) -> R:
+        """Await the item's result, from any event loop, which is not blocked; the function runs in the flush thread.
+
+        Items from event loops and from threads share batches. Cancelling takes the item out of the buffer; if it is in
+        a batch already, only its answer is dropped.
+
+        Args:
+            item: One entry of the list that the function gets.
+
+        Returns:
+            The result of this item.
+
+        Raises:
+            Exception: As for a call that blocks.
+        """
+        from ._asyncio import answered  # asyncio is imported when it is needed
+
+        result: R = await answered(item, self._self_batcher.put, self._self_batcher.withdraw)
+        return result
+
     def map(self, items: Iterable[T], /) -> Iterator[R]:
         """Pass many items, from one thread. Other callers' items may join the batches.
 

@@ -27,7 +27,7 @@ from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any
 
-from ._batch import Batch, Call, complain
+from ._batch import Batch, Call, GroupedCall, complain
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
@@ -57,14 +57,24 @@ _dropped: "set[ThreadBatcher]" = set()
 _exiting = False
 
 
-class FutureCall(Call):
+class FutureCall(GroupedCall):
     """A call that answers a future."""
 
     __slots__ = ("future",)
 
+    home = None
+
     def __init__(self, item: Any, future: "ItemFuture") -> None:
         self.item = item
         self.future = future
+
+    @staticmethod
+    def deliver_group(calls: Sequence["FutureCall"]) -> None:
+        for call in calls:
+            try:
+                call.deliver()
+            except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
+                complain("a callback of a future raised")
 
     # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
@@ -142,23 +152,22 @@ class ThreadBatch(Batch):
         self._batcher = batcher
         self._life = batcher._life
 
-    def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
+    def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         if self._life is not self._batcher._life:
             return  # The function forked, and this is the child: the callers are the parent's.
         with _lock:
             self._batcher._tally.answer(len(calls), failed, done=done)
-        futures = []
+        groups: dict[object, list[GroupedCall]] = {}
         for call in calls:
             if type(call) is Call:
                 call.deliver()
             else:
-                futures.append(call)
-        # Last, since their callbacks may take long.
-        for call in futures:
-            try:
-                call.deliver()
-            except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
-                complain("a callback of a future of %s() raised", self.name)
+                groups.setdefault(call.home, []).append(call)
+        # Futures last, since their callbacks may take long.
+        futures = groups.pop(None, ())
+        for group in (*groups.values(), futures):
+            if group:
+                group[0].deliver_group(group)
 
     def finish(self) -> None:
         batcher = self._batcher
@@ -275,6 +284,10 @@ class ThreadBatcher:
             self.withdraw(call)
             raise
         return future
+
+    def put(self, call: Call) -> None:
+        """Let a call wait whose caller waits in a way of its own."""
+        self._put_inside((call,))
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""

@@ -16,6 +16,7 @@ assert_type(from_list, BatchedFunction[int, float])
 assert_type(from_list(3), float)
 assert_type(from_list.submit(3), Future[float])
 assert_type(from_list.map([1, 2]), Iterator[float])
+
 assert_type(from_list.stats, Stats)
 assert_type(from_list.batch_size, int)
 assert_type(from_list.timeout, float | None)
@@ -83,3 +84,9 @@ class Doubler(BatchProcessor[int]):
 
 
 assert_type(Doubler(batch_size=2, timeout=0.1).request(x=1), int)
+
+
+async def from_a_coroutine() -> None:
+    assert_type(await from_list.aio(3), float)
+    assert_type(await from_mapping.aio(3), str)
+    await from_list.aio("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,292 @@
+"""How do coroutines wait? `await f.aio(item)` on a function that runs in the flush thread."""
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import logging
+import threading
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from batchify import BatchError, ClosedError
+
+from .tools import Gated, batched, in_threads, run_script, until
+
+
+@pytest.fixture(autouse=True)
+def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No "never retrieved", no "was destroyed", no slow callback: asyncio logs nothing."""
+    yield
+    gc.collect()
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def gather(f: Any, items: Any) -> list[Any]:
+    return list(await asyncio.gather(*map(f.aio, items), return_exceptions=True))
+
+
+def test_tasks_share_a_batch() -> None:
+    with batched(batch_size=8, timeout=None)(lambda items: [-item for item in items]) as f:
+        assert asyncio.run(gather(f, range(32))) == [-item for item in range(32)]
+        assert f.stats.sizes == {8: 4}
+
+
+def test_threads_and_loops_share_a_batch() -> None:
+    with batched(batch_size=6, timeout=None)(lambda items: [-item for item in items]) as f:
+
+        def call(item: int) -> Any:
+            return asyncio.run(f.aio(item)) if item % 2 else f(item)
+
+        assert in_threads(call, range(6)) == [-item for item in range(6)]
+        assert f.stats.sizes == {6: 1}
+
+
+def test_the_loop_goes_on_meanwhile() -> None:
+    function = Gated()
+
+    async def main() -> Any:
+        task = asyncio.create_task(f.aio(1))
+        await asyncio.to_thread(function.entered.acquire)
+        assert not task.done()
+        function.open()
+        return await task
+
+    with batched(batch_size=1)(function) as f:
+        assert asyncio.run(main()) == 1
+
+
+def test_answers_go_home_in_one_message_per_batch_and_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[int] = []
+
+    async def main() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        send = loop.call_soon_threadsafe
+
+        def count(*args: Any, **options: Any) -> Any:
+            messages.append(len(args[1]))
+            return send(*args, **options)
+
+        monkeypatch.setattr(loop, "call_soon_threadsafe", count)
+        return await gather(f, range(32))
+
+    with batched(batch_size=16, timeout=None)(lambda items: items) as f:
+        assert asyncio.run(main()) == list(range(32))
+    assert messages == [16, 16]
+
+
+def test_an_error_reaches_every_caller() -> None:
+    def function(items: list[int]) -> list[int]:
+        raise ValueError("no")
+
+    with batched(batch_size=3, timeout=None)(function) as f:
+        outcomes = asyncio.run(gather(f, range(3)))
+    assert [str(outcome) for outcome in outcomes] == ["no"] * 3
+    assert len({id(outcome) for outcome in outcomes}) == 3
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, StopIteration, KeyboardInterrupt, SystemExit])
+def test_errors_that_would_mean_something_else_become_batch_errors(error: type[BaseException]) -> None:
+    def function(items: list[int]) -> list[int]:
+        raise error
+
+    with batched(batch_size=2, timeout=None)(function) as f:
+        outcomes = asyncio.run(gather(f, range(2)))
+    assert [(type(outcome), type(outcome.__cause__)) for outcome in outcomes] == [(BatchError, error)] * 2
+
+
+def test_a_yielded_result_is_delivered_at_once() -> None:
+    go_on = threading.Event()
+
+    def function(items: list[int]) -> Iterator[int]:
+        yield -1
+        go_on.wait()
+        yield -2
+
+    async def main() -> Any:
+        one, two = asyncio.create_task(f.aio(1)), asyncio.create_task(f.aio(2))
+        assert await one == -1
+        assert not two.done()
+        go_on.set()
+        return [await two]
+
+    with batched(batch_size=2, timeout=None)(function) as f:
+        assert asyncio.run(main()) == [-2]
+
+
+@pytest.mark.parametrize("who", [[0], [2], [1], [0, 1, 2]])
+def test_a_caller_cancelled_while_it_waits_is_taken_out(who: list[int]) -> None:
+    function = Gated()
+    function.open()
+
+    async def main() -> list[Any]:
+        tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        assert f.stats.pending == 3
+        for number in who:
+            tasks[number].cancel()
+        await asyncio.sleep(0)
+        assert f.stats.pending == 3 - len(who)
+        f.flush()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with batched(batch_size=9, timeout=None)(function) as f:
+        outcomes = asyncio.run(main())
+    left = [number for number in range(3) if number not in who]
+    assert function.batches == ([left] if left else [])
+    assert [outcomes[number] for number in left] == left
+    assert all(isinstance(outcomes[number], asyncio.CancelledError) for number in who)
+
+
+@pytest.mark.parametrize("who", [[0], [2], [0, 1, 2]])
+def test_a_caller_cancelled_in_a_batch_does_not_disturb_it(who: list[int]) -> None:
+    function = Gated()
+
+    async def main() -> list[Any]:
+        tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
+        await asyncio.to_thread(function.entered.acquire)
+        for number in who:
+            tasks[number].cancel()
+        await asyncio.sleep(0)
+        function.open()
+        return await asyncio.gather(*tasks, return_exceptions=True)
+
+    with batched(batch_size=3, timeout=None)(function) as f:
+        outcomes = asyncio.run(main())
+    for number, outcome in enumerate(outcomes):
+        assert isinstance(outcome, asyncio.CancelledError) if number in who else outcome == number
+
+
+def test_wait_for_and_timeout_take_it() -> None:
+    async def main() -> Any:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                await f.aio(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(f.aio(1), 0.001)
+        assert f.stats.pending == 0
+        f.batch_size = 1
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(f.aio(2))
+        return task.result()
+
+    assert inspect.iscoroutinefunction(batched(batch_size=9)(lambda items: items).aio)
+    with batched(batch_size=9, timeout=None)(lambda items: items) as f:
+        assert asyncio.run(main()) == 2
+
+
+def test_many_loops_one_after_the_other_and_at_once() -> None:
+    with batched(batch_size=4, timeout=0.0)(lambda items: items) as f:
+        for number in range(5):
+            assert asyncio.run(f.aio(number)) == number
+        outcomes = in_threads(lambda start: asyncio.run(gather(f, range(start, start + 50))), range(4))
+    assert outcomes == [list(range(start, start + 50)) for start in range(4)]
+
+
+def test_a_loop_that_closed_before_the_answer_disturbs_nobody() -> None:
+    function = Gated()
+    with batched(batch_size=2, timeout=None)(function) as f:
+        loop = asyncio.new_event_loop()
+        other = f.submit("other")
+        task = loop.create_task(f.aio("closed"))
+        loop.run_until_complete(asyncio.sleep(0))
+        function.entered.acquire()
+        task.cancel()
+        loop.run_until_complete(asyncio.gather(task, return_exceptions=True))
+        loop.close()
+        function.open()
+        assert other.result() == "other"
+        assert in_threads(f, [1, 2]) == [1, 2]
+
+
+def test_a_coroutine_dropped_in_the_middle_leaves_nothing() -> None:
+    with batched(batch_size=9, timeout=None)(lambda items: items) as f:
+        loop = asyncio.new_event_loop()
+
+        async def start() -> Any:
+            coroutine = f.aio(1)
+            coroutine.send(None)
+            return coroutine
+
+        coroutine = loop.run_until_complete(start())
+        assert f.stats.pending == 1
+        coroutine.close()
+        assert f.stats.pending == 0
+        loop.close()
+
+
+def test_after_close_calls_are_refused() -> None:
+    f = batched(batch_size=2)(lambda items: items)
+    f.close()
+    with pytest.raises(ClosedError):
+        asyncio.run(f.aio(1))
+
+
+def test_close_answers_coroutines() -> None:
+    async def main() -> Any:
+        tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
+        await asyncio.sleep(0)
+        await asyncio.to_thread(f.close)
+        return await asyncio.gather(*tasks)
+
+    f = batched(batch_size=9, timeout=None)(lambda items: items)
+    assert asyncio.run(main()) == [0, 1, 2]
+
+
+def test_a_function_that_awaits_itself_is_answered() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [item and 1 + asyncio.run(f.aio(0)) for item in items]
+
+    with batched(batch_size=2)(function) as f:
+        assert asyncio.run(f.aio(1)) == 1
+
+
+def test_context_variables_do_not_leak_from_the_first_caller() -> None:
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+
+    async def main() -> list[str]:
+        user.set("first caller")
+        return [await f.aio(1), await f.aio(2)]
+
+    with batched(batch_size=1)(lambda items: [user.get()]) as f:
+        assert asyncio.run(main()) == ["nobody", "nobody"]
+
+
+def test_nothing_is_kept_after_the_answer() -> None:
+    class Thing:
+        pass
+
+    kept: list[weakref.ref[Thing]] = []
+
+    async def main() -> None:
+        thing = Thing()
+        kept.append(weakref.ref(thing))
+        assert await f.aio(thing) is thing
+        del thing
+        with pytest.raises(ValueError, match="no"):
+            await f.aio(ValueError("no"))
+        await f.aio(None)
+        until(lambda: kept[0]() is None)
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        asyncio.run(main())
+
+
+def test_eager_tasks_and_debug_mode_are_fine() -> None:
+    script = """if True:
+        import asyncio
+        from batchify import batched
+
+        async def main():
+            factory = getattr(asyncio, "eager_task_factory", None)
+            if factory is not None:
+                asyncio.get_running_loop().set_task_factory(factory)
+            return await asyncio.gather(*map(f.aio, range(8)))
+
+        f = batched(batch_size=4, timeout=None)(lambda items: items)
+        assert asyncio.run(main(), debug=True) == list(range(8))
+    """
+    run_script(script, "-X", "dev", "-W", "error")
