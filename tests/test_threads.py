@@ -908,15 +908,22 @@ def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.L
 # Interrupted callers
 
 
-def test_ctrl_c_takes_the_item_out() -> None:
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Something that presses Ctrl-C from another thread; also where the shell had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_takes_the_item_out(ctrl_c: Callable[[], None]) -> None:
     function = Gated()
     function.open()
     with batched(batch_size=2, timeout=None)(function) as f:
-        main = threading.main_thread().ident or 0
 
         def interrupt() -> None:
             until(lambda: f.stats.pending == 1)
-            signal.pthread_kill(main, signal.SIGINT)
+            ctrl_c()
 
         thread = threading.Thread(target=interrupt)
         thread.start()
@@ -928,15 +935,14 @@ def test_ctrl_c_takes_the_item_out() -> None:
     assert [sorted(batch) for batch in function.batches] == [[2, 3]]
 
 
-def test_ctrl_c_in_a_batch_does_not_disturb_it() -> None:
+def test_ctrl_c_in_a_batch_does_not_disturb_it(ctrl_c: Callable[[], None]) -> None:
     function = Gated()
     with batched(batch_size=2, timeout=None)(function) as f:
         other = f.submit("other")
-        main = threading.main_thread().ident or 0
 
         def interrupt() -> None:
             function.entered.acquire()
-            signal.pthread_kill(main, signal.SIGINT)
+            ctrl_c()
 
         thread = threading.Thread(target=interrupt)
         thread.start()
