@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchify import BatchError, MissingResultError, ResultCountError
 
-from .tools import batched, in_threads
+from .tools import batched, in_threads, run_script
 
 
 def answers(function: Callable[[list[Any]], Any], *items: Any) -> list[Any]:
@@ -152,6 +152,14 @@ def test_may_not_return(form: str) -> None:
 def test_wrong_number_of_results_fails_every_caller(count: int, form: Callable[[list[int]], Any]) -> None:
     outcomes = answers(lambda _: form(list(range(count))), 1, 2)
     assert [type(outcome) for outcome in outcomes] == [ResultCountError, ResultCountError]
+
+
+def test_the_length_is_checked_without_assertions_too() -> None:
+    done = run_script(
+        "from batchify import *; f = batched(batch_size=1)(lambda xs: []); print(type(f.submit(1).exception()).__name__)",
+        "-O",
+    )
+    assert done.stdout.split() == ["ResultCountError"]
 
 
 def test_length_that_lies_fails_every_caller() -> None:
