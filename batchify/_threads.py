@@ -568,7 +568,8 @@ def _flush_forever(bell: LockType, handed: list[ThreadBatcher]) -> None:
             complain("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
             if batch is not None:
                 batch.fail(error)
-            seconds = 0.0
+            # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
+            seconds = 0.0 if batcher is not None or handed else inf
     handed.clear()
     _flushing.pop(ident, None)
     if batcher is not None:
