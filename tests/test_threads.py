@@ -910,9 +910,24 @@ def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.L
 
 @pytest.fixture
 def ctrl_c() -> Iterator[Callable[[], None]]:
-    """Something that presses Ctrl-C from another thread; also where the shell had it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    """Something that presses Ctrl-C from another thread until it is heard, once.
+
+    Again and again, since a signal that comes just before a thread falls asleep does not wake it.
+    """
+    main = threading.main_thread().ident or 0
+    heard = threading.Event()
+
+    def handler(*_: object) -> None:
+        if not heard.is_set():
+            heard.set()
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        while not heard.wait(0.001):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handler)
+    yield press
     signal.signal(signal.SIGINT, before)
 
 
