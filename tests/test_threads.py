@@ -262,33 +262,31 @@ def test_a_huge_timeout_is_no_overflow() -> None:
 
 
 def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> None:
-    """At every line it passes, also between its last look at the buffer and its sleep: a condition would miss that."""
-    seen: set[tuple[str, int]] = set()
-    late: dict[tuple[str, int], Future[Any]] = {}
+    """At any one line it passes, also between its last look at the buffer and its sleep: a condition misses that."""
+    for number in range(60):
+        passed = 0
+        late: list[Future[Any]] = []
 
-    def trace(frame: FrameType, event: str, _: object) -> Any:
-        line = (frame.f_code.co_name, frame.f_lineno)
-        if frame.f_code.co_filename != threads_module.__file__ or line[0] not in ("_next", "_flush_forever"):
-            return None
-        if event == "line" and line not in seen and active:
-            seen.add(line)
-            with contextlib.suppress(ClosedError):  # a second thread, sent home as late as after the end of this test
-                late[line] = f.submit(line)
-        return trace
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal passed
+            if frame.f_code.co_filename != threads_module.__file__:
+                return None
+            if event == "line" and frame.f_code.co_name in ("_next", "_flush_forever"):
+                if passed == number:  # noqa: B023 - run at once
+                    with contextlib.suppress(ClosedError):  # it never came so far before the end
+                        late.append(f.submit("late"))  # noqa: B023
+                passed += 1
+            return trace
 
-    active = True
-    f = batched(batch_size=2, timeout=0.0)(lambda items: items)
-    threading.settrace(trace)
-    try:
-        f(0)
-    finally:
-        threading.settrace(None)
-    for number in range(5):
-        assert f(number) == number
-    active = False
-    assert len(late) > 15
-    assert {line: future.result() for line, future in late.items()} == {line: line for line in late}
-    f.close()
+        with batched(batch_size=2, timeout=0.0)(lambda items: items) as f:
+            threading.settrace(trace)
+            try:
+                f._self_batcher._start_thread()
+            finally:
+                threading.settrace(None)
+            assert f(0) == 0
+            until(lambda: passed > number or f._self_batcher._wakes_at == float("inf"))  # noqa: B023
+            assert [future.result() for future in late] == ["late"] * len(late)
 
 
 # submit and cancel
