@@ -1,6 +1,6 @@
 """Dynamic batching: write a function for a list, call it with one item, from any number of threads at once."""
 
-from ._decorator import BatchedFunction, batched
+from ._decorator import BatchedCoroutineFunction, BatchedFunction, batched
 from ._errors import BatchError, ClosedError, MissingResultError, ResultCountError
 from ._processor import BatchProcessor
 from ._stats import Stats
@@ -8,6 +8,7 @@ from ._stats import Stats
 __all__ = [
     "BatchError",
     "BatchProcessor",
+    "BatchedCoroutineFunction",
     "BatchedFunction",
     "ClosedError",
     "MissingResultError",

@@ -8,7 +8,7 @@ thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import islice
@@ -74,10 +74,13 @@ class Batch:
     another thread.
     """
 
-    __slots__ = ("_context", "_unanswered", "name")
+    accepts = "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
+
+    __slots__ = ("_context", "_size", "_unanswered", "name")
 
     def __init__(self, name: str, calls: Sequence[Call]) -> None:
         self.name = name
+        self._size = len(calls)
         # Not the context of whoever called first: its variables (a user, a transaction) are not those of the others.
         self._context = Context()
         # A list of one list: who pops the calls is the one to answer them. pop() is atomic, so a future that calls back
@@ -113,6 +116,20 @@ class Batch:
         try:
             value = future.result()
         except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
+            self.fail(error)
+        else:
+            self.settle(value)
+
+    async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
+        """As run(), for a function that is awaited or is an async generator; in a task of the batch's own."""
+        try:
+            value = function([call.item for call in self._unanswered[0]])
+            if not hasattr(type(value), "__aiter__"):
+                value = await value
+            if hasattr(type(value), "__aiter__"):
+                await self._stream_async(value)
+                return
+        except BaseException as error:  # noqa: BLE001 - as in run(); and a cancelled task must not leave them waiting
             self.fail(error)
         else:
             self.settle(value)
@@ -157,26 +174,47 @@ class Batch:
 
     def _stream(self, results: Iterator[Any]) -> None:
         """Answer each call as soon as its result is yielded."""
-        calls = self._unanswered[0]
-        rest = self._unanswered[0] = deque(calls)
-        while rest:
-            try:
-                result = self._context.run(next, results)
-            except StopIteration:
-                self._conclude([self._wrong_count(len(calls) - len(rest), len(calls))] * len(rest))
-                return
-            except BaseException as error:  # noqa: BLE001 - as in run()
-                self.fail(error)
-                return
-            call = rest.popleft()
-            self.answer((call,), self._store(call, result), done=False)
+        calls = self._unanswered[0] = deque(self._unanswered[0])
         try:
-            # What stands behind its last `yield` must run too.
-            if self._context.run(next, results, _MISSING) is not _MISSING:
-                complain("%s() yielded more results than the %d items it was given", self.name, len(calls))
-        except BaseException:  # noqa: BLE001 - everybody has an answer, so nobody is left to raise it at
+            # Asked once more than there are calls, since what stands behind its last `yield` must run too.
+            while (result := self._context.run(next, results, _MISSING)) is not _MISSING:
+                if not self._yielded(calls, result):
+                    break
+        except BaseException as error:  # noqa: BLE001 - as in run()
+            self._stream_failed(calls, error)
+        else:
+            self._stream_ended(calls)
+
+    async def _stream_async(self, results: AsyncIterator[Any]) -> None:
+        """As _stream()."""
+        calls = self._unanswered[0] = deque(self._unanswered[0])
+        try:
+            async for result in results:
+                if not self._yielded(calls, result):
+                    if isinstance(results, AsyncGenerator):
+                        await results.aclose()  # or the loop would do it, some time
+                    break
+        except BaseException as error:  # noqa: BLE001 - as in run()
+            self._stream_failed(calls, error)
+        else:
+            self._stream_ended(calls)
+
+    def _yielded(self, calls: "deque[Call]", result: Any) -> bool:
+        """Answer the next call; False if there is none left."""
+        if not calls:
+            complain("%s() yielded more results than the %d items it was given", self.name, self._size)
+            return False
+        call = calls.popleft()
+        self.answer((call,), self._store(call, result), done=False)
+        return True
+
+    def _stream_failed(self, calls: "deque[Call]", error: BaseException) -> None:
+        if not calls:  # so nobody is left to raise it at
             complain("%s() raised after its last result", self.name)
-        self._conclude(())
+        self.fail(error)
+
+    def _stream_ended(self, calls: "deque[Call]") -> None:
+        self._conclude([self._wrong_count(self._size - len(calls))] * len(calls))
 
     def _store(self, call: Call, result: Any) -> bool:
         """Put one result in its place; an exception as a copy of the caller's own. Returns whether it was one."""
@@ -191,7 +229,7 @@ class Batch:
         """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
         if type(value) is list:
             results = value.copy()  # the function may have kept it and change it meanwhile
-            return results if len(results) == len(calls) else [self._wrong_count(len(results), len(calls))] * len(calls)
+            return results if len(results) == len(calls) else [self._wrong_count(len(results))] * len(calls)
         if isinstance(value, Mapping):
             return [self._look_up(value, call.item) for call in calls]
         # A table's entries are its columns, and a square one would pass the check of the length.
@@ -201,8 +239,7 @@ class Batch:
             what = "None" if value is None else type(value).__name__
             error = TypeError(
                 f"{self.name}() returned {what}; it must return one result per item, in the same "
-                "order: a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future "
-                "of one of these"
+                f"order: {self.accepts}"
             )
             return [error] * len(calls)
         count = len(value)
@@ -212,7 +249,7 @@ class Batch:
             if len(results) == count:
                 return results
             count = len(results)
-        return [self._wrong_count(count, len(calls))] * len(calls)
+        return [self._wrong_count(count)] * len(calls)
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
@@ -223,10 +260,10 @@ class Batch:
             return result
         return MissingResultError(f"{self.name}() returned a mapping without a value for this item")
 
-    def _wrong_count(self, results: int, items: int) -> ResultCountError:
+    def _wrong_count(self, results: int) -> ResultCountError:
         return ResultCountError(
-            f"{self.name}() returned {results} result{'' if results == 1 else 's'} for {items} "
-            f"item{'' if items == 1 else 's'}; it must return one result per item, in the same order"
+            f"{self.name}() returned {results} result{'' if results == 1 else 's'} for {self._size} "
+            f"item{'' if self._size == 1 else 's'}; it must return one result per item, in the same order"
         )
 
 

@@ -4,9 +4,20 @@
 """
 
 import inspect
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Collection,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from inspect import Parameter, Signature
+from types import CodeType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, get_args, get_origin, overload
 
 from ._buffer import Buffer
@@ -33,25 +44,105 @@ class FutureLike(Protocol[R_co]):
     def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any: ...
 
 
+class Batcher(Protocol):
+    """What threads and coroutines have in common."""
+
+    batch_size: int
+    timeout: float | None
+
+    @property
+    def stats(self) -> Stats: ...
+    def flush(self) -> None: ...
+
+
 if TYPE_CHECKING:
+    import asyncio
+
+    from ._asyncio import LoopBatcher
+
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
     _Wrapper = object
 else:
     from wrapt import FunctionWrapper as _Wrapper
 
 
-class BatchedFunction(Generic[T, R], _Wrapper):
-    """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
+class _Batched(Generic[T, R], _Wrapper):
+    """What both kinds of decorated functions have in common."""
 
     __name__: str
     __qualname__: str
     __wrapped__: Callable[[list[T]], Any]
+    _self_batcher: Batcher  # names that begin so stay here; wrapt passes all others on to the function
 
-    def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:
+    def __init__(self, function: Callable[[list[T]], Any], batcher: Batcher) -> None:
         if not TYPE_CHECKING:
             super().__init__(function, _not_called)
-        # Names that begin so stay here; wrapt passes all others on to the function.
         self._self_batcher = batcher
+
+    def flush(self) -> None:
+        """Make what waits due now. Does not wait for the answers. Any thread may call."""
+        self._self_batcher.flush()
+
+    @property
+    def stats(self) -> Stats:
+        """What the function has done so far."""
+        return self._self_batcher.stats
+
+    @property
+    def batch_size(self) -> int:
+        """Most items in one call of the function. May be set at any time, also for what waits."""
+        return self._self_batcher.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self._self_batcher.batch_size = value
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
+        return self._self_batcher.timeout
+
+    @timeout.setter
+    def timeout(self, value: float | None) -> None:
+        self._self_batcher.timeout = value
+
+    @property
+    def __signature__(self) -> Signature:
+        return _signature_of_one_item(self.__wrapped__)
+
+    @property
+    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
+        signature = self.__signature__
+        annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+        annotations["return"] = signature.return_annotation
+        return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+
+    def __repr__(self) -> str:
+        return f"<batched {self.__name__}(), batch_size={self.batch_size}, timeout={self.timeout}>"
+
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
+        # As a static method: a function of one parameter, the list, has none for an instance.
+        return self
+
+    # A function is copied and pickled by reference; the buffer and the callers in it stay with the original.
+
+    def __copy__(self) -> Self:
+        return self
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        return self.__wrapped__.__qualname__
+
+
+class BatchedFunction(_Batched[T, R]):
+    """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
+
+    _self_batcher: ThreadBatcher
+
+    def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:
+        super().__init__(function, batcher)
         self._self_call: Callable[[T], R] = batcher.call  # one step less for each call
 
     def __call__(self, item: T, /) -> R:
@@ -123,10 +214,6 @@ class BatchedFunction(Generic[T, R], _Wrapper):
         """
         return self._self_batcher.map(items)
 
-    def flush(self) -> None:
-        """Make what waits due now. Does not wait for the answers."""
-        self._self_batcher.flush()
-
     def close(self) -> None:
         """Refuse what comes, and wait until what was accepted is answered.
 
@@ -134,68 +221,128 @@ class BatchedFunction(Generic[T, R], _Wrapper):
         """
         self._self_batcher.close()
 
-    def __repr__(self) -> str:
-        return f"<batched {self.__name__}(), batch_size={self.batch_size}, timeout={self.timeout}>"
-
-    def __get__(self, instance: object, owner: type | None = None) -> Self:
-        # As a static method: a function of one parameter, the list, has none for an instance.
-        return self
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
-    @property
-    def stats(self) -> Stats:
-        """What the function has done so far."""
-        return self._self_batcher.stats
 
-    @property
-    def batch_size(self) -> int:
-        """Most items in one call of the function. May be set at any time, also for what waits."""
-        return self._self_batcher.batch_size
+class BatchedCoroutineFunction(_Batched[T, R]):
+    """A coroutine function of one item, answered by calls of one of a list. Made by `batched`.
 
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self._self_batcher.batch_size = value
+    Coroutines in any number of event loops may call it. Items from one loop share batches, which run there.
+    """
 
-    @property
-    def timeout(self) -> float | None:
-        """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
-        return self._self_batcher.timeout
+    _self_batcher: "LoopBatcher"
 
-    @timeout.setter
-    def timeout(self, value: float | None) -> None:
-        self._self_batcher.timeout = value
+    def __init__(self, function: Callable[[list[T]], Any], batcher: "LoopBatcher") -> None:
+        super().__init__(function, batcher)
+        self._self_call: Callable[[T], Coroutine[Any, Any, R]] = batcher.call
 
-    @property
-    def __signature__(self) -> Signature:
-        return _signature_of_one_item(self.__wrapped__)
+    def __call__(self, item: T, /) -> Coroutine[Any, Any, R]:
+        """Await the item's result. Cancelling takes the item out of the buffer; see `submit`.
 
-    @property
-    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        signature = self.__signature__
-        annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-        annotations["return"] = signature.return_annotation
-        return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+        Args:
+            item: One entry of the list that the function gets.
 
-    # A function is copied and pickled by reference; the buffer and the callers in it stay with the original.
+        Returns:
+            The result of this item.
 
-    def __copy__(self) -> Self:
+        Raises:
+            Exception: Whatever the function raised, as a copy of this caller's own.
+            BatchError: The function raised what is no `Exception` (as when its task is cancelled), or gave this item no
+                result.
+            TypeError: The function returned what cannot be results.
+            ClosedError: `aclose()` was called before.
+        """
+        return self._self_call(item)
+
+    async def aio(self, item: T, /) -> R:
+        """Await the item's result: the same as a call, so that it need not matter which kind of function this is.
+
+        Args:
+            item: One entry of the list that the function gets.
+
+        Returns:
+            The result of this item.
+
+        Raises:
+            Exception: As for a call.
+        """
+        return await self._self_call(item)
+
+    def submit(self, item: T, /) -> "asyncio.Future[R]":
+        """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
+
+        Args:
+            item: One entry of the list that the function gets.
+
+        Returns:
+            A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
+            only its answer is dropped. An error that nobody asks it for is not logged.
+
+        Raises:
+            RuntimeError: No event loop runs here.
+            ClosedError: `aclose()` was called before.
+        """
+        return self._self_batcher.submit(item)
+
+    def map(self, items: Iterable[T] | AsyncIterable[T], /) -> AsyncIterator[R]:
+        """Pass many items, from one task. Other callers' items may join the batches.
+
+        Args:
+            items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
+                so that no result waits for the next item to come.
+
+        Returns:
+            A lazy asynchronous iterator over the results, in order. The first error is raised where its result would
+            stand and ends it; what was read by then and is in no batch yet is taken out. Closing it does the same. When
+            the items end, what waits in this loop is made due, other callers' items too.
+
+        Raises:
+            TypeError: `items` is not iterable.
+            ClosedError: `aclose()` was called before.
+        """
+        return self._self_batcher.map(items)
+
+    async def aclose(self) -> None:
+        """Refuse what comes, in all event loops, and wait until what this one accepted is answered.
+
+        What other loops accepted is answered there. May be called often. From inside the function it does not wait, as
+        it would wait for itself.
+        """
+        await self._self_batcher.aclose()
+
+    async def __aenter__(self) -> Self:
         return self
 
-    def __deepcopy__(self, memo: object) -> Self:
-        return self
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
 
-    def __reduce_ex__(self, protocol: object) -> str:
-        return self.__wrapped__.__qualname__
+    @property
+    def __code__(self) -> CodeType:
+        # inspect.iscoroutinefunction() looks at its flags, and those of an asynchronous generator say no.
+        return BatchedCoroutineFunction.aio.__code__
 
 
 class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller gets of what the function returns."""
 
+    @overload
+    def __call__(
+        self, f: Callable[[list[T]], Coroutine[Any, Any, Mapping[Any, R | Exception]]], /
+    ) -> BatchedCoroutineFunction[T, R]: ...
+    @overload
+    def __call__(
+        self,
+        f: Callable[[list[T]], Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]]],
+        /,
+    ) -> BatchedCoroutineFunction[T, R]: ...
+    @overload
+    def __call__(
+        self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /
+    ) -> BatchedCoroutineFunction[T, R]: ...
     # A mapping has a length and iterates, but over its keys: so it comes first.
     @overload
     def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
@@ -240,12 +387,16 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
         ValueError: (On decorating) `batch_size` is below 1, or `timeout` is negative or not finite.
     """
 
-    def decorate(function: Callable[[list[Any]], Any], /) -> BatchedFunction[Any, Any]:
+    def decorate(function: Callable[[list[Any]], Any], /) -> _Batched[Any, Any]:
         name = _check_function(function)
-        batcher = ThreadBatcher(function, name, Buffer(name, batch_size, timeout), awaitable=f"{name}.aio(item)")
-        return BatchedFunction(function, batcher)
+        buffer: Buffer[Any] = Buffer(name, batch_size, timeout)
+        if _is_coroutine_function(function):
+            from ._asyncio import LoopBatcher  # asyncio is imported when it is needed
 
-    return decorate
+            return BatchedCoroutineFunction(function, LoopBatcher(function, name, buffer))
+        return BatchedFunction(function, ThreadBatcher(function, name, buffer, awaitable=f"{name}.aio(item)"))
+
+    return decorate  # type: ignore[return-value]  # the overloads say more than it can
 
 
 def _not_called(*_: object) -> None:
@@ -257,8 +408,6 @@ def _check_function(function: Callable[..., Any]) -> str:
     if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
         raise TypeError(f"batched() decorates a function of one list, got {function!r}")
     name: str = getattr(function, "__name__", type(function).__name__)
-    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
-        raise TypeError(f"{name}() is a coroutine function; batched() decorates a `def` function")
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # written in C, without a signature
@@ -267,6 +416,14 @@ def _check_function(function: Callable[..., Any]) -> str:
     if kinds != [Parameter.POSITIONAL_OR_KEYWORD] and kinds != [Parameter.POSITIONAL_ONLY]:
         raise TypeError(f"{name}() must take one parameter, the list of items; it takes ({', '.join(parameters)})")
     return name
+
+
+def _is_coroutine_function(function: Callable[..., Any]) -> bool:
+    # Also an object whose __call__() is one.
+    return any(
+        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
+        for each in (function, type(function).__call__)
+    )
 
 
 def _signature_of_one_item(function: Callable[..., Any]) -> Signature:
@@ -297,6 +454,6 @@ def _entry(annotation: Any) -> Any:
     if hasattr(origin, "add_done_callback"):
         return _entry(arguments[0])
     # Not every generic class: the first argument of a numpy array's annotation is its shape.
-    if issubclass(origin, (Sequence, Iterator)) or origin in (Iterable, Collection):
+    if issubclass(origin, (Sequence, Iterator, AsyncIterator)) or origin in (Iterable, Collection, AsyncIterable):
         return arguments[0]
     return Parameter.empty
