@@ -6,33 +6,35 @@ with the first use of either.
 A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called on:
   - it begins with the loop's first item, and goes with the loop;
   - it runs no thread. A timer is set while a batch is open, and each batch runs in a task of its own;
-  - items that wait in a loop that closes stay unanswered, since nobody can hear an answer there.
+  - what waits in a loop that closes stays unanswered, since nobody can hear an answer there;
+  - after a fork: the child has none, and starts its own with its first item.
 """
 
 import asyncio
 import os
 import weakref
+from asyncio import get_running_loop
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from itertools import islice
 from math import inf
+from operator import call as call_directly
 from threading import RLock
 from typing import Any
 
 from ._batch import Batch, Call, GroupedCall
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import ClosedError
-from ._stats import Reason, Stats, Tally
+from ._stats import Stats, Tally
 
-# What the loops of one function share, and they may run in several threads: the table of flushers, and the figures.
-# Re-entrant, and one for all, for the same reasons as the lock of the flush threads.
+# Guards what the loops of a function share, as they may run in several threads: the table of flushers, and the figures.
+# Re-entrant, and one for all functions, for the same reasons as the lock of the flush threads.
 _lock = RLock()
 _live: "weakref.WeakSet[LoopBatcher]" = weakref.WeakSet()
 
-# The batch from inside which the current task, or the task that started it, was started. A call made there may have to
-# wait for that very batch.
+# The batch whose function runs here, also in tasks that it started. A call made there may need that very batch to end.
 _inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=None)
 
 
@@ -47,7 +49,7 @@ class LoopCall(GroupedCall):
         self.item = item
         self.home = loop
         # Only says when. The answer stays in the call, so that nobody misses an exception that nobody waits for.
-        self.answered: asyncio.Future[None] = loop.create_future()
+        self.answered: asyncio.Future[None] = asyncio.Future(loop=loop)
 
     def deliver(self) -> None:
         if not self.answered.done():  # its caller may have been cancelled
@@ -60,14 +62,14 @@ class LoopCall(GroupedCall):
             calls[0].home.call_soon_threadsafe(_deliver, calls)
 
 
-def _deliver(calls: Sequence[Call]) -> None:
+def _deliver(calls: Sequence[LoopCall]) -> None:
     for call in calls:
         call.deliver()
 
 
 async def answered(item: Any, put: Callable[[LoopCall], None], withdraw: Callable[[LoopCall], object]) -> Any:
     """Pass an item, and return its result or raise its error once it is answered."""
-    call = LoopCall(item, asyncio.get_running_loop())
+    call = LoopCall(item, get_running_loop())
     try:
         put(call)
         await call.answered
@@ -75,48 +77,38 @@ async def answered(item: Any, put: Callable[[LoopCall], None], withdraw: Callabl
         call.answered.cancel()
         withdraw(call)
         raise
-    return call.result if call.error is None else call.outcome()
-
-
-class FutureCall(Call):
-    """A call that answers a future."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, item: Any, future: "ItemFuture") -> None:
-        self.item = item
-        self.future = future
-
-    def deliver(self) -> None:
-        future = self.future
-        future.call = None  # a cycle
-        if future.done():
-            return  # cancelled, or answered by a stranger
-        if self.error is None:
-            future.set_result(self.result)
-        else:
-            future.set_exception(self.error)
-            future.exception()  # as if somebody had asked: one error for a whole batch must not be logged for each item
+    return call.value if call.error is None else call.outcome()
 
 
 class ItemFuture(asyncio.Future[Any]):
-    """The future of one item. Cancelling it takes the item out of the buffer, or else drops the answer."""
+    """The future of one item, and the call itself. Cancelling it takes the item out, or else drops the answer."""
 
-    call: FutureCall | None = None  # until it is delivered
+    __slots__ = ("arrival", "error", "flusher", "item", "value")
+
+    item: Any
     flusher: "LoopFlusher"
+    value: Any
+    error: Exception | None
+
+    def deliver(self) -> None:
+        if not self.done():  # cancelled, or answered by a stranger
+            if self.error is None:
+                self.set_result(self.value)
+            else:
+                self.set_exception(self.error)
+                self.exception()  # as if asked for: one error of a batch must not be logged once for each item
+        self.item = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
         if not super().cancel(msg):
             return False
-        call, self.call = self.call, None
-        if call is not None:
-            self.flusher.withdraw(call)
+        self.flusher.withdraw(self)
         return True
 
 
 class MapCall(Call):
-    """A call of which a map will ask for the answer in its turn."""
+    """A call of a map, which waits for one call at a time."""
 
     waiter: "asyncio.Future[None] | None" = None
 
@@ -130,108 +122,77 @@ class MapCall(Call):
 
     async def wait(self) -> None:
         if not hasattr(self, "error"):
-            self.waiter = asyncio.get_running_loop().create_future()
+            self.waiter = get_running_loop().create_future()
             await self.waiter
 
 
 class LoopBatch(Batch):
-    """A batch that runs in a task."""
+    """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("__weakref__", "_flusher", "_nested", "_task", "waits_for")
+    __slots__ = ("_flusher", "nested", "waits_for")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator"
 
-    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Call], *, nested: bool) -> None:
-        super().__init__(flusher.batcher.name, calls)
+    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], *, nested: bool) -> None:
+        super().__init__(flusher.batcher.name, calls, call_directly)
         self._flusher = flusher
-        self._nested = nested
-        self._task: asyncio.Task[None] | None = None
-        # Calls made from inside the function, and on which flusher.
-        self.waits_for: list[tuple[Call, LoopFlusher]] = []
+        self.nested = nested
+        # Calls made from inside the function, and where.
+        self.waits_for: list[tuple[Any, LoopFlusher]] = []
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        try:
-            self._context.run(self._create_task, loop)
-        except BaseException as error:  # noqa: BLE001 - by a task factory
-            self.fail(error)
-
-    def _create_task(self, loop: asyncio.AbstractEventLoop) -> None:
-        _inside.set(self)
-        # Not create_task(context=...), which not every task factory takes.
-        self._task = _create_task(
-            loop, self.run_async(self._flusher.batcher.function), f"batchify batch of {self.name}()"
-        )
-        self._task.add_done_callback(self._ended)
-
-    def _ended(self, _: "asyncio.Task[None]") -> None:
-        self._task = None  # a cycle, by way of its context
-        if self._unanswered:  # cancelled before its first step
-            self.fail(asyncio.CancelledError())
-
-    def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
+    def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         with _lock:
             self._flusher.batcher.tally.answer(len(calls), failed, done=done)
-        with suppress(RuntimeError):  # the loop is closed, and this batch was closed by the garbage collector
+        try:
             for call in calls:
                 call.deliver()
+        except RuntimeError:  # The loop is closed, and the garbage collector ended this batch: nobody hears.
+            pass
 
     def finish(self) -> None:
         self.waits_for.clear()
-        self._flusher.finished(self, nested=self._nested)
-
-
-def _create_task(
-    loop: asyncio.AbstractEventLoop, coroutine: Coroutine[Any, Any, None], name: str
-) -> "asyncio.Task[None]":
-    try:
-        task = loop.create_task(coroutine, name=name)
-    except BaseException:
-        coroutine.close()
-        raise
-    task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-    return task
+        self._flusher.finished(self)
 
 
 class LoopFlusher:
     """Gathers the items of the coroutines of one event loop, and runs the function there.
 
-    Used on the thread of its loop only, but for what is under the lock.
+    Used on the thread of its loop only, but for what is done under the lock.
     """
 
     # True at every line, also for a finalizer that calls in:
-    #   1. look() will run at _looks_at (inf: not by itself), by _timer; or soon, or when the batch in flight has
-    #      finished, if _looks_at is -inf. So an item that is not due before that need not do anything.
-    #   2. look() may run more often than that: it looks at the state, and relies on nothing else.
-    #   3. batches holds those that run, and they hold their tasks: asyncio itself holds tasks weakly.
+    #   1. A flush will begin at looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
+    #      or when the batch in flight has ended. So an item that is not due before then has nothing to do.
+    #   2. A flush may begin more often than that: it goes by what it finds.
+    #   3. _tasks holds the tasks, since asyncio holds them weakly; batches those that run.
 
     def __init__(self, batcher: "LoopBatcher", loop: asyncio.AbstractEventLoop) -> None:
         self.batcher = batcher
-        self.loop = weakref.ref(loop)  # the batcher holds this as long as the loop lives
-        self.buffer: Buffer[Call] = batcher.new_buffer()
+        self.loop = weakref.ref(loop)  # the batcher keeps this as long as the loop lives
+        self.buffer: Buffer[Any] = batcher.new_buffer()
         self.batches: set[LoopBatch] = set()
+        self._tasks: dict[asyncio.Task[None], LoopBatch | None] = {}
+        self._next: asyncio.Task[None] | None = None  # one that has not begun
         self._in_flight = 0
-        self._looks_at = inf
+        self.looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
         self._closers: list[asyncio.Future[None]] = []
-        self._context = Context()  # for look(): a timer would keep that of the first caller
 
-    def put(self, call: Call) -> None:
+    # What callers do
+
+    def put(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Let a call wait."""
-        loop = self.loop()
-        assert loop is not None
-        if _inside.get() is not None and self._put_inside((call,), loop):
+        if _inside.get() is not None and self._put_inside((call,)):
             return
         if self.buffer.closed:
             raise self.batcher.closed_error()
         due_at = self.buffer.add(call, loop.time())
-        if due_at < self._looks_at:
-            self._look_at(due_at, loop)
+        if due_at < self.looks_at:
+            self.look_at(due_at, loop)
 
-    def put_all(self, calls: Sequence[Call]) -> None:
+    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
         """Let many calls wait."""
-        loop = self.loop()
-        assert loop is not None
-        if _inside.get() is not None and self._put_inside(calls, loop):
+        if _inside.get() is not None and self._put_inside(calls):
             return
         if self.buffer.closed:
             raise self.batcher.closed_error()
@@ -239,113 +200,168 @@ class LoopFlusher:
         add = self.buffer.add
         for call in calls:
             due_at = add(call, now)
-            if due_at < self._looks_at:
-                self._look_at(due_at, loop)
+            if due_at < self.looks_at:
+                self.look_at(due_at, loop)
 
-    def withdraw(self, call: Call) -> None:
+    def withdraw(self, call: Any) -> None:
         """Take out a call whose caller left, if it is in no batch yet."""
         with _lock:
             if self.buffer.remove(call):
                 self.batcher.tally.cancelled += 1
         call.error = None  # needs() shall not think that somebody waits for it
-        # Also where it was not there: its caller may have been interrupted between adding it and setting the timer.
-        self.look_soon()
+        if len(self.buffer):
+            # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
+            # rely on that.
+            self.look()
+        elif self._timer is not None:
+            self._stop_timer()
+            self.looks_at = inf
 
     def flush(self) -> None:
         """Make what waits due now."""
         loop = self.loop()
         if loop is not None:
             self.buffer.flush(loop.time())
-            self.look_soon()
+            self.look()
 
     def adapt(self) -> None:
         """Take over the options of the batcher."""
         self.buffer.batch_size, self.buffer.timeout = self.batcher.batch_size, self.batcher.timeout
-        self.look_soon()
+        self.look()
 
     def close(self) -> None:
         """Refuse what comes, and make what waits due."""
         self.buffer.close()
-        self.look_soon()
+        self.look()
 
     async def closed(self) -> None:
         """Wait until what was accepted is answered."""
         batch = _inside.get()
-        if (self.batches or len(self.buffer)) and not (batch is not None and self.needs(batch)):
-            waiter = asyncio.get_running_loop().create_future()
+        if not self._idle() and (batch is None or not self.needs(batch)):
+            waiter = get_running_loop().create_future()
             self._closers.append(waiter)
             await waiter
 
-    def look_soon(self) -> None:
-        """See in the loop's next turn what has become due."""
-        loop = self.loop()
-        if self._looks_at > -inf and loop is not None:
-            with suppress(RuntimeError):  # closed
-                self._look_at(-inf, loop)
+    def _idle(self) -> bool:
+        return not self.batches and not len(self.buffer)
 
-    def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        # _looks_at last: if this is interrupted before, the next item still sees to it.
+    # When to flush
+
+    def look(self) -> None:
+        """See to it that what waits is flushed when it is due."""
+        loop, due_at = self.loop(), self.buffer.due_at
+        if due_at < self.looks_at and loop is not None:
+            self.look_at(due_at, loop)
+
+    def look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+        """See to it that a flush begins at this moment."""
+        # looks_at last: if this is interrupted before, the next item still sees to it.
+        if self._timer is not None:
+            self._stop_timer()
         if moment == -inf:
-            loop.call_soon(self.look, context=self._context)
+            self._next = self._start(self._flush(moment), loop)
         else:
-            self._timer = loop.call_at(moment, self.look, moment, context=self._context)
-        self._looks_at = moment
+            # In a context of its own: else it would keep that of the caller.
+            self._timer = loop.call_at(moment, self._time_is_up, moment, loop, context=Context())
+        self.looks_at = moment
 
-    def look(self, moment: float = -inf) -> None:
-        """Start a batch if one is due and the function is free. `moment`: what the timer was set to, if it is one."""
-        loop = self.loop()
-        assert loop is not None
+    def _time_is_up(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._next = self._start(self._flush(moment), loop)
+        self.looks_at = -inf
+
+    def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+
+    def _start(
+        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None
+    ) -> "asyncio.Task[None]":
+        # Not loop.create_task(): a task factory may know no context, and an eager one would run the function in the
+        # midst of its first caller.
+        task = asyncio.Task(coroutine, loop=loop, name=self.batcher.task_name, context=Context())
+        task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
+        self._tasks[task] = batch
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        batch = self._tasks.pop(task)
+        # It may have been cancelled before its first step.
+        if batch is not None:
+            batch.fail(asyncio.CancelledError())
+        if task is self._next:
+            self._next = None
+            self.looks_at = inf
+            self.look()
+
+    # The task of a batch
+
+    async def _flush(self, moment: float) -> None:
+        # The batch is taken here and not by whoever starts this: as late as can be, when all have added their items
+        # whom the loop had woken before.
+        self._next = None
+        loop = self.loop()
+        batch = self._take(moment, loop.time()) if loop is not None else None
+        if batch is not None:
+            await self._run(batch)
+
+    async def _run(self, batch: LoopBatch) -> None:
+        _inside.set(batch)
+        self.batches.add(batch)
+        await batch.run_async(self.batcher.function)
+
+    def _take(self, moment: float, now: float) -> LoopBatch | None:
+        """Return the batch that is due, if the function is free. `moment`: what the timer was set to that woke us."""
         if self._in_flight:
-            self._looks_at = -inf
-            return
+            return None
+        if self._timer is not None:
+            self._stop_timer()
+        if now < moment:  # a timer may be a little early (uvloop counts in milliseconds)
+            now = moment
         # From here on whoever adds sees to it that this is called again.
-        self._looks_at = inf
-        now = max(loop.time(), moment)  # a loop may call a little early (uvloop counts in milliseconds)
+        self.looks_at = inf
         with _lock:
-            taken = self.buffer.take(now) if len(self.buffer) else None
+            taken = self.buffer.take(now)
             if taken is not None:
                 calls, reason = taken
+                self._in_flight += 1
+                self.looks_at = -inf
                 self.batcher.tally.begin(reason, [call.arrival for call in calls], now)
-        if taken is not None:
-            self._in_flight += 1
-            self._looks_at = -inf
-            self._start(calls, loop, nested=False)
-        elif len(self.buffer):
-            due_at = self.buffer.due_at
-            if due_at < self._looks_at:
-                self._look_at(due_at, loop)
-        elif not self.batches:
-            for waiter in self._closers:
-                if not waiter.done():
-                    waiter.set_result(None)
-            self._closers.clear()
+                return LoopBatch(self, calls, nested=False)
+        self._rest()
+        return None
 
-    def _start(self, calls: Sequence[Call], loop: asyncio.AbstractEventLoop, *, nested: bool) -> None:
-        batch = LoopBatch(self, calls, nested=nested)
-        self.batches.add(batch)
-        batch.start(loop)
-
-    def finished(self, batch: LoopBatch, *, nested: bool) -> None:
+    def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
         self.batches.discard(batch)
-        if not nested:
+        if not batch.nested:
             self._in_flight -= 1
-        # Not at once: the callers just answered come first, and what they pass now joins the next batch.
-        self._looks_at = inf
-        self.look_soon()
+            self.looks_at = inf
+        self._rest()
+
+    def _rest(self) -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            if len(self.buffer):
+                self.look()
+            elif self._closers and self._idle():
+                closers, self._closers = self._closers, []
+                for closer in closers:
+                    if not closer.done():
+                        closer.set_result(None)
 
     # Calls from inside the function
 
-    def _put_inside(self, calls: Sequence[Call], loop: asyncio.AbstractEventLoop) -> bool:
-        batch = _inside.get()
+    def _put_inside(self, calls: Sequence[Any]) -> bool:
+        """Run at once, as a batch of its own, what would wait for itself. False if it can wait as any other."""
+        batch, loop = _inside.get(), self.loop()
         assert batch is not None
+        assert loop is not None
         if self.needs(batch):
             with _lock:
                 self.batcher.tally.begin("nested", [0.0] * len(calls), 0.0)
-            self._start(calls, loop, nested=True)
+            nested = LoopBatch(self, calls, nested=True)
+            self._start(self._run(nested), loop, nested)
             return True
         batch.waits_for += [(call, self) for call in calls]
         return False
@@ -368,9 +384,10 @@ class LoopFlusher:
 class LoopBatcher:
     """Gathers the items of coroutines in any number of event loops, and runs the function in each of them."""
 
-    def __init__(self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call]) -> None:
+    def __init__(self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Any]) -> None:
         self.function = function
         self.name = name
+        self.task_name = f"batchify task of {name}()"
         self._options = buffer  # nothing ever waits in this one
         self._start_clean()
         _live.add(self)
@@ -378,29 +395,33 @@ class LoopBatcher:
     def _start_clean(self) -> None:
         self.tally = Tally()
         self._flushers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlusher] = weakref.WeakKeyDictionary()
+        self._latest: LoopFlusher | None = None
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
-        with _lock:
-            for other in [other for other in self._flushers if other.is_closed()]:
-                # Its flusher may hold futures, and they the loop: so it would never go by itself.
-                gone = self._flushers.pop(other)
-                self.tally.cancelled += len(gone.buffer)
-                gone.buffer = self.new_buffer()
-            flusher = self._flushers[loop] = LoopFlusher(self, loop)
+    def flusher(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
+        """Return the flusher of this loop, the running one."""
+        flusher = self._flushers.get(loop)
+        if flusher is None:
+            with _lock:
+                for other in [other for other in self._flushers if other.is_closed()]:
+                    # Its flusher may hold futures, and they the loop: so it would never go by itself.
+                    gone = self._flushers.pop(other)
+                    self.tally.cancelled += len(gone.buffer)
+                    gone.buffer = self.new_buffer()
+                flusher = self._flushers[loop] = LoopFlusher(self, loop)
+        self._latest = flusher
         return flusher
 
-    def _here(self) -> tuple[LoopFlusher, asyncio.AbstractEventLoop]:
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
         try:
-            loop = asyncio.get_running_loop()
+            return get_running_loop()
         except RuntimeError:
             raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
-        return self._flushers.get(loop) or self._begin(loop), loop
 
     def _everywhere(self, action: Callable[[LoopFlusher], None]) -> None:
         with _lock:
             flushers = list(self._flushers.items())
         try:
-            here = asyncio.get_running_loop()
+            here = get_running_loop()
         except RuntimeError:
             here = None
         for loop, flusher in flushers:
@@ -410,8 +431,8 @@ class LoopBatcher:
                 with suppress(RuntimeError):  # the loop is closed
                     loop.call_soon_threadsafe(action, flusher)
 
-    def new_buffer(self) -> Buffer[Call]:
-        buffer: Buffer[Call] = Buffer(self.name, self._options.batch_size, self._options.timeout)
+    def new_buffer(self) -> Buffer[Any]:
+        buffer: Buffer[Any] = Buffer(self.name, self._options.batch_size, self._options.timeout)
         if self._options.closed:
             buffer.close()
         return buffer
@@ -423,26 +444,44 @@ class LoopBatcher:
 
     async def call(self, item: Any) -> Any:
         """Return the item's result or raise its error, once it is answered."""
-        loop = asyncio.get_running_loop()
-        flusher = self._flushers.get(loop) or self._begin(loop)
+        loop = get_running_loop()
+        flusher = self._latest
+        if flusher is None or flusher.loop() is not loop:
+            flusher = self.flusher(loop)
         call = LoopCall(item, loop)
         try:
-            flusher.put(call)
+            if _inside.get() is not None or flusher.buffer.closed:
+                flusher.put(call, loop)
+            else:  # put(), written out, since everybody pays for each step here
+                due_at = flusher.buffer.add(call, loop.time())
+                if due_at < flusher.looks_at:
+                    flusher.look_at(due_at, loop)
             await call.answered
         except BaseException:  # cancelled, or closed
             call.answered.cancel()
             flusher.withdraw(call)
             raise
-        return call.result if call.error is None else call.outcome()
+        return call.value if call.error is None else call.outcome()
 
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result."""
-        flusher, loop = self._here()
-        future = ItemFuture(loop=loop)
-        future.flusher = flusher
-        call = future.call = FutureCall(item, future)
         try:
-            flusher.put(call)
+            loop = get_running_loop()
+        except RuntimeError:
+            raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
+        flusher = self._latest
+        if flusher is None or flusher.loop() is not loop:
+            flusher = self.flusher(loop)
+        future = ItemFuture(loop=loop)
+        future.item = item
+        future.flusher = flusher
+        try:
+            if _inside.get() is not None or flusher.buffer.closed:
+                flusher.put(future, loop)
+            else:
+                due_at = flusher.buffer.add(future, loop.time())
+                if due_at < flusher.looks_at:
+                    flusher.look_at(due_at, loop)
         except BaseException:
             future.cancel()
             raise
@@ -455,7 +494,8 @@ class LoopBatcher:
         return self._map(iter(items))
 
     async def _map(self, items: Iterator[Any]) -> AsyncIterator[Any]:
-        flusher, _ = self._here()
+        loop = self._running_loop()
+        flusher = self.flusher(loop)
         ahead: deque[MapCall] = deque()
         more = True
         error: BaseException | None = None  # of the items, raised behind the results of those before
@@ -470,7 +510,7 @@ class LoopBatcher:
                         error = raised
                     more = len(read) == self.batch_size and error is None
                     ahead.extend(read)
-                    flusher.put_all(read)
+                    flusher.put_all(read, loop)
                     del read
                     if not more:
                         flusher.flush()  # nothing of this map will join what is left
@@ -479,7 +519,7 @@ class LoopBatcher:
                 call = ahead[0]
                 await call.wait()
                 ahead.popleft()
-                yield call.result if call.error is None else call.outcome()
+                yield call.value if call.error is None else call.outcome()
             if error is not None:
                 try:
                     raise error
@@ -492,7 +532,8 @@ class LoopBatcher:
     async def _map_async(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        flusher, loop = self._here()
+        loop = self._running_loop()
+        flusher = self.flusher(loop)
         ahead: asyncio.Queue[MapCall | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * self.batch_size)
 
@@ -501,7 +542,7 @@ class LoopBatcher:
                 while True:
                     await room.acquire()
                     call = MapCall(await anext(items))
-                    flusher.put(call)
+                    flusher.put(call, loop)
                     ahead.put_nowait(call)
             except StopAsyncIteration:
                 pass
@@ -509,19 +550,20 @@ class LoopBatcher:
                 flusher.flush()
                 ahead.put_nowait(None)
 
-        reader = _create_task(loop, read(), f"batchify reader of a map of {self.name}()")
+        reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
+        reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
         call: MapCall | None = None
         try:
             while (call := await ahead.get()) is not None:
                 await call.wait()
                 room.release()
-                yield call.result if call.error is None else call.outcome()
+                yield call.value if call.error is None else call.outcome()
             await reader  # raises what the items raised
         finally:
             reader.cancel()
             await asyncio.wait([reader])
             if not reader.cancelled():
-                reader.exception()  # as if somebody had asked
+                reader.exception()  # as if asked for
             ahead.put_nowait(call)
             while not ahead.empty():
                 if (call := ahead.get_nowait()) is not None:
@@ -535,7 +577,7 @@ class LoopBatcher:
         """Refuse what comes, in all loops, and wait until what this one accepted is answered."""
         self._options.close()
         self._everywhere(LoopFlusher.close)
-        flusher = self._flushers.get(asyncio.get_running_loop())
+        flusher = self._flushers.get(get_running_loop())
         if flusher is not None:
             await flusher.closed()
 

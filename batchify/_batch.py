@@ -10,7 +10,6 @@ import sys
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
 from itertools import islice
 from types import CoroutineType
 from typing import Any
@@ -25,14 +24,14 @@ _MISSING = object()
 class Call:
     """One item, and the place for its answer.
 
-    `result` and `error` are unset until there is an answer; then `error` is None or is raised. `deliver` tells the
-    caller so, after the figures of `stats` are right.
+    `value`, which is the result, and `error` are unset until there is an answer; then `error` is None or is raised.
+    `deliver` tells the caller so, after the figures of `stats` are right.
     """
 
-    __slots__ = ("arrival", "deliver", "error", "item", "result")
+    __slots__ = ("arrival", "deliver", "error", "item", "value")
 
     arrival: float
-    result: Any
+    value: Any
     error: Exception | None
 
     def __init__(self, item: Any, deliver: Callable[[], object]) -> None:
@@ -43,7 +42,7 @@ class Call:
         """Return the result or raise the error, once delivered."""
         error = self.error
         if error is None:
-            return self.result
+            return self.value
         # The traceback will know this frame: without this, a cycle would keep error, item and all alive.
         self.error = None
         try:
@@ -76,13 +75,14 @@ class Batch:
 
     accepts = "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
 
-    __slots__ = ("_context", "_size", "_unanswered", "name")
+    __slots__ = ("_enter", "_size", "_unanswered", "name")
 
-    def __init__(self, name: str, calls: Sequence[Call]) -> None:
+    def __init__(self, name: str, calls: Sequence[Call], enter: Callable[..., Any]) -> None:
         self.name = name
         self._size = len(calls)
-        # Not the context of whoever called first: its variables (a user, a transaction) are not those of the others.
-        self._context = Context()
+        # Calls the function, or next(), in the context of this batch: an empty one, and not that of whoever called
+        # first, whose variables (a user, a transaction) are not those of the others.
+        self._enter = enter
         # A list of one list: who pops the calls is the one to answer them. pop() is atomic, so a future that calls back
         # twice, on two threads, is heard once.
         self._unanswered = [calls]
@@ -102,7 +102,7 @@ class Batch:
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self._context.run(function, [call.item for call in self._unanswered[0]])
+            value = self._enter(function, [call.item for call in self._unanswered[0]])
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -161,12 +161,14 @@ class Batch:
         failed = 0
         try:
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
-            if any(issubclass(kind, BaseException) for kind in set(map(type, results))):
-                for call, result in zip(calls, results, strict=True):
-                    failed += self._store(call, result)
+            for kind in set(map(type, results)):
+                if issubclass(kind, BaseException):
+                    for call, result in zip(calls, results, strict=True):
+                        failed += self._store(call, result)
+                    break
             else:
                 for call, result in zip(calls, results, strict=True):
-                    call.result = result
+                    call.value = result
                     call.error = None
             self.answer(calls, failed, done=True)
         finally:
@@ -177,7 +179,7 @@ class Batch:
         calls = self._unanswered[0] = deque(self._unanswered[0])
         try:
             # Asked once more than there are calls, since what stands behind its last `yield` must run too.
-            while (result := self._context.run(next, results, _MISSING)) is not _MISSING:
+            while (result := self._enter(next, results, _MISSING)) is not _MISSING:
                 if not self._yielded(calls, result):
                     break
         except BaseException as error:  # noqa: BLE001 - as in run()
@@ -221,7 +223,7 @@ class Batch:
         if issubclass(type(result), BaseException):
             call.error = own_copy(result, self.name)
             return True
-        call.result = result
+        call.value = result
         call.error = None
         return False
 

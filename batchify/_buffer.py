@@ -10,7 +10,6 @@ Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as lat
 
 import math
 from collections import OrderedDict
-from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from ._stats import Reason
@@ -98,10 +97,11 @@ class Buffer(Generic[C]):
         if reason is None:
             return None
         calls: list[C] = []
-        # A KeyError says that it is empty. Counted beforehand that could be wrong: a finalizer may cancel meanwhile.
-        with suppress(KeyError):
+        try:
             for _ in range(self.batch_size):
                 calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
+        except KeyError:  # It is empty. Counted beforehand that could be wrong: a finalizer may cancel meanwhile.
+            pass
         return (calls, reason) if calls else None
 
     def _reason(self, now: float) -> Reason | None:

@@ -91,7 +91,7 @@ class FutureCall(GroupedCall):
             # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
             if future.set_running_or_notify_cancel():
                 if self.error is None:
-                    future.set_result(self.result)
+                    future.set_result(self.value)
                 else:
                     future.set_exception(self.error)
         finally:
@@ -148,7 +148,7 @@ class ThreadBatch(Batch):
     __slots__ = ("__weakref__", "_batcher", "_life")
 
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call]) -> None:
-        super().__init__(batcher.name, calls)
+        super().__init__(batcher.name, calls, Context().run)
         self._batcher = batcher
         self._life = batcher._life
 
@@ -267,7 +267,7 @@ class ThreadBatcher:
         except BaseException:  # Ctrl-C
             self.withdraw(call)
             raise
-        return call.result if call.error is None else call.outcome()
+        return call.value if call.error is None else call.outcome()
 
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
@@ -321,7 +321,7 @@ class ThreadBatcher:
                 call, lock = ahead[0]
                 self._acquire(lock)
                 ahead.popleft()
-                yield call.result if call.error is None else call.outcome()
+                yield call.value if call.error is None else call.outcome()
             if error is not None:
                 try:
                     raise error
