@@ -1,6 +1,6 @@
 """How do coroutines wait?
 
-Two ways in: `answered()` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function. Imported
+Two ways in: `awaitable()` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function. Imported
 with the first use of either.
 
 A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called on:
@@ -13,7 +13,6 @@ A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called
 import asyncio
 import os
 import weakref
-from asyncio import get_running_loop
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -22,9 +21,9 @@ from itertools import islice
 from math import inf
 from operator import call as call_directly
 from threading import RLock
-from typing import Any
+from typing import Any, Protocol
 
-from ._batch import Batch, Call, GroupedCall
+from ._batch import Batch, Call
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import ClosedError
 from ._stats import Stats, Tally
@@ -38,12 +37,10 @@ _live: "weakref.WeakSet[LoopBatcher]" = weakref.WeakSet()
 _inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=None)
 
 
-class LoopCall(GroupedCall):
+class LoopCall(Call):
     """A call whose caller is a coroutine that awaits `answered`."""
 
     __slots__ = ("answered", "home")
-
-    home: asyncio.AbstractEventLoop
 
     def __init__(self, item: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.item = item
@@ -56,7 +53,7 @@ class LoopCall(GroupedCall):
             self.answered.set_result(None)
 
     @staticmethod
-    def deliver_group(calls: Sequence["LoopCall"]) -> None:
+    def deliver_all(calls: Sequence["LoopCall"]) -> None:
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
             calls[0].home.call_soon_threadsafe(_deliver, calls)
@@ -64,20 +61,32 @@ class LoopCall(GroupedCall):
 
 def _deliver(calls: Sequence[LoopCall]) -> None:
     for call in calls:
-        call.deliver()
+        if not call.answered.done():
+            call.answered.set_result(None)
 
 
-async def answered(item: Any, put: Callable[[LoopCall], None], withdraw: Callable[[LoopCall], object]) -> Any:
-    """Pass an item, and return its result or raise its error once it is answered."""
-    call = LoopCall(item, get_running_loop())
-    try:
-        put(call)
-        await call.answered
-    except BaseException:  # cancelled, or closed
-        call.answered.cancel()
-        withdraw(call)
-        raise
-    return call.value if call.error is None else call.outcome()
+class PutsCalls(Protocol):
+    """A batcher that does not run on an event loop."""
+
+    def put(self, call: Any, /) -> None: ...
+    def withdraw(self, call: Any, /) -> object: ...
+
+
+def awaitable(batcher: PutsCalls) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    """Return a coroutine function that awaits the result of an item from any event loop."""
+
+    async def aio(item: Any, /) -> Any:
+        call = LoopCall(item, asyncio.get_running_loop())
+        try:
+            batcher.put(call)
+            await call.answered
+        except BaseException:  # cancelled, or closed
+            call.answered.cancel()
+            batcher.withdraw(call)
+            raise
+        return call.value if call.error is None else call.outcome()
+
+    return aio
 
 
 class ItemFuture(asyncio.Future[Any]):
@@ -122,7 +131,7 @@ class MapCall(Call):
 
     async def wait(self) -> None:
         if not hasattr(self, "error"):
-            self.waiter = get_running_loop().create_future()
+            self.waiter = asyncio.get_running_loop().create_future()
             await self.waiter
 
 
@@ -131,7 +140,7 @@ class LoopBatch(Batch):
 
     __slots__ = ("_flusher", "nested", "waits_for")
 
-    accepts = "a list or other sequence, a mapping from item to result, or an iterator"
+    accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], *, nested: bool) -> None:
         super().__init__(flusher.batcher.name, calls, call_directly)
@@ -238,7 +247,7 @@ class LoopFlusher:
         """Wait until what was accepted is answered."""
         batch = _inside.get()
         if not self._idle() and (batch is None or not self.needs(batch)):
-            waiter = get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
             self._closers.append(waiter)
             await waiter
 
@@ -413,7 +422,7 @@ class LoopBatcher:
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         try:
-            return get_running_loop()
+            return asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
 
@@ -421,7 +430,7 @@ class LoopBatcher:
         with _lock:
             flushers = list(self._flushers.items())
         try:
-            here = get_running_loop()
+            here = asyncio.get_running_loop()
         except RuntimeError:
             here = None
         for loop, flusher in flushers:
@@ -444,7 +453,7 @@ class LoopBatcher:
 
     async def call(self, item: Any) -> Any:
         """Return the item's result or raise its error, once it is answered."""
-        loop = get_running_loop()
+        loop = asyncio.get_running_loop()
         flusher = self._latest
         if flusher is None or flusher.loop() is not loop:
             flusher = self.flusher(loop)
@@ -466,7 +475,7 @@ class LoopBatcher:
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result."""
         try:
-            loop = get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
         flusher = self._latest
@@ -577,7 +586,7 @@ class LoopBatcher:
         """Refuse what comes, in all loops, and wait until what this one accepted is answered."""
         self._options.close()
         self._everywhere(LoopFlusher.close)
-        flusher = self._flushers.get(get_running_loop())
+        flusher = self._flushers.get(asyncio.get_running_loop())
         if flusher is not None:
             await flusher.closed()
 

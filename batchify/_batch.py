@@ -25,18 +25,26 @@ class Call:
     """One item, and the place for its answer.
 
     `value`, which is the result, and `error` are unset until there is an answer; then `error` is None or is raised.
-    `deliver` tells the caller so, after the figures of `stats` are right.
+    `deliver` tells the caller so, after the figures of `stats` are right. Calls of one batch that have the same `home`
+    are delivered together.
     """
 
     __slots__ = ("arrival", "deliver", "error", "item", "value")
 
     arrival: float
+    home: Any = None
     value: Any
     error: Exception | None
 
     def __init__(self, item: Any, deliver: Callable[[], object]) -> None:
         self.item = item
         self.deliver = deliver
+
+    @staticmethod
+    def deliver_all(calls: Sequence[Any]) -> None:
+        """Deliver calls of one home."""
+        for call in calls:
+            call.deliver()
 
     def outcome(self) -> Any:
         """Return the result or raise the error, once delivered."""
@@ -51,19 +59,6 @@ class Call:
             del error, self
 
 
-class GroupedCall(Call):
-    """A call whose answer goes home together with the others of its batch that have the same home."""
-
-    __slots__ = ()
-
-    home: Any
-
-    @staticmethod
-    def deliver_group(calls: Sequence[Any]) -> None:
-        """Tell the callers of these calls, all of one home, that there is an answer."""
-        raise NotImplementedError
-
-
 class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
@@ -73,7 +68,10 @@ class Batch:
     another thread.
     """
 
-    accepts = "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
+    # What the function may return, for messages.
+    accepts = (
+        "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
+    )
 
     __slots__ = ("_enter", "_size", "_unanswered", "name")
 
@@ -240,8 +238,7 @@ class Batch:
                 value.close()  # else it would warn that nobody awaited it
             what = "None" if value is None else type(value).__name__
             error = TypeError(
-                f"{self.name}() returned {what}; it must return one result per item, in the same "
-                f"order: {self.accepts}"
+                f"{self.name}() returned {what}; it must return one result per item, in the same order: {self.accepts}"
             )
             return [error] * len(calls)
         count = len(value)

@@ -44,17 +44,6 @@ class FutureLike(Protocol[R_co]):
     def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any: ...
 
 
-class Batcher(Protocol):
-    """What threads and coroutines have in common."""
-
-    batch_size: int
-    timeout: float | None
-
-    @property
-    def stats(self) -> Stats: ...
-    def flush(self) -> None: ...
-
-
 if TYPE_CHECKING:
     import asyncio
 
@@ -72,11 +61,11 @@ class _Batched(Generic[T, R], _Wrapper):
     __name__: str
     __qualname__: str
     __wrapped__: Callable[[list[T]], Any]
-    _self_batcher: Batcher  # names that begin so stay here; wrapt passes all others on to the function
 
-    def __init__(self, function: Callable[[list[T]], Any], batcher: Batcher) -> None:
+    def __init__(self, function: Callable[[list[T]], Any], batcher: "ThreadBatcher | LoopBatcher") -> None:
         if not TYPE_CHECKING:
             super().__init__(function, _not_called)
+        # Names that begin so stay here; wrapt passes all others on to the function.
         self._self_batcher = batcher
 
     def flush(self) -> None:
@@ -110,13 +99,6 @@ class _Batched(Generic[T, R], _Wrapper):
     def __signature__(self) -> Signature:
         return _signature_of_one_item(self.__wrapped__)
 
-    @property
-    def __annotations__(self) -> dict[str, Any]:  # type: ignore[override]
-        signature = self.__signature__
-        annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-        annotations["return"] = signature.return_annotation
-        return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
-
     def __repr__(self) -> str:
         return f"<batched {self.__name__}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
@@ -139,11 +121,11 @@ class _Batched(Generic[T, R], _Wrapper):
 class BatchedFunction(_Batched[T, R]):
     """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
 
-    _self_batcher: ThreadBatcher
-
     def __init__(self, function: Callable[[list[T]], Any], batcher: ThreadBatcher) -> None:
         super().__init__(function, batcher)
+        self._self_batcher: ThreadBatcher = batcher
         self._self_call: Callable[[T], R] = batcher.call  # one step less for each call
+        self._self_aio: Callable[[T], Coroutine[Any, Any, R]] | None = None
 
     def __call__(self, item: T, /) -> R:
         """Block until the item is answered.
@@ -177,25 +159,19 @@ class BatchedFunction(_Batched[T, R]):
         """
         return self._self_batcher.submit(item)
 
-    async def aio(self, item: T, /) -> R:
-        """Await the item's result, from any event loop, which is not blocked; the function runs in the flush thread.
+    @property
+    def aio(self) -> Callable[[T], Coroutine[Any, Any, R]]:
+        """A coroutine function: awaits an item's result from any event loop, and does not block it.
 
-        Items from event loops and from threads share batches. Cancelling takes the item out of the buffer; if it is in
-        a batch already, only its answer is dropped.
-
-        Args:
-            item: One entry of the list that the function gets.
-
-        Returns:
-            The result of this item.
-
-        Raises:
-            Exception: As for a call that blocks.
+        The function still runs in the flush thread, and items from event loops and from threads share batches.
+        Cancelling takes the item out of the buffer; if it is in a batch already, only its answer is dropped. Raises
+        what a call that blocks would raise.
         """
-        from ._asyncio import answered  # asyncio is imported when it is needed
+        if self._self_aio is None:
+            from ._asyncio import awaitable  # asyncio is imported when it is needed
 
-        result: R = await answered(item, self._self_batcher.put, self._self_batcher.withdraw)
-        return result
+            self._self_aio = awaitable(self._self_batcher)
+        return self._self_aio
 
     def map(self, items: Iterable[T], /) -> Iterator[R]:
         """Pass many items, from one thread. Other callers' items may join the batches.
@@ -234,10 +210,9 @@ class BatchedCoroutineFunction(_Batched[T, R]):
     Coroutines in any number of event loops may call it. Items from one loop share batches, which run there.
     """
 
-    _self_batcher: "LoopBatcher"
-
     def __init__(self, function: Callable[[list[T]], Any], batcher: "LoopBatcher") -> None:
         super().__init__(function, batcher)
+        self._self_batcher: LoopBatcher = batcher
         self._self_call: Callable[[T], Coroutine[Any, Any, R]] = batcher.call
         self._self_submit: Callable[[T], asyncio.Future[R]] = batcher.submit
 
@@ -259,19 +234,10 @@ class BatchedCoroutineFunction(_Batched[T, R]):
         """
         return self._self_call(item)
 
-    async def aio(self, item: T, /) -> R:
-        """Await the item's result: the same as a call, so that it need not matter which kind of function this is.
-
-        Args:
-            item: One entry of the list that the function gets.
-
-        Returns:
-            The result of this item.
-
-        Raises:
-            Exception: As for a call.
-        """
-        return await self._self_call(item)
+    @property
+    def aio(self) -> Callable[[T], Coroutine[Any, Any, R]]:
+        """The same as a call, so that it need not matter which kind of function this is."""
+        return self._self_call
 
     def submit(self, item: T, /) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
@@ -324,7 +290,7 @@ class BatchedCoroutineFunction(_Batched[T, R]):
     @property
     def __code__(self) -> CodeType:
         # inspect.iscoroutinefunction() looks at its flags, and those of an asynchronous generator say no.
-        return BatchedCoroutineFunction.aio.__code__
+        return self._self_call.__code__
 
 
 class Decorator(Protocol):
@@ -341,9 +307,7 @@ class Decorator(Protocol):
         /,
     ) -> BatchedCoroutineFunction[T, R]: ...
     @overload
-    def __call__(
-        self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /
-    ) -> BatchedCoroutineFunction[T, R]: ...
+    def __call__(self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /) -> BatchedCoroutineFunction[T, R]: ...
     # A mapping has a length and iterates, but over its keys: so it comes first.
     @overload
     def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
@@ -388,7 +352,7 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
         ValueError: (On decorating) `batch_size` is below 1, or `timeout` is negative or not finite.
     """
 
-    def decorate(function: Callable[[list[Any]], Any], /) -> _Batched[Any, Any]:
+    def decorate(function: Callable[[list[Any]], Any], /) -> Any:
         name = _check_function(function)
         buffer: Buffer[Any] = Buffer(name, batch_size, timeout)
         if _is_coroutine_function(function):
@@ -397,7 +361,7 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
             return BatchedCoroutineFunction(function, LoopBatcher(function, name, buffer))
         return BatchedFunction(function, ThreadBatcher(function, name, buffer, awaitable=f"{name}.aio(item)"))
 
-    return decorate  # type: ignore[return-value]  # the overloads say more than it can
+    return decorate
 
 
 def _not_called(*_: object) -> None:
@@ -425,6 +389,18 @@ def _is_coroutine_function(function: Callable[..., Any]) -> bool:
         inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
         for each in (function, type(function).__call__)
     )
+
+
+def _annotations_of_one_item(self: _Batched[Any, Any]) -> dict[str, Any]:
+    signature = self.__signature__
+    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
+    annotations["return"] = signature.return_annotation
+    return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+
+
+for _kind in (BatchedFunction, BatchedCoroutineFunction):
+    # In each class itself: Python makes an empty one where it is missing, as soon as somebody asks the class.
+    setattr(_kind, "__annotations__", property(_annotations_of_one_item))  # noqa: B010 - a type checker forbids it
 
 
 def _signature_of_one_item(function: Callable[..., Any]) -> Signature:

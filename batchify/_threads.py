@@ -27,7 +27,7 @@ from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any
 
-from ._batch import Batch, Call, GroupedCall, complain
+from ._batch import Batch, Call, complain
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
@@ -57,19 +57,19 @@ _dropped: "set[ThreadBatcher]" = set()
 _exiting = False
 
 
-class FutureCall(GroupedCall):
+class FutureCall(Call):
     """A call that answers a future."""
 
     __slots__ = ("future",)
 
-    home = None
+    home = "futures"
 
     def __init__(self, item: Any, future: "ItemFuture") -> None:
         self.item = item
         self.future = future
 
     @staticmethod
-    def deliver_group(calls: Sequence["FutureCall"]) -> None:
+    def deliver_all(calls: Sequence["FutureCall"]) -> None:
         for call in calls:
             try:
                 call.deliver()
@@ -157,17 +157,17 @@ class ThreadBatch(Batch):
             return  # The function forked, and this is the child: the callers are the parent's.
         with _lock:
             self._batcher._tally.answer(len(calls), failed, done=done)
-        groups: dict[object, list[GroupedCall]] = {}
-        for call in calls:
-            if type(call) is Call:
-                call.deliver()
-            else:
-                groups.setdefault(call.home, []).append(call)
+        if len({call.home for call in calls}) == 1:
+            calls[0].deliver_all(calls)
+            return
         # Futures last, since their callbacks may take long.
-        futures = groups.pop(None, ())
+        groups: dict[Any, list[Any]] = {None: []}
+        for call in calls:
+            groups.setdefault(call.home, []).append(call)
+        futures = groups.pop(FutureCall.home, ())
         for group in (*groups.values(), futures):
             if group:
-                group[0].deliver_group(group)
+                group[0].deliver_all(group)
 
     def finish(self) -> None:
         batcher = self._batcher
@@ -255,14 +255,7 @@ class ThreadBatcher:
         lock.acquire()
         call = Call(item, lock.release)
         try:
-            if self._thread is None:
-                self._start_thread()
-            # _put() for one item, written out, since everybody pays for each step here.
-            with _lock:
-                if self._buffer.closed:
-                    raise self._closed_error()
-                if self._buffer.add(call, monotonic()) < self._wakes_at:
-                    self._wake_locked()
+            self.put(call)
             lock.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
@@ -287,7 +280,17 @@ class ThreadBatcher:
 
     def put(self, call: Call) -> None:
         """Let a call wait whose caller waits in a way of its own."""
-        self._put_inside((call,))
+        if get_ident() in _flushing:
+            self._put_inside((call,))
+            return
+        # _put() for one item, written out, since everybody pays for each step here.
+        if self._thread is None:
+            self._start_thread()
+        with _lock:
+            if self._buffer.closed:
+                raise self._closed_error()
+            if self._buffer.add(call, monotonic()) < self._wakes_at:
+                self._wake_locked()
 
     def map(self, items: Iterable[Any]) -> Iterator[Any]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""

@@ -9,8 +9,8 @@ import batchify
 
 PACKAGE = Path(batchify.__file__).parent
 ROWS = ["__init__", "_processor", "_decorator", "_threads", "_asyncio", "_buffer", "_batch", "_stats", "_errors"]
-ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator"}, "threading": {"_threads"}, "_thread": {"_threads"}}
-ONLY |= {"time": {"_threads"}, "asyncio": {"_asyncio"}}
+ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator"}, "time": {"_threads"}, "_thread": {"_threads"}}
+ONLY |= {"asyncio": {"_asyncio", "_decorator"}, "threading": {"_threads", "_asyncio"}}
 
 
 def imports(path: Path) -> set[str]:

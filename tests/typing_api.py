@@ -1,10 +1,11 @@
 """The public types, checked by mypy and pyright, never run."""
 
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
-from typing import assert_type
+from typing import Any, assert_type
 
-from batchify import BatchedFunction, BatchProcessor, Stats, batched
+from batchify import BatchedCoroutineFunction, BatchedFunction, BatchProcessor, Stats, batched
 
 
 @batched(batch_size=2, timeout=0.1)
@@ -90,3 +91,56 @@ async def from_a_coroutine() -> None:
     assert_type(await from_list.aio(3), float)
     assert_type(await from_mapping.aio(3), str)
     await from_list.aio("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@batched(batch_size=2, timeout=0.1)
+async def coroutine(xs: list[int]) -> list[float]:
+    return [10.0 * x for x in xs]
+
+
+@batched(batch_size=2)
+async def coroutine_of_mapping(keys: list[int]) -> dict[int, str]:
+    return {key: str(key) for key in keys}
+
+
+@batched(batch_size=2)
+async def coroutine_with_errors(xs: list[int]) -> list[float | Exception]:
+    return [1.0 / x if x else ZeroDivisionError() for x in xs]
+
+
+@batched(batch_size=2)
+async def from_async_generator(xs: list[int]) -> AsyncIterator[str]:
+    for x in xs:
+        yield str(x)
+
+
+assert_type(coroutine, BatchedCoroutineFunction[int, float])
+
+
+async def from_coroutines() -> None:
+    assert_type(await coroutine(3), float)
+    assert_type(await coroutine.aio(3), float)
+    assert_type(coroutine.submit(3), asyncio.Future[float])
+    assert_type(await asyncio.gather(coroutine.submit(3), coroutine(4)), tuple[float, float])
+    assert_type(await asyncio.create_task(coroutine(3)), float)
+    assert_type(await asyncio.wait_for(coroutine(3), 1.0), float)
+    created = coroutine(3)
+    assert_type(created, Coroutine[Any, Any, float])
+    await created
+    assert_type(coroutine.map([1, 2]), AsyncIterator[float])
+    assert_type([result async for result in coroutine.map(from_async_iterable())], list[float])
+    async with coroutine as opened:
+        assert_type(opened, BatchedCoroutineFunction[int, float])
+    await coroutine.aclose()
+    assert_type(coroutine.stats, Stats)
+    assert_type(await coroutine_of_mapping(3), str)
+    assert_type(await coroutine_with_errors(3), float)
+    assert_type(await from_async_generator(3), str)
+
+    coroutine(3)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
+    await coroutine("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    coroutine.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+async def from_async_iterable() -> AsyncIterator[int]:
+    yield 1
