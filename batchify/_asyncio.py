@@ -366,14 +366,14 @@ class LoopFlusher:
         batch, loop = _inside.get(), self.loop()
         assert batch is not None
         assert loop is not None
-        if self.needs(batch):
+        needed = self.needs(batch)
+        batch.waits_for += [(call, self) for call in calls]
+        if needed:
             with _lock:
                 self.batcher.tally.begin("nested", [0.0] * len(calls), 0.0)
             nested = LoopBatch(self, calls, nested=True)
             self._start(self._run(nested), loop, nested)
-            return True
-        batch.waits_for += [(call, self) for call in calls]
-        return False
+        return needed
 
     def needs(self, batch: LoopBatch) -> bool:
         """Whether what is passed here may be answered only after that batch has ended."""
@@ -510,7 +510,7 @@ class LoopBatcher:
         error: BaseException | None = None  # of the items, raised behind the results of those before
         try:
             while True:
-                if more and len(ahead) <= self.batch_size:
+                while more and len(ahead) <= self.batch_size:
                     read = []
                     try:
                         for item in islice(items, self.batch_size):
@@ -519,7 +519,8 @@ class LoopBatcher:
                         error = raised
                     more = len(read) == self.batch_size and error is None
                     ahead.extend(read)
-                    flusher.put_all(read, loop)
+                    if read:
+                        flusher.put_all(read, loop)
                     del read
                     if not more:
                         flusher.flush()  # nothing of this map will join what is left

@@ -17,7 +17,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from inspect import Parameter, Signature
-from types import CodeType
+from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, get_args, get_origin, overload
 
 from ._buffer import Buffer
@@ -95,12 +95,19 @@ class _Batched(Generic[T, R], _Wrapper):
     def timeout(self, value: float | None) -> None:
         self._self_batcher.timeout = value
 
+    if not TYPE_CHECKING:
+
+        @property
+        def __class__(self) -> type:
+            # Else it would be that of the function: a method, of which inspect would take away the first parameter.
+            return FunctionType
+
     @property
     def __signature__(self) -> Signature:
         return _signature_of_one_item(self.__wrapped__)
 
     def __repr__(self) -> str:
-        return f"<batched {self.__name__}(), batch_size={self.batch_size}, timeout={self.timeout}>"
+        return f"<batched {self._self_batcher.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
         # As a static method: a function of one parameter, the list, has none for an instance.

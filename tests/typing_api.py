@@ -124,8 +124,7 @@ async def from_coroutines() -> None:
     assert_type(await asyncio.gather(coroutine.submit(3), coroutine(4)), tuple[float, float])
     assert_type(await asyncio.create_task(coroutine(3)), float)
     assert_type(await asyncio.wait_for(coroutine(3), 1.0), float)
-    created = coroutine(3)
-    assert_type(created, Coroutine[Any, Any, float])
+    created: Coroutine[Any, Any, float] = coroutine(3)
     await created
     assert_type(coroutine.map([1, 2]), AsyncIterator[float])
     assert_type([result async for result in coroutine.map(from_async_iterable())], list[float])

@@ -1,0 +1,1478 @@
+"""How do coroutines wait? `async def` batch functions, on a loop whose clock is moved by hand."""
+
+import asyncio
+import contextvars
+import gc
+import inspect
+import logging
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from types import FrameType
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchify import BatchedCoroutineFunction, BatchError, ClosedError, MissingResultError, ResultCountError
+
+from .tools import batched as batched_untyped
+from .tools import in_threads, run_script
+
+batched: Callable[..., Callable[[Any], BatchedCoroutineFunction[Any, Any]]] = batched_untyped  # type: ignore[assignment]
+
+
+class HandLoop(asyncio.SelectorEventLoop):
+    """A loop on whose clock only `move()` lets time go by."""
+
+    moment = 0.0
+
+    def time(self) -> float:
+        return self.moment
+
+    def timers(self) -> int:
+        return sum(not handle.cancelled() for handle in self._scheduled)  # type: ignore[attr-defined]
+
+
+def run(main: Coroutine[Any, Any, Any]) -> Any:
+    with asyncio.Runner(loop_factory=HandLoop) as runner:
+        return runner.run(main)
+
+
+def here() -> HandLoop:
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, HandLoop)
+    return loop
+
+
+async def settle() -> None:
+    """Let the loop turn until all that can happen now has happened."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def move(seconds: float) -> None:
+    here().moment += seconds
+    await settle()
+
+
+def tasks(calls: Iterable[Coroutine[Any, Any, Any]]) -> list["asyncio.Task[Any]"]:
+    return [asyncio.get_running_loop().create_task(call) for call in calls]
+
+
+async def outcomes(awaitables: Iterable[Any]) -> list[Any]:
+    return list(await asyncio.gather(*awaitables, return_exceptions=True))
+
+
+class Gated:
+    """An `async def` list function that stops in each call until it is let on, and remembers its batches."""
+
+    def __init__(self, function: Callable[[list[Any]], Any] = lambda items: [-item for item in items]) -> None:
+        self.function = function
+        self.batches: list[list[Any]] = []
+        self.let_on = asyncio.Semaphore(0)
+        self.running = self.most = 0
+
+    async def __call__(self, items: list[Any]) -> Any:
+        self.batches.append(list(items))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.let_on.acquire()
+            return self.function(items)
+        finally:
+            self.running -= 1
+
+    async def go_on(self, batches: int = 1) -> None:
+        for _ in range(batches):
+            self.let_on.release()
+        await settle()
+
+
+async def negate(items: list[int]) -> list[int]:
+    return [-item for item in items]
+
+
+@pytest.fixture(autouse=True)
+def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No "never retrieved", no "was destroyed", no slow callback: asyncio logs nothing."""
+    yield
+    gc.collect()
+    assert [record for record in caplog.records if record.name == "asyncio"] == []
+
+
+# Which items form a batch, and when
+
+
+def test_a_full_batch_does_not_wait() -> None:
+    async def main() -> None:
+        assert await asyncio.gather(*map(f, range(8))) == [-item for item in range(8)]
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+    assert (f.stats.sizes, f.stats.reasons) == ({4: 2}, {"full": 2})
+
+
+def test_the_oldest_item_never_waits_past_its_deadline() -> None:
+    async def main() -> None:
+        first = f.submit(1)
+        await move(0.75)
+        second = f.submit(2)
+        await move(0.125)
+        assert function.batches == []
+        await move(0.125)
+        assert function.batches == [[1, 2]]
+        await function.go_on()
+        assert await asyncio.gather(first, second) == [-1, -2]
+
+    function = Gated()
+    f = batched(batch_size=9, timeout=1.0)(function)
+    run(main())
+    assert (f.stats.reasons, f.stats.waited, f.stats.longest_wait) == ({"timeout": 1}, 1.25, 1.0)
+
+
+def test_what_is_left_over_keeps_its_time_of_arrival() -> None:
+    async def main() -> None:
+        futures = [f.submit(item) for item in (1, 2)]
+        await settle()
+        futures.append(f.submit(3))
+        await move(0.5)
+        futures.append(f.submit(4))
+        futures.append(f.submit(5))
+        await function.go_on()
+        assert function.batches == [[1, 2], [3, 4]]
+        await function.go_on()
+        await move(0.75)
+        assert function.batches == [[1, 2], [3, 4]]
+        await move(0.25)
+        assert function.batches == [[1, 2], [3, 4], [5]]
+        await function.go_on()
+        assert await asyncio.gather(*futures) == [-1, -2, -3, -4, -5]
+
+    function = Gated()
+    f = batched(batch_size=2, timeout=1.0)(function)
+    run(main())
+
+
+def test_a_timer_of_an_earlier_batch_does_not_cut_the_next_one() -> None:
+    async def main() -> None:
+        first = f.submit(1)
+        await move(0.5)
+        second = f.submit(2)
+        await settle()
+        assert await asyncio.gather(first, second) == [-1, -2]
+        third = f.submit(3)
+        await move(0.75)
+        assert not third.done()
+        await move(0.25)
+        assert third.result() == -3
+
+    run(main())
+
+
+f = batched(batch_size=2, timeout=1.0)(negate)  # used by several tests, in as many loops
+
+
+def test_with_timeout_0_those_of_one_turn_share_a_batch() -> None:
+    async def main() -> None:
+        assert await asyncio.gather(*map(f, range(20))) == [-item for item in range(20)]
+
+    f = batched(batch_size=64)(negate)
+    run(main())
+    assert f.stats.sizes == {20: 1}
+
+
+def test_a_batch_is_cut_as_late_as_can_be() -> None:
+    async def main() -> None:
+        futures = []
+        for item in range(20):
+            futures.append(f.submit(item))
+            await move(0.01)
+        assert function.batches == [[0]]
+        await function.go_on(2)
+        assert function.batches == [[0], list(range(1, 20))]
+        assert await asyncio.gather(*futures) == [-item for item in range(20)]
+
+    function = Gated()
+    f = batched(batch_size=64)(function)
+    run(main())
+
+
+def test_callers_just_answered_join_the_next_batch() -> None:
+    async def caller(items: list[int]) -> None:
+        for item in items:
+            assert await f(item) == -item
+
+    async def main() -> None:
+        await asyncio.gather(*(caller([caller_, -caller_, 7]) for caller_ in range(6)))
+
+    f = batched(batch_size=4)(negate)
+    run(main())
+    assert set(f.stats.sizes) <= {2, 4}
+    assert f.stats.sizes[4] >= 3
+
+
+def test_the_function_never_runs_twice_at_once() -> None:
+    async def main() -> None:
+        futures = [f.submit(item) for item in range(20)]
+        await settle()
+        for _ in range(10):
+            assert function.running == 1
+            await function.go_on()
+        assert await asyncio.gather(*futures) == [-item for item in range(20)]
+
+    function = Gated()
+    f = batched(batch_size=2)(function)
+    run(main())
+    assert function.most == 1
+
+
+def test_one_timer_for_an_open_batch_and_none_without() -> None:
+    async def main() -> None:
+        for item in range(3):
+            for task in (futures := [f.submit(each) for each in range(5)]):
+                assert not task.done()
+            await settle()
+            assert here().timers() == 1
+            await move(0.5)
+            futures += [f.submit(each) for each in range(5, 10 + item)]
+            await settle()
+            assert (here().timers(), len(f.stats.sizes)) == (item > 0, 1 + bool(item > 1))
+            await move(1.0)
+            assert all(future.done() for future in futures)
+            assert here().timers() == 0
+
+    f = batched(batch_size=10, timeout=1.0)(negate)
+    threads = threading.active_count()
+    run(main())
+    assert threading.active_count() == threads
+
+
+def test_timeout_none_waits_for_a_full_batch_or_flush() -> None:
+    async def main() -> None:
+        first = f.submit(1)
+        await move(1e9)
+        assert here().timers() == 0
+        f.flush()
+        await move(1.0)
+        second = f.submit(2)
+        await settle()
+        assert (first.result(), second.done()) == (-1, False)
+        second.cancel()
+
+    f = batched(batch_size=2, timeout=None)(negate)
+    run(main())
+    assert f.stats.reasons == {"flush": 1}
+
+
+@pytest.mark.parametrize("from_a_thread", [False, True])
+@pytest.mark.parametrize("change", ["batch_size", "timeout", "flush"])
+def test_what_waits_heeds_a_change_at_once(change: str, from_a_thread: bool) -> None:
+    def alter() -> None:
+        if change == "batch_size":
+            f.batch_size = 3
+        elif change == "timeout":
+            f.timeout = 0.5
+        else:
+            f.flush()
+
+    async def main() -> None:
+        futures = [f.submit(item) for item in range(3)]
+        await move(0.5)
+        if from_a_thread:
+            await asyncio.to_thread(alter)
+        else:
+            alter()
+        assert await asyncio.gather(*futures) == [0, -1, -2]
+
+    f = batched(batch_size=9, timeout=1e6)(negate)
+    run(main())
+    assert (f.batch_size, f.timeout) == (3 if change == "batch_size" else 9, 0.5 if change == "timeout" else 1e6)
+
+
+def test_a_bad_option_is_refused_and_changes_nothing() -> None:
+    f = batched(batch_size=2)(negate)
+    with pytest.raises(ValueError, match=r"^negate\(\): batch_size must be at least 1, got 0$"):
+        f.batch_size = 0
+    with pytest.raises(ValueError, match=r"^negate\(\): timeout must be at least 0 and finite"):
+        f.timeout = float("nan")
+    assert (f.batch_size, f.timeout) == (2, 0.0)
+
+
+# What each caller gets
+
+
+@given(
+    st.lists(st.integers()), st.integers(1, 5), st.sampled_from([0.0, None]), st.sampled_from(["call", "submit", "map"])
+)
+def test_every_caller_gets_its_own_result_in_order(
+    items: list[int], size: int, timeout: float | None, how: str
+) -> None:
+    async def main() -> Any:
+        if how == "map":
+            return [result async for result in f.map(items)]
+        awaitables = [f(item) if how == "call" else f.submit(item) for item in items]
+        done = asyncio.gather(*awaitables)
+        await settle()
+        f.flush()
+        return await done
+
+    f = batched(batch_size=size, timeout=timeout)(negate)
+    assert run(main()) == [-item for item in items]
+    assert all(each <= size for each in f.stats.sizes)
+    assert f.stats.answered == f.stats.accepted == len(items)
+
+
+def returns(value: Any) -> BatchedCoroutineFunction[Any, Any]:
+    async def function(items: list[Any]) -> Any:
+        return value(items) if callable(value) else value
+
+    return batched(batch_size=2, timeout=None)(function)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (lambda items: tuple(items), [1, 2]),
+        (lambda items: {2: "two", 1: "one"}, ["one", "two"]),
+        (lambda items: map(str, items), ["1", "2"]),
+        (lambda items: dict.fromkeys(items).keys(), [1, 2]),
+    ],
+)
+def test_the_function_may_return_what_has_an_order(value: Any, expected: list[Any]) -> None:
+    assert run(outcomes(map(returns(value), [1, 2]))) == expected
+
+
+def test_an_exception_among_the_results_is_its_callers_alone() -> None:
+    one, two = run(outcomes(map(returns([KeyError("one"), 2]), [1, 2])))
+    assert (repr(one), two) == ("KeyError('one')", 2)
+
+
+def test_a_key_that_is_missing_is_its_callers_alone() -> None:
+    one, two = run(outcomes(map(returns({2: "two"}), [1, 2])))
+    assert (type(one), two) == (MissingResultError, "two")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1], "function() returned 1 result for 2 items; it must return one result per item, in the same order"),
+        (
+            None,
+            "function() returned None; it must return one result per item, in the same order: a list or other sequence, "
+            "a mapping from item to result, or an iterator, asynchronous or not",
+        ),
+    ],
+)
+def test_what_cannot_be_results_fails_every_caller(value: Any, message: str) -> None:
+    one, two = run(outcomes(map(returns(value), [1, 2])))
+    assert type(one) is type(two) is (TypeError if value is None else ResultCountError)
+    assert str(one) == str(two) == message
+
+
+def test_a_yielded_result_is_delivered_at_once() -> None:
+    ended = []
+
+    async def main() -> None:
+        go_on = asyncio.Event()
+
+        @batched(batch_size=2, timeout=None)
+        async def f(items: list[int]) -> AsyncIterator[int]:
+            yield -items[0]
+            await go_on.wait()
+            yield -items[1]
+            ended.append(True)
+
+        one, two = f.submit(1), f.submit(2)
+        await settle()
+        assert (one.done(), two.done(), f.stats.running, f.stats.in_flight) == (True, False, 1, 1)
+        go_on.set()
+        assert [await one, await two] == [-1, -2]
+
+    run(main())
+    assert ended == [True]
+
+
+def test_a_generator_that_ends_early_fails_those_still_waiting() -> None:
+    @batched(batch_size=3, timeout=None)
+    async def f(items: list[int]) -> AsyncIterator[int]:
+        yield 1
+
+    one, *others = run(outcomes(map(f, range(3))))
+    assert one == 1
+    assert {str(error) for error in others} == {
+        "f() returned 1 result for 3 items; it must return one result per item, in the same order"
+    }
+
+
+def test_a_generator_that_raises_fails_those_still_waiting() -> None:
+    @batched(batch_size=3, timeout=None)
+    async def f(items: list[int]) -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("no")
+
+    assert list(map(repr, run(outcomes(map(f, range(3)))))) == ["1", "ValueError('no')", "ValueError('no')"]
+
+
+@pytest.mark.parametrize("then", ["yield", "raise"])
+def test_what_a_generator_does_after_its_last_result_is_logged(then: str, caplog: pytest.LogCaptureFixture) -> None:
+    closed = []
+
+    @batched(batch_size=2, timeout=None)
+    async def f(items: list[int]) -> AsyncIterator[int]:
+        try:
+            for item in items:
+                yield item
+            if then == "raise":
+                raise ValueError("no")
+            yield 3
+        finally:
+            closed.append(True)
+
+    async def main() -> None:
+        assert await outcomes(map(f, [1, 2])) == [1, 2]
+        await settle()
+        assert closed == [True]
+
+    run(main())
+    (record,) = caplog.records
+    assert record.name == "batchify"
+    assert record.getMessage() == (
+        "f() yielded more results than the 2 items it was given"
+        if then == "yield"
+        else "f() raised after its last result"
+    )
+
+
+# Errors
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), ExceptionGroup("no", [ValueError("one")])])
+def test_each_caller_gets_its_own_copy_of_an_error(error: Exception) -> None:
+    async def function(items: list[int]) -> list[int]:
+        raise error
+
+    f = batched(batch_size=3, timeout=None)(function)
+    errors = run(outcomes(call(1) for call in (f, f.submit, f.aio)))
+    assert [type(each) for each in errors] == [type(error)] * 3
+    assert [each.__cause__ for each in errors] == [error] * 3
+    assert len({id(each) for each in errors}) == 3
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError, KeyboardInterrupt, SystemExit, GeneratorExit, BaseException])
+def test_what_is_no_exception_becomes_a_batch_error_and_the_loop_lives_on(error: type[BaseException]) -> None:
+    async def function(items: list[int]) -> list[int]:
+        if items[0] == 0:
+            raise error
+        return items
+
+    async def main() -> None:
+        errors = await outcomes(call(0) for call in (f, f.submit))
+        assert [(type(each), type(each.__cause__)) for each in errors] == [(BatchError, error)] * 2
+        assert await asyncio.gather(f(2), f(3)) == [2, 3]
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
+def test_stop_iteration_is_a_runtime_error_as_in_any_coroutine() -> None:
+    async def function(items: list[int]) -> list[int]:
+        raise StopIteration
+
+    f = batched(batch_size=2, timeout=None)(function)
+    errors = run(outcomes(call(1) for call in (f, f.submit)))
+    assert list(map(repr, errors)) == ["RuntimeError('coroutine raised StopIteration')"] * 2
+
+
+def test_an_error_that_nobody_asks_for_makes_no_noise() -> None:
+    async def function(items: list[int]) -> list[int]:
+        raise ValueError("no")
+
+    async def main() -> None:
+        f.submit(1)
+        f.submit(2)
+        await settle()
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+    assert f.stats.failed == 2
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("how", ["task", "future"])
+@pytest.mark.parametrize("who", [[0], [1], [2], [0, 1, 2]])
+def test_who_leaves_while_waiting_is_taken_out(who: list[int], how: str) -> None:
+    async def main() -> None:
+        waiting = tasks(map(f, range(3))) if how == "task" else [f.submit(item) for item in range(3)]
+        await settle()
+        for number in who:
+            waiting[number].cancel()
+        await settle()
+        assert (f.stats.pending, f.stats.cancelled) == (3 - len(who), len(who))
+        assert here().timers() == bool(f.stats.pending)
+        await move(1.0)
+        for number, outcome in enumerate(await outcomes(waiting)):
+            assert isinstance(outcome, asyncio.CancelledError) if number in who else outcome == -number
+
+    batches: list[list[int]] = []
+
+    async def function(items: list[int]) -> list[int]:
+        batches.append(list(items))
+        return [-item for item in items]
+
+    f = batched(batch_size=9, timeout=1.0)(function)
+    run(main())
+    left = [number for number in range(3) if number not in who]
+    assert batches == ([left] if left else [])
+
+
+@pytest.mark.parametrize("how", ["task", "future"])
+@pytest.mark.parametrize("who", [[0], [2], [0, 1, 2]])
+def test_who_leaves_a_running_batch_does_not_disturb_it(who: list[int], how: str) -> None:
+    async def main() -> None:
+        waiting = tasks(map(f, range(3))) if how == "task" else [f.submit(item) for item in range(3)]
+        await settle()
+        for number in who:
+            waiting[number].cancel()
+        await function.go_on()
+        for number, outcome in enumerate(await outcomes(waiting)):
+            assert isinstance(outcome, asyncio.CancelledError) if number in who else outcome == -number
+        assert f.stats.answered == 3
+
+    function = Gated()
+    f = batched(batch_size=3, timeout=None)(function)
+    run(main())
+
+
+def test_a_future_cancelled_after_its_answer_keeps_it() -> None:
+    async def main() -> None:
+        future = f.submit(1)
+        await move(1.0)
+        assert not future.cancel()
+        assert await future == -1
+
+    run(main())
+
+
+def test_a_caller_cancelled_in_the_turn_of_its_answer_disturbs_nobody() -> None:
+    async def main() -> None:
+        one, two = tasks(map(f, [1, 2]))
+        await settle()
+        function.let_on.release()
+        while not f.stats.answered:
+            await asyncio.sleep(0)
+        one.cancel()
+        assert [str(outcome) for outcome in await outcomes([one, two])] == ["", "-2"]
+
+    function = Gated()
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
+def test_the_ways_to_await_take_it() -> None:
+    async def main() -> None:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await f(1)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(f(1), 0)
+        assert f.stats.pending == 0
+        f.batch_size = 1
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(f(2))
+        assert task.result() == -2
+        assert await asyncio.wait_for(f.submit(3), 5) == -3
+        assert await asyncio.shield(f(4)) == -4
+        done, _ = await asyncio.wait([f.submit(5)])
+        assert [future.result() for future in done] == [-5]
+
+    f = batched(batch_size=9, timeout=None)(negate)
+    run(main())
+
+
+def test_a_task_group_that_fails_takes_its_items_along() -> None:
+    async def fail() -> None:
+        raise ValueError
+
+    async def main() -> None:
+        stranger = f.submit(1)
+        with pytest.raises(ExceptionGroup):
+            async with asyncio.TaskGroup() as group:
+                for item in (2, 3):
+                    group.create_task(f(item))
+                group.create_task(fail())
+        assert f.stats.pending == 1
+        f.flush()
+        assert await stranger == -1
+
+    f = batched(batch_size=9, timeout=None)(negate)
+    run(main())
+    assert f.stats.sizes == {1: 1}
+
+
+def test_a_coroutine_that_is_dropped_leaves_nothing_behind() -> None:
+    async def main() -> None:
+        coroutine = f(1)
+        coroutine.send(None)
+        assert f.stats.pending == 1
+        coroutine.close()
+        assert (f.stats.pending, here().timers()) == (0, 0)
+        f(2).close()
+
+    f = batched(batch_size=9, timeout=1.0)(negate)
+    run(main())
+
+
+# Our own task is cancelled
+
+
+def our_tasks() -> list["asyncio.Task[Any]"]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("batchify")]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_batch_whose_task_is_cancelled_fails_and_the_next_one_works(begun: bool) -> None:
+    async def main() -> None:
+        waiting = tasks(map(f, [1, 2, 3]))
+        await asyncio.sleep(0)
+        if begun:
+            await settle()
+        (ours,) = our_tasks()
+        assert ours.get_name() == "batchify task of Gated()"
+        ours.cancel()
+        await settle()
+        await function.go_on(9)
+        found = await outcomes(waiting)
+        if begun:
+            assert [type(outcome) for outcome in found[:2]] == [BatchError] * 2
+            assert isinstance(found[0].__cause__, asyncio.CancelledError)
+        else:
+            assert found[:2] == [-1, -2]
+        assert found[2] == -3
+
+    function = Gated()
+    f = batched(batch_size=2)(function)
+    run(main())
+
+
+def test_a_function_may_refuse_to_be_cancelled() -> None:
+    async def function(items: list[int]) -> list[int]:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            return items
+        raise AssertionError
+
+    async def main() -> None:
+        future = f.submit(1)
+        await settle()
+        our_tasks()[0].cancel()
+        assert await future == 1
+
+    f = batched(batch_size=2)(function)
+    run(main())
+
+
+@pytest.mark.parametrize("how", ["call", "submit"])
+def test_a_cleanup_that_calls_while_the_loop_shuts_down_is_answered(how: str) -> None:
+    answers = []
+
+    async def cleanup() -> None:
+        try:
+            await f(1)
+        finally:
+            answers.append(await (f(2) if how == "call" else f.submit(2)))
+
+    async def main() -> None:
+        tasks([cleanup(), cleanup()])
+        await settle()  # asyncio.run() now cancels all tasks, ours among them
+
+    calls = 0
+
+    async def function(items: list[int]) -> list[int]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await asyncio.Event().wait()
+        return [-item for item in items]
+
+    f = batched(batch_size=2)(function)
+    run(main())
+    assert answers == [-2, -2]
+
+
+# Loops
+
+
+def test_one_loop_after_the_other() -> None:
+    f = batched(batch_size=4)(negate)
+    for item in range(5):
+        assert asyncio.run(f(item)) == -item
+    assert f.stats.answered == 5
+
+
+def test_many_loops_at_once() -> None:
+    async def main(start: int) -> list[int]:
+        found = list(await asyncio.gather(*map(f, range(start, start + 50))))
+        return found + [result async for result in f.map(range(start, start + 50))]
+
+    f = batched(batch_size=8)(negate)
+    found = in_threads(lambda start: asyncio.run(main(start)), range(0, 400, 50))
+    assert found == [[-item for item in range(start, start + 50)] * 2 for start in range(0, 400, 50)]
+    assert (f.stats.answered, f.stats.pending, f.stats.in_flight) == (800, 0, 0)
+
+
+def test_loops_do_not_share_batches() -> None:
+    loops: set[int] = set()
+
+    async def function(items: list[int]) -> list[int]:
+        assert set(items) == {id(asyncio.get_running_loop())}
+        loops.update(items)
+        return items
+
+    async def main(_: int) -> None:
+        item = id(asyncio.get_running_loop())
+        barrier.wait()
+        assert await asyncio.gather(*(f(item) for _ in range(5))) == [item] * 5
+        barrier.wait()  # else the address may be used again
+
+    barrier = threading.Barrier(4)
+    f = batched(batch_size=5, timeout=None)(function)
+    assert in_threads(lambda number: asyncio.run(main(number)), range(4)) == [None] * 4
+    assert len(loops) == 4
+
+
+def test_a_loop_is_not_kept() -> None:
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loops = []
+
+    async def main() -> None:
+        loops.append(weakref.ref(asyncio.get_running_loop()))
+        f.submit(1)
+        await f.submit(2) if len(loops) % 2 else f.flush()
+
+    for _ in range(3):
+        f.batch_size = 2
+        asyncio.run(main())
+    asyncio.run(f(3)) if f.timeout == 0 else None
+    gc.collect()
+    assert [loop() for loop in loops] == [None] * 3
+
+
+def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loop = asyncio.new_event_loop()
+
+    async def start() -> Any:
+        return f.submit(1)
+
+    future = loop.run_until_complete(start())
+    loop.close()
+    assert f.stats.pending == 1
+    f.timeout = 0.0
+    f.flush()
+    assert asyncio.run(f(2)) == -2
+    assert (f.stats.pending, f.stats.cancelled, f.stats.answered) == (0, 1, 1)
+    loop_reference = weakref.ref(loop)
+    del loop, future
+    gc.collect()
+    assert loop_reference() is None
+
+
+def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works() -> None:
+    script = """if True:
+        import asyncio, gc
+        from batchify import batched
+
+        @batched(batch_size=2)
+        async def f(items):
+            if items[0] == 1:
+                await asyncio.Event().wait()
+            return items
+
+        @batched(batch_size=2)
+        async def g(items):
+            for item in items:
+                yield item
+                await asyncio.Event().wait()
+
+        async def start():
+            futures.extend([f.submit(1), f.submit(2), f.submit(3), g.submit(1), g.submit(2)])
+            for _ in range(10):
+                await asyncio.sleep(0)
+
+        futures = []
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(start())
+        loop.close()
+        futures.clear()
+        gc.collect()
+        assert asyncio.run(f(4)) == 4
+        gc.collect()
+        stats = f.stats
+        assert (stats.pending, stats.cancelled, stats.answered, stats.failed) == (0, 1, 1, 2), stats
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+# Calls from inside the function
+
+
+@pytest.mark.parametrize("way", ["call", "submit", "gather", "task", "map", "async map"])
+def test_a_call_from_inside_does_not_wait_for_itself(way: str) -> None:
+    async def some(items: list[int]) -> AsyncIterator[int]:
+        for item in items:
+            yield item
+
+    async def function(items: list[int]) -> list[int]:
+        if not items[0]:
+            return [0] * len(items)
+        less = [item - 1 for item in items]
+        if way == "call":
+            return [1 + await f(item) for item in less]
+        if way == "submit":
+            return [1 + await f.submit(item) for item in less]
+        if way == "gather":
+            return [1 + result for result in await asyncio.gather(*map(f, less))]
+        if way == "task":
+            return [1 + await task for task in tasks(map(f, less))]
+        return [1 + result async for result in f.map(less if way == "map" else some(less))]
+
+    async def main() -> None:
+        assert await asyncio.gather(f(3), f(3)) == [3, 3]
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+    assert f.stats.reasons["nested"] >= 3
+    assert f.stats.reasons["full"] == 1
+
+
+def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -> None:
+    async def first(items: list[int]) -> list[int]:
+        return [item and 1 + await g(item - 1) for item in items]
+
+    async def second(items: list[int]) -> list[int]:
+        return list(await asyncio.gather(*(third(item) for item in items)))
+
+    async def third(item: int) -> int:
+        return item and 1 + await f(item - 1)
+
+    f = batched(batch_size=4)(first)
+    g = batched(batch_size=4)(second)
+
+    async def main() -> None:
+        assert await asyncio.gather(f(6), g(5), f(4)) == [6, 5, 4]
+
+    run(main())
+
+
+def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
+    inner = batched(batch_size=3, timeout=None)(negate)
+
+    async def function(items: list[int]) -> list[int]:
+        return list(await asyncio.gather(*map(inner, items)))
+
+    outer = batched(batch_size=2, timeout=None)(function)
+
+    async def main() -> None:
+        assert await asyncio.gather(outer(1), outer(2), inner(3)) == [-1, -2, -3]
+
+    run(main())
+    assert inner.stats.reasons == {"full": 1}
+
+
+def test_a_task_that_outlives_its_batch_calls_like_any_other() -> None:
+    async def function(items: list[int]) -> list[int]:
+        left_behind.extend(tasks([later()]))
+        return items
+
+    async def later() -> Any:
+        await go_on.wait()
+        return await f(2)
+
+    async def main() -> None:
+        nonlocal go_on
+        go_on = asyncio.Event()
+        assert await f(1) == 1
+        go_on.set()
+        await settle()
+        assert f.stats.pending == 1
+        f.flush()
+        assert await left_behind[0] == 2
+        left_behind[1].cancel()
+
+    go_on: asyncio.Event
+    left_behind: list[asyncio.Task[Any]] = []
+    f = batched(batch_size=1, timeout=None)(function)
+    f.batch_size = 1
+
+    async def start() -> None:
+        await asyncio.gather(main(), widen())
+
+    async def widen() -> None:
+        await settle()
+
+    async def function_and_widen(items: list[int]) -> list[int]:
+        f.batch_size = 2
+        return await function(items)
+
+    f = batched(batch_size=1, timeout=None)(function_and_widen)
+    run(start())
+    assert "nested" not in f.stats.reasons
+
+
+def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None:
+    async def function(items: list[int]) -> list[int]:
+        if items == [1]:
+            future = f.submit(2)
+            for task in our_tasks():
+                if task is not asyncio.current_task():
+                    task.cancel()
+            with pytest.raises(BatchError):
+                await future
+        return items
+
+    f = batched(batch_size=1)(function)
+    assert run(f(1)) == 1  # type: ignore[func-returns-value]
+    assert f.stats.reasons["nested"] == 1
+
+
+# Contexts
+
+
+def test_context_variables_do_not_leak() -> None:
+    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
+
+    async def function(items: list[int]) -> list[str]:
+        found = user.get()
+        user.set("an earlier batch")
+        await asyncio.sleep(0)
+        return [found] * len(items)
+
+    async def main() -> None:
+        user.set("the first caller")
+        for f in (batched(batch_size=1)(function), batched(batch_size=2, timeout=1.0)(function)):
+            for _ in range(2):
+                future = f.submit(1)
+                await move(1.0)
+                assert await future == "nobody"
+        assert user.get() == "the first caller"
+
+    run(main())
+
+
+def test_a_timer_does_not_keep_its_callers_context() -> None:
+    class Thing:
+        pass
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("thing")
+
+    async def caller() -> Any:
+        thing = Thing()
+        variable.set(thing)
+        f.submit(1)
+        return weakref.ref(thing)
+
+    async def main() -> None:
+        reference = await asyncio.create_task(caller())
+        await settle()
+        gc.collect()
+        assert reference() is None
+
+    f = batched(batch_size=9, timeout=60.0)(negate)
+    run(main())
+
+
+# map
+
+
+def test_map_reads_two_batches_ahead_at_most_and_is_lazy() -> None:
+    read: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(100):
+            read.append(item)
+            yield item
+
+    async def main() -> None:
+        results = f.map(items())
+        assert read == []
+        for expected in range(50):
+            assert await anext(results) == -expected
+            assert len(read) <= expected + 8
+        await results.aclose()  # type: ignore[attr-defined]
+        assert f.stats.pending == 0
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+
+
+def test_map_of_an_async_iterable_reads_two_batches_ahead_at_most() -> None:
+    read: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        for item in range(100):
+            read.append(item)
+            yield item
+
+    async def main() -> None:
+        results = f.map(items())
+        for expected in range(50):
+            assert await anext(results) == -expected
+            await settle()
+            assert len(read) <= expected + 9
+        await results.aclose()  # type: ignore[attr-defined]
+        assert f.stats.pending == 0
+        assert len(asyncio.all_tasks()) == 1
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+
+
+def test_a_result_of_map_does_not_wait_for_the_next_item_to_come() -> None:
+    async def main() -> None:
+        come = asyncio.Event()
+
+        async def items() -> AsyncIterator[int]:
+            yield 1
+            await come.wait()
+            yield 2
+
+        results = f.map(items())
+        assert await anext(results) == -1
+        come.set()
+        assert [result async for result in results] == [-2]
+
+    f = batched(batch_size=4)(negate)
+    run(main())
+
+
+def test_map_lets_a_generator_run_in_one_task() -> None:
+    async def items() -> AsyncIterator[int]:
+        async with asyncio.timeout(1e6):
+            for item in range(20):
+                yield item
+                await asyncio.sleep(0)
+
+    async def main() -> None:
+        assert [result async for result in f.map(items())] == [-item for item in range(20)]
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_map_flushes_what_is_left_when_the_items_end(asynchronous: bool) -> None:
+    async def some() -> AsyncIterator[int]:
+        for item in range(6):
+            yield item
+
+    async def main() -> None:
+        assert [result async for result in f.map(some() if asynchronous else range(6))] == [-item for item in range(6)]
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+    assert f.stats.sizes == {2: 1, 4: 1}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+@pytest.mark.parametrize("who", ["function", "items"])
+def test_map_raises_an_error_where_its_result_would_stand(asynchronous: bool, who: str) -> None:
+    def some() -> Iterator[int]:
+        yield from (1, 2, 3)
+        if who == "items":
+            raise ValueError("no")
+        yield from range(0, -50, -1)
+
+    async def some_async() -> AsyncIterator[int]:
+        for item in some():
+            yield item
+
+    async def function(items: list[int]) -> list[Any]:
+        return [item if item > 0 else ValueError("no") for item in items]
+
+    async def main() -> None:
+        found = []
+        with pytest.raises(ValueError, match="^no$"):
+            async for result in f.map(some_async() if asynchronous else some()):
+                found.append(result)
+        assert found == [1, 2, 3]
+        await settle()
+        assert f.stats.pending == 0
+        assert len(asyncio.all_tasks()) == 1
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_map_that_is_cancelled_takes_its_items_out(asynchronous: bool) -> None:
+    async def some() -> AsyncIterator[int]:
+        for item in range(3):
+            yield item
+        await asyncio.Event().wait()
+
+    async def consume() -> None:
+        async for _ in f.map(some() if asynchronous else iter(range(3))):
+            pass
+
+    async def main() -> None:
+        (task,) = tasks([consume()])
+        await settle()
+        task.cancel()
+        await settle()
+        assert task.cancelled()
+        assert f.stats.pending == 0
+        assert f.stats.cancelled == 1
+
+    function = Gated()
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
+def test_map_refuses_what_is_not_iterable() -> None:
+    f = batched(batch_size=2)(negate)
+    with pytest.raises(TypeError, match="'int' object is not iterable"):
+        f.map(3)  # type: ignore[arg-type]
+
+
+# Closing
+
+
+def test_close_answers_everyone_who_waits_and_refuses_who_comes() -> None:
+    async def main() -> None:
+        waiting = [f.submit(item) for item in range(5)]
+        closers = tasks([f.aclose(), f.aclose()])
+        await settle()
+        assert not any(closer.done() for closer in closers)
+        closers[0].cancel()
+        for call in (f, f.submit):
+            with pytest.raises(ClosedError, match=r"^Gated\(\) is closed$"):
+                await call(9)
+        with pytest.raises(ClosedError):
+            await anext(f.map([9]))
+        await function.go_on(3)
+        assert [future.result() for future in waiting] == [0, -1, -2, -3, -4]
+        assert [closer.cancelled() for closer in closers] == [True, False]
+        await f.aclose()
+        assert len(asyncio.all_tasks()) == 1
+
+    function = Gated()
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+    assert f.stats.reasons == {"full": 2, "close": 1}
+    with pytest.raises(ClosedError):
+        run(f(1))
+
+
+def test_async_with_closes() -> None:
+    async def main() -> None:
+        async with f as same:
+            assert same is f
+            future = f.submit(1)
+        assert future.result() == -1
+        with pytest.raises(ClosedError):
+            f.submit(2)
+
+    f = batched(batch_size=2, timeout=None)(negate)
+    run(main())
+
+
+def test_close_when_the_last_item_is_cancelled_ends() -> None:
+    async def main() -> None:
+        f.submit(1)
+        await settle()
+        second = f.submit(2)
+        (closer,) = tasks([f.aclose()])
+        await asyncio.sleep(0)
+        second.cancel()
+        await function.go_on()
+        await closer
+
+    function = Gated()
+    f = batched(batch_size=1, timeout=None)(function)
+    run(main())
+
+
+def test_close_from_inside_does_not_wait_for_itself() -> None:
+    async def function(items: list[int]) -> list[int]:
+        await f.aclose()
+        return items
+
+    f = batched(batch_size=2)(function)
+
+    async def main() -> None:
+        assert await f(1) == 1
+        with pytest.raises(ClosedError):
+            await f(2)
+
+    run(main())
+
+
+def test_close_reaches_other_loops() -> None:
+    async def wait() -> Any:
+        task = asyncio.create_task(f(1))
+        await asyncio.sleep(0)
+        accepted.set()
+        return await task
+
+    accepted = threading.Event()
+    f = batched(batch_size=2, timeout=None)(negate)
+
+    def close() -> None:
+        accepted.wait()
+        asyncio.run(f.aclose())
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    assert asyncio.run(wait()) == -1
+    closer.join()
+
+
+# What it is
+
+
+def test_it_is_a_coroutine_function_of_one_item() -> None:
+    class Embedder:
+        async def embed(self, items: list[str]) -> list[float]:
+            """Embed."""
+            return [float(len(item)) for item in items]
+
+        async def stream(self, items: list[str]) -> AsyncIterator[float]:
+            for item in items:
+                yield float(len(item))
+
+    async def scaled(items: list[str], factor: float) -> list[float]:
+        return [factor * len(item) for item in items]
+
+    embedder = Embedder()
+    functions = [embedder.embed, embedder.stream, Embedder.stream.__get__(embedder)]
+    for function in functions:
+        f = batched(batch_size=2)(function)
+        assert inspect.iscoroutinefunction(f)
+        assert inspect.iscoroutinefunction(f.aio)
+        assert not inspect.isasyncgenfunction(f)
+        assert not inspect.isgeneratorfunction(f)
+        assert str(inspect.signature(f)) == "(items: str, /) -> float"
+        assert run(f("abc")) == 3.0
+    assert f.__name__ == "stream"
+    assert repr(f) == "<batched stream(), batch_size=2, timeout=0.0>"
+    assert inspect.iscoroutinefunction(batched(batch_size=2)(Gated()))
+
+
+def test_without_a_running_loop_the_message_says_so() -> None:
+    f = batched(batch_size=2)(negate)
+    message = r"^negate\(\) is a coroutine function: call it where an event loop runs$"
+    with pytest.raises(RuntimeError, match=message):
+        f.submit(1)
+    f.flush()
+    assert f.stats.accepted == 0
+
+
+# What is kept
+
+
+def test_nothing_of_a_batch_is_kept_after_the_answer() -> None:
+    class Thing:
+        pass
+
+    class Failure(Exception):
+        pass
+
+    async def echo(items: list[Any]) -> list[Any]:
+        return items
+
+    async def main() -> None:
+        thing = Thing()
+        reference = weakref.ref(thing)
+        future = f.submit(thing)
+        assert await f(thing) is thing
+        assert await future is thing
+        assert [each async for each in f.map([thing])] == [thing]
+        del future
+        error = Failure()
+        with pytest.raises(Failure):
+            await f(error)
+        error_reference = weakref.ref(error)
+        kept = f.submit(Thing())
+        kept_item = weakref.ref(await kept)
+        del thing, error
+        await settle()
+        assert reference() is None
+        assert error_reference() is None
+        del kept
+        assert kept_item() is None
+
+    f = batched(batch_size=2)(echo)
+    gc.disable()
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
+def test_a_dropped_function_is_collected_with_what_it_holds() -> None:
+    class Model:
+        pass
+
+    async def main() -> None:
+        model = Model()
+        reference = weakref.ref(model)
+
+        @batched(batch_size=2, timeout=1e6)
+        async def f(items: list[Any]) -> list[Any]:
+            return [model and item for item in items]
+
+        assert await asyncio.gather(f(1), f(2)) == [1, 2]
+        (task,) = tasks([f(3)])
+        await settle()
+        task.cancel()
+        await settle()
+        del f, model, task
+        gc.collect()
+        assert reference() is None
+
+    run(main())
+
+
+def test_a_forked_child_starts_clean() -> None:
+    script = """if True:
+        import asyncio, os
+        from batchify import batched
+
+        @batched(batch_size=2)
+        async def f(items):
+            return items
+
+        async def main():
+            future = f.submit(1)
+            child = os.fork()
+            if not child:
+                return None
+            assert await future == 1
+            assert os.waitpid(child, 0)[1] == 0
+            return True
+
+        if asyncio.run(f(0)) == 0 and os.fork() == 0:
+            assert f.stats.accepted == 0
+            assert asyncio.run(f(5)) == 5
+            assert f.stats.accepted == 1
+            os._exit(0)
+        assert os.wait()[1] == 0
+    """
+    run_script(script)
+
+
+# The other kinds of loops and tasks
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_debug_mode_factories_and_eager_tasks_are_silent(loop: str) -> None:
+    if loop == "uvloop":
+        pytest.importorskip("uvloop")
+    script = f"""if True:
+        import asyncio
+        from {loop} import new_event_loop
+        from batchify import batched
+
+        @batched(batch_size=4, timeout=0.01)
+        async def f(items):
+            await asyncio.sleep(0.001)
+            return [-item for item in items]
+
+        @batched(batch_size=4, timeout=0.01)
+        def g(items):
+            return [-item for item in items]
+
+        class OwnTask(asyncio.Task):
+            pass
+
+        def old_factory(loop, coroutine):
+            return OwnTask(coroutine, loop=loop)
+
+        def factory(loop, coroutine, **options):
+            return OwnTask(coroutine, loop=loop, **options)
+
+        async def main(factory):
+            asyncio.get_running_loop().set_task_factory(factory)
+            for call in (f, f.submit, g.aio):
+                assert await asyncio.gather(*map(call, range(10))) == [-item for item in range(10)]
+            assert [result async for result in f.map(range(10))] == [-item for item in range(10)]
+            async def items():
+                for item in range(10):
+                    yield item
+            assert [result async for result in f.map(items())] == [-item for item in range(10)]
+            futures = [f.submit(1), f.submit(2)]
+            futures[0].cancel()
+            assert await futures[1] == -2
+
+        for each in (None, old_factory, factory, getattr(asyncio, "eager_task_factory", None)):
+            if each is old_factory and "{loop}" == "uvloop":
+                continue  # which passes a context to every factory
+            with asyncio.Runner(loop_factory=new_event_loop, debug=True) as runner:
+                runner.run(main(each))
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+# Called back at any line
+
+
+def test_an_item_passed_at_any_line_is_answered() -> None:
+    """As by a finalizer: it calls in while its own thread is at that line."""
+
+    def lines(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal line, intruder, where
+        if not frame.f_code.co_filename.endswith(("_asyncio.py", "_buffer.py", "_batch.py")):
+            return None
+        if event == "line":
+            line += 1
+            if line == at and intruder is None:
+                sys.settrace(None)
+                intruder = f.submit(99)
+                where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+        return lines
+
+    async def main() -> None:
+        sys.settrace(lines)
+        try:
+            waiting = [f.submit(1), f.submit(2), f.submit(3)]
+            waiting[1].cancel()
+            task = asyncio.create_task(f(4))
+            await settle()
+            task.cancel()
+            await settle()
+        finally:
+            sys.settrace(None)
+        await settle()
+        f.flush()
+        await settle()
+        assert [future.result() for future in (waiting[0], waiting[2])] == [-1, -3]
+        assert intruder is None or intruder.done(), where
+        assert intruder is None or intruder.result() == -99
+        await f.aclose()
+
+    async def function(items: list[int]) -> list[int]:
+        nonlocal running
+        assert not running
+        running = True
+        await asyncio.sleep(0)
+        running = False
+        return [-item for item in items]
+
+    at = 0
+    where = ""
+    while True:
+        at += 1
+        line, intruder, running = 0, None, False
+        f = batched(batch_size=2, timeout=1.0)(function)
+        run(main())
+        stats = f.stats
+        assert stats.accepted == stats.answered + stats.cancelled == 4 + (intruder is not None)
+        if intruder is None:
+            break
+    assert at > 100
