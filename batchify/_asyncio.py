@@ -170,7 +170,7 @@ class LoopFlusher:
     """
 
     # True at every line, also for a finalizer that calls in:
-    #   1. A flush will begin at looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
+    #   1. A flush will begin at _looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
     #      or when the batch in flight has ended. So an item that is not due before then has nothing to do.
     #   2. A flush may begin more often than that: it goes by what it finds.
     #   3. _tasks holds the tasks, since asyncio holds them weakly; batches those that run.
@@ -183,34 +183,20 @@ class LoopFlusher:
         self._tasks: dict[asyncio.Task[None], LoopBatch | None] = {}
         self._next: asyncio.Task[None] | None = None  # one that has not begun
         self._in_flight = 0
-        self.looks_at = inf
+        self._looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
-        self._closers: list[asyncio.Future[None]] = []
 
     # What callers do
 
     def put(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Let a call wait."""
-        if _inside.get() is not None and self._put_inside((call,)):
+        if _inside.get() is not None and self._put_inside((call,), loop):
             return
         if self.buffer.closed:
-            raise self.batcher.closed_error()
+            raise ClosedError(f"{self.batcher.name}() is closed")
         due_at = self.buffer.add(call, loop.time())
-        if due_at < self.looks_at:
-            self.look_at(due_at, loop)
-
-    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Let many calls wait."""
-        if _inside.get() is not None and self._put_inside(calls):
-            return
-        if self.buffer.closed:
-            raise self.batcher.closed_error()
-        now = loop.time()
-        add = self.buffer.add
-        for call in calls:
-            due_at = add(call, now)
-            if due_at < self.looks_at:
-                self.look_at(due_at, loop)
+        if due_at < self._looks_at:
+            self._look_at(due_at, loop)
 
     def withdraw(self, call: Any) -> None:
         """Take out a call whose caller left, if it is in no batch yet."""
@@ -224,7 +210,7 @@ class LoopFlusher:
             self.look()
         elif self._timer is not None:
             self._stop_timer()
-            self.looks_at = inf
+            self._looks_at = inf
 
     def flush(self) -> None:
         """Make what waits due now."""
@@ -246,37 +232,32 @@ class LoopFlusher:
     async def closed(self) -> None:
         """Wait until what was accepted is answered."""
         batch = _inside.get()
-        if not self._idle() and (batch is None or not self.needs(batch)):
-            waiter = asyncio.get_running_loop().create_future()
-            self._closers.append(waiter)
-            await waiter
-
-    def _idle(self) -> bool:
-        return not self.batches and not len(self.buffer)
+        if batch is None or not self.needs(batch):
+            # Once closed, there is a task as long as anything waits or runs.
+            while self._tasks:
+                await asyncio.wait(self._tasks)
 
     # When to flush
 
     def look(self) -> None:
         """See to it that what waits is flushed when it is due."""
         loop, due_at = self.loop(), self.buffer.due_at
-        if due_at < self.looks_at and loop is not None:
-            self.look_at(due_at, loop)
+        if due_at < self._looks_at and loop is not None:
+            self._look_at(due_at, loop)
 
-    def look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        """See to it that a flush begins at this moment."""
-        # looks_at last: if this is interrupted before, the next item still sees to it.
+    def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._stop_timer()
         if moment == -inf:
-            self._next = self._start(self._flush(moment), loop)
+            self._begin(moment, loop)
         else:
             # In a context of its own: else it would keep that of the caller.
-            self._timer = loop.call_at(moment, self._time_is_up, moment, loop, context=Context())
-        self.looks_at = moment
+            self._timer = loop.call_at(moment, self._begin, moment, loop, context=Context())
+            self._looks_at = moment
 
-    def _time_is_up(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+    def _begin(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
         self._next = self._start(self._flush(moment), loop)
-        self.looks_at = -inf
+        self._looks_at = -inf  # last: if this is interrupted before, the next item still sees to it
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -301,7 +282,7 @@ class LoopFlusher:
             batch.fail(asyncio.CancelledError())
         if task is self._next:
             self._next = None
-            self.looks_at = inf
+            self._looks_at = inf
             self.look()
 
     # The task of a batch
@@ -310,8 +291,7 @@ class LoopFlusher:
         # The batch is taken here and not by whoever starts this: as late as can be, when all have added their items
         # whom the loop had woken before.
         self._next = None
-        loop = self.loop()
-        batch = self._take(moment, loop.time()) if loop is not None else None
+        batch = self._take(moment)
         if batch is not None:
             await self._run(batch)
 
@@ -320,25 +300,25 @@ class LoopFlusher:
         self.batches.add(batch)
         await batch.run_async(self.batcher.function)
 
-    def _take(self, moment: float, now: float) -> LoopBatch | None:
+    def _take(self, moment: float) -> LoopBatch | None:
         """Return the batch that is due, if the function is free. `moment`: what the timer was set to that woke us."""
-        if self._in_flight:
+        loop = self.loop()
+        if self._in_flight or loop is None:
             return None
         if self._timer is not None:
             self._stop_timer()
-        if now < moment:  # a timer may be a little early (uvloop counts in milliseconds)
-            now = moment
         # From here on whoever adds sees to it that this is called again.
-        self.looks_at = inf
+        self._looks_at = inf
+        now = max(loop.time(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
         with _lock:
             taken = self.buffer.take(now)
             if taken is not None:
                 calls, reason = taken
                 self._in_flight += 1
-                self.looks_at = -inf
+                self._looks_at = -inf
                 self.batcher.tally.begin(reason, [call.arrival for call in calls], now)
                 return LoopBatch(self, calls, nested=False)
-        self._rest()
+        self.look()
         return None
 
     def finished(self, batch: LoopBatch) -> None:
@@ -346,26 +326,17 @@ class LoopFlusher:
         self.batches.discard(batch)
         if not batch.nested:
             self._in_flight -= 1
-            self.looks_at = inf
-        self._rest()
-
-    def _rest(self) -> None:
-        with suppress(RuntimeError):  # the loop is closed
+            self._looks_at = inf
             if len(self.buffer):
-                self.look()
-            elif self._closers and self._idle():
-                closers, self._closers = self._closers, []
-                for closer in closers:
-                    if not closer.done():
-                        closer.set_result(None)
+                with suppress(RuntimeError):  # the loop is closed
+                    self.look()
 
     # Calls from inside the function
 
-    def _put_inside(self, calls: Sequence[Any]) -> bool:
+    def _put_inside(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> bool:
         """Run at once, as a batch of its own, what would wait for itself. False if it can wait as any other."""
-        batch, loop = _inside.get(), self.loop()
+        batch = _inside.get()
         assert batch is not None
-        assert loop is not None
         needed = self.needs(batch)
         batch.waits_for += [(call, self) for call in calls]
         if needed:
@@ -406,25 +377,24 @@ class LoopBatcher:
         self._flushers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlusher] = weakref.WeakKeyDictionary()
         self._latest: LoopFlusher | None = None
 
-    def flusher(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
-        """Return the flusher of this loop, the running one."""
-        flusher = self._flushers.get(loop)
-        if flusher is None:
-            with _lock:
-                for other in [other for other in self._flushers if other.is_closed()]:
-                    # Its flusher may hold futures, and they the loop: so it would never go by itself.
-                    gone = self._flushers.pop(other)
-                    self.tally.cancelled += len(gone.buffer)
-                    gone.buffer = self.new_buffer()
-                flusher = self._flushers[loop] = LoopFlusher(self, loop)
-        self._latest = flusher
-        return flusher
-
-    def _running_loop(self) -> asyncio.AbstractEventLoop:
+    def _here(self) -> tuple[asyncio.AbstractEventLoop, LoopFlusher]:
         try:
-            return asyncio.get_running_loop()
+            loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
+        flusher = self._latest
+        if flusher is None or flusher.loop() is not loop:
+            flusher = self._latest = self._flushers.get(loop) or self._begin(loop)
+        return loop, flusher
+
+    def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
+        with _lock:
+            for other in [other for other in self._flushers if other.is_closed()]:
+                # Its flusher may hold futures, and they the loop: so it would never go by itself.
+                gone = self._flushers.pop(other)
+                self.tally.cancelled += len(gone.buffer)
+                gone.buffer = self.new_buffer()
+            return self._flushers.setdefault(loop, LoopFlusher(self, loop))
 
     def _everywhere(self, action: Callable[[LoopFlusher], None]) -> None:
         with _lock:
@@ -446,25 +416,14 @@ class LoopBatcher:
             buffer.close()
         return buffer
 
-    def closed_error(self) -> ClosedError:
-        return ClosedError(f"{self.name}() is closed")
-
     # What callers do
 
     async def call(self, item: Any) -> Any:
         """Return the item's result or raise its error, once it is answered."""
-        loop = asyncio.get_running_loop()
-        flusher = self._latest
-        if flusher is None or flusher.loop() is not loop:
-            flusher = self.flusher(loop)
+        loop, flusher = self._here()
         call = LoopCall(item, loop)
         try:
-            if _inside.get() is not None or flusher.buffer.closed:
-                flusher.put(call, loop)
-            else:  # put(), written out, since everybody pays for each step here
-                due_at = flusher.buffer.add(call, loop.time())
-                if due_at < flusher.looks_at:
-                    flusher.look_at(due_at, loop)
+            flusher.put(call, loop)
             await call.answered
         except BaseException:  # cancelled, or closed
             call.answered.cancel()
@@ -474,23 +433,12 @@ class LoopBatcher:
 
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
-        flusher = self._latest
-        if flusher is None or flusher.loop() is not loop:
-            flusher = self.flusher(loop)
+        loop, flusher = self._here()
         future = ItemFuture(loop=loop)
         future.item = item
         future.flusher = flusher
         try:
-            if _inside.get() is not None or flusher.buffer.closed:
-                flusher.put(future, loop)
-            else:
-                due_at = flusher.buffer.add(future, loop.time())
-                if due_at < flusher.looks_at:
-                    flusher.look_at(due_at, loop)
+            flusher.put(future, loop)
         except BaseException:
             future.cancel()
             raise
@@ -503,8 +451,7 @@ class LoopBatcher:
         return self._map(iter(items))
 
     async def _map(self, items: Iterator[Any]) -> AsyncIterator[Any]:
-        loop = self._running_loop()
-        flusher = self.flusher(loop)
+        loop, flusher = self._here()
         ahead: deque[MapCall] = deque()
         more = True
         error: BaseException | None = None  # of the items, raised behind the results of those before
@@ -519,8 +466,8 @@ class LoopBatcher:
                         error = raised
                     more = len(read) == self.batch_size and error is None
                     ahead.extend(read)
-                    if read:
-                        flusher.put_all(read, loop)
+                    for call in read:
+                        flusher.put(call, loop)
                     del read
                     if not more:
                         flusher.flush()  # nothing of this map will join what is left
@@ -542,8 +489,7 @@ class LoopBatcher:
     async def _map_async(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        loop = self._running_loop()
-        flusher = self.flusher(loop)
+        loop, flusher = self._here()
         ahead: asyncio.Queue[MapCall | None] = asyncio.Queue()
         room = asyncio.Semaphore(2 * self.batch_size)
 

@@ -4,7 +4,6 @@ import asyncio
 import contextvars
 import gc
 import inspect
-import logging
 import sys
 import threading
 import weakref
@@ -66,11 +65,14 @@ async def outcomes(awaitables: Iterable[Any]) -> list[Any]:
     return list(await asyncio.gather(*awaitables, return_exceptions=True))
 
 
+async def together(*awaitables: Any) -> list[Any]:
+    return list(await asyncio.gather(*awaitables))
+
+
 class Gated:
     """An `async def` list function that stops in each call until it is let on, and remembers its batches."""
 
-    def __init__(self, function: Callable[[list[Any]], Any] = lambda items: [-item for item in items]) -> None:
-        self.function = function
+    def __init__(self) -> None:
         self.batches: list[list[Any]] = []
         self.let_on = asyncio.Semaphore(0)
         self.running = self.most = 0
@@ -81,7 +83,7 @@ class Gated:
         self.most = max(self.most, self.running)
         try:
             await self.let_on.acquire()
-            return self.function(items)
+            return [-item for item in items]
         finally:
             self.running -= 1
 
@@ -108,7 +110,7 @@ def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
 
 def test_a_full_batch_does_not_wait() -> None:
     async def main() -> None:
-        assert await asyncio.gather(*map(f, range(8))) == [-item for item in range(8)]
+        assert await together(*map(f, range(8))) == [-item for item in range(8)]
 
     f = batched(batch_size=4, timeout=None)(negate)
     run(main())
@@ -121,14 +123,14 @@ def test_the_oldest_item_never_waits_past_its_deadline() -> None:
         await move(0.75)
         second = f.submit(2)
         await move(0.125)
-        assert function.batches == []
+        assert gated.batches == []
         await move(0.125)
-        assert function.batches == [[1, 2]]
-        await function.go_on()
-        assert await asyncio.gather(first, second) == [-1, -2]
+        assert gated.batches == [[1, 2]]
+        await gated.go_on()
+        assert await together(first, second) == [-1, -2]
 
-    function = Gated()
-    f = batched(batch_size=9, timeout=1.0)(function)
+    gated = Gated()
+    f = batched(batch_size=9, timeout=1.0)(gated)
     run(main())
     assert (f.stats.reasons, f.stats.waited, f.stats.longest_wait) == ({"timeout": 1}, 1.25, 1.0)
 
@@ -141,18 +143,18 @@ def test_what_is_left_over_keeps_its_time_of_arrival() -> None:
         await move(0.5)
         futures.append(f.submit(4))
         futures.append(f.submit(5))
-        await function.go_on()
-        assert function.batches == [[1, 2], [3, 4]]
-        await function.go_on()
+        await gated.go_on()
+        assert gated.batches == [[1, 2], [3, 4]]
+        await gated.go_on()
         await move(0.75)
-        assert function.batches == [[1, 2], [3, 4]]
+        assert gated.batches == [[1, 2], [3, 4]]
         await move(0.25)
-        assert function.batches == [[1, 2], [3, 4], [5]]
-        await function.go_on()
-        assert await asyncio.gather(*futures) == [-1, -2, -3, -4, -5]
+        assert gated.batches == [[1, 2], [3, 4], [5]]
+        await gated.go_on()
+        assert await together(*futures) == [-1, -2, -3, -4, -5]
 
-    function = Gated()
-    f = batched(batch_size=2, timeout=1.0)(function)
+    gated = Gated()
+    f = batched(batch_size=2, timeout=1.0)(gated)
     run(main())
 
 
@@ -162,7 +164,7 @@ def test_a_timer_of_an_earlier_batch_does_not_cut_the_next_one() -> None:
         await move(0.5)
         second = f.submit(2)
         await settle()
-        assert await asyncio.gather(first, second) == [-1, -2]
+        assert await together(first, second) == [-1, -2]
         third = f.submit(3)
         await move(0.75)
         assert not third.done()
@@ -177,7 +179,7 @@ f = batched(batch_size=2, timeout=1.0)(negate)  # used by several tests, in as m
 
 def test_with_timeout_0_those_of_one_turn_share_a_batch() -> None:
     async def main() -> None:
-        assert await asyncio.gather(*map(f, range(20))) == [-item for item in range(20)]
+        assert await together(*map(f, range(20))) == [-item for item in range(20)]
 
     f = batched(batch_size=64)(negate)
     run(main())
@@ -190,13 +192,13 @@ def test_a_batch_is_cut_as_late_as_can_be() -> None:
         for item in range(20):
             futures.append(f.submit(item))
             await move(0.01)
-        assert function.batches == [[0]]
-        await function.go_on(2)
-        assert function.batches == [[0], list(range(1, 20))]
-        assert await asyncio.gather(*futures) == [-item for item in range(20)]
+        assert gated.batches == [[0]]
+        await gated.go_on(2)
+        assert gated.batches == [[0], list(range(1, 20))]
+        assert await together(*futures) == [-item for item in range(20)]
 
-    function = Gated()
-    f = batched(batch_size=64)(function)
+    gated = Gated()
+    f = batched(batch_size=64)(gated)
     run(main())
 
 
@@ -206,7 +208,7 @@ def test_callers_just_answered_join_the_next_batch() -> None:
             assert await f(item) == -item
 
     async def main() -> None:
-        await asyncio.gather(*(caller([caller_, -caller_, 7]) for caller_ in range(6)))
+        await together(*(caller([caller_, -caller_, 7]) for caller_ in range(6)))
 
     f = batched(batch_size=4)(negate)
     run(main())
@@ -219,14 +221,14 @@ def test_the_function_never_runs_twice_at_once() -> None:
         futures = [f.submit(item) for item in range(20)]
         await settle()
         for _ in range(10):
-            assert function.running == 1
-            await function.go_on()
-        assert await asyncio.gather(*futures) == [-item for item in range(20)]
+            assert gated.running == 1
+            await gated.go_on()
+        assert await together(*futures) == [-item for item in range(20)]
 
-    function = Gated()
-    f = batched(batch_size=2)(function)
+    gated = Gated()
+    f = batched(batch_size=2)(gated)
     run(main())
-    assert function.most == 1
+    assert gated.most == 1
 
 
 def test_one_timer_for_an_open_batch_and_none_without() -> None:
@@ -285,7 +287,7 @@ def test_what_waits_heeds_a_change_at_once(change: str, from_a_thread: bool) -> 
             await asyncio.to_thread(alter)
         else:
             alter()
-        assert await asyncio.gather(*futures) == [0, -1, -2]
+        assert await together(*futures) == [0, -1, -2]
 
     f = batched(batch_size=9, timeout=1e6)(negate)
     run(main())
@@ -314,7 +316,7 @@ def test_every_caller_gets_its_own_result_in_order(
         if how == "map":
             return [result async for result in f.map(items)]
         awaitables = [f(item) if how == "call" else f.submit(item) for item in items]
-        done = asyncio.gather(*awaitables)
+        (done,) = tasks([together(*awaitables)])
         await settle()
         f.flush()
         return await done
@@ -361,8 +363,8 @@ def test_a_key_that_is_missing_is_its_callers_alone() -> None:
         ([1], "function() returned 1 result for 2 items; it must return one result per item, in the same order"),
         (
             None,
-            "function() returned None; it must return one result per item, in the same order: a list or other sequence, "
-            "a mapping from item to result, or an iterator, asynchronous or not",
+            "function() returned None; it must return one result per item, in the same order: "
+            "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not",
         ),
     ],
 )
@@ -471,7 +473,7 @@ def test_what_is_no_exception_becomes_a_batch_error_and_the_loop_lives_on(error:
     async def main() -> None:
         errors = await outcomes(call(0) for call in (f, f.submit))
         assert [(type(each), type(each.__cause__)) for each in errors] == [(BatchError, error)] * 2
-        assert await asyncio.gather(f(2), f(3)) == [2, 3]
+        assert await together(f(2), f(3)) == [2, 3]
 
     f = batched(batch_size=2, timeout=None)(function)
     run(main())
@@ -538,13 +540,13 @@ def test_who_leaves_a_running_batch_does_not_disturb_it(who: list[int], how: str
         await settle()
         for number in who:
             waiting[number].cancel()
-        await function.go_on()
+        await gated.go_on()
         for number, outcome in enumerate(await outcomes(waiting)):
             assert isinstance(outcome, asyncio.CancelledError) if number in who else outcome == -number
         assert f.stats.answered == 3
 
-    function = Gated()
-    f = batched(batch_size=3, timeout=None)(function)
+    gated = Gated()
+    f = batched(batch_size=3, timeout=None)(gated)
     run(main())
 
 
@@ -562,14 +564,14 @@ def test_a_caller_cancelled_in_the_turn_of_its_answer_disturbs_nobody() -> None:
     async def main() -> None:
         one, two = tasks(map(f, [1, 2]))
         await settle()
-        function.let_on.release()
+        gated.let_on.release()
         while not f.stats.answered:
             await asyncio.sleep(0)
         one.cancel()
         assert [str(outcome) for outcome in await outcomes([one, two])] == ["", "-2"]
 
-    function = Gated()
-    f = batched(batch_size=2, timeout=None)(function)
+    gated = Gated()
+    f = batched(batch_size=2, timeout=None)(gated)
     run(main())
 
 
@@ -599,12 +601,15 @@ def test_a_task_group_that_fails_takes_its_items_along() -> None:
         raise ValueError
 
     async def main() -> None:
-        stranger = f.submit(1)
-        with pytest.raises(ExceptionGroup):
+        async def group_that_fails() -> None:
             async with asyncio.TaskGroup() as group:
                 for item in (2, 3):
                     group.create_task(f(item))
                 group.create_task(fail())
+
+        stranger = f.submit(1)
+        with pytest.raises(ExceptionGroup):
+            await group_that_fails()
         assert f.stats.pending == 1
         f.flush()
         assert await stranger == -1
@@ -645,7 +650,7 @@ def test_a_batch_whose_task_is_cancelled_fails_and_the_next_one_works(begun: boo
         assert ours.get_name() == "batchify task of Gated()"
         ours.cancel()
         await settle()
-        await function.go_on(9)
+        await gated.go_on(9)
         found = await outcomes(waiting)
         if begun:
             assert [type(outcome) for outcome in found[:2]] == [BatchError] * 2
@@ -654,8 +659,8 @@ def test_a_batch_whose_task_is_cancelled_fails_and_the_next_one_works(begun: boo
             assert found[:2] == [-1, -2]
         assert found[2] == -3
 
-    function = Gated()
-    f = batched(batch_size=2)(function)
+    gated = Gated()
+    f = batched(batch_size=2)(gated)
     run(main())
 
 
@@ -717,7 +722,7 @@ def test_one_loop_after_the_other() -> None:
 
 def test_many_loops_at_once() -> None:
     async def main(start: int) -> list[int]:
-        found = list(await asyncio.gather(*map(f, range(start, start + 50))))
+        found = await together(*map(f, range(start, start + 50)))
         return found + [result async for result in f.map(range(start, start + 50))]
 
     f = batched(batch_size=8)(negate)
@@ -737,7 +742,7 @@ def test_loops_do_not_share_batches() -> None:
     async def main(_: int) -> None:
         item = id(asyncio.get_running_loop())
         barrier.wait()
-        assert await asyncio.gather(*(f(item) for _ in range(5))) == [item] * 5
+        assert await together(*(f(item) for _ in range(5))) == [item] * 5
         barrier.wait()  # else the address may be used again
 
     barrier = threading.Barrier(4)
@@ -837,13 +842,13 @@ def test_a_call_from_inside_does_not_wait_for_itself(way: str) -> None:
         if way == "submit":
             return [1 + await f.submit(item) for item in less]
         if way == "gather":
-            return [1 + result for result in await asyncio.gather(*map(f, less))]
+            return [1 + result for result in await together(*map(f, less))]
         if way == "task":
             return [1 + await task for task in tasks(map(f, less))]
         return [1 + result async for result in f.map(less if way == "map" else some(less))]
 
     async def main() -> None:
-        assert await asyncio.gather(f(3), f(3)) == [3, 3]
+        assert await together(f(3), f(3)) == [3, 3]
 
     f = batched(batch_size=2, timeout=None)(function)
     run(main())
@@ -856,7 +861,7 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
         return [item and 1 + await g(item - 1) for item in items]
 
     async def second(items: list[int]) -> list[int]:
-        return list(await asyncio.gather(*(third(item) for item in items)))
+        return await together(*(third(item) for item in items))
 
     async def third(item: int) -> int:
         return item and 1 + await f(item - 1)
@@ -865,7 +870,7 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
     g = batched(batch_size=4)(second)
 
     async def main() -> None:
-        assert await asyncio.gather(f(6), g(5), f(4)) == [6, 5, 4]
+        assert await together(f(6), g(5), f(4)) == [6, 5, 4]
 
     run(main())
 
@@ -874,55 +879,40 @@ def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
     inner = batched(batch_size=3, timeout=None)(negate)
 
     async def function(items: list[int]) -> list[int]:
-        return list(await asyncio.gather(*map(inner, items)))
+        return await together(*map(inner, items))
 
     outer = batched(batch_size=2, timeout=None)(function)
 
     async def main() -> None:
-        assert await asyncio.gather(outer(1), outer(2), inner(3)) == [-1, -2, -3]
+        assert await together(outer(1), outer(2), inner(3)) == [-1, -2, -3]
 
     run(main())
     assert inner.stats.reasons == {"full": 1}
 
 
 def test_a_task_that_outlives_its_batch_calls_like_any_other() -> None:
+    left_behind: list[asyncio.Task[Any]] = []
+
     async def function(items: list[int]) -> list[int]:
-        left_behind.extend(tasks([later()]))
+        if items == [1]:
+            f.batch_size = 2
+            left_behind.extend(tasks([later()]))
         return items
 
     async def later() -> Any:
-        await go_on.wait()
+        await settle()
         return await f(2)
 
     async def main() -> None:
-        nonlocal go_on
-        go_on = asyncio.Event()
         assert await f(1) == 1
-        go_on.set()
-        await settle()
-        assert f.stats.pending == 1
-        f.flush()
+        while not f.stats.pending:
+            await asyncio.sleep(0)
+        assert await f(3) == 3
         assert await left_behind[0] == 2
-        left_behind[1].cancel()
 
-    go_on: asyncio.Event
-    left_behind: list[asyncio.Task[Any]] = []
     f = batched(batch_size=1, timeout=None)(function)
-    f.batch_size = 1
-
-    async def start() -> None:
-        await asyncio.gather(main(), widen())
-
-    async def widen() -> None:
-        await settle()
-
-    async def function_and_widen(items: list[int]) -> list[int]:
-        f.batch_size = 2
-        return await function(items)
-
-    f = batched(batch_size=1, timeout=None)(function_and_widen)
-    run(start())
-    assert "nested" not in f.stats.reasons
+    run(main())
+    assert f.stats.reasons == {"full": 2}
 
 
 def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None:
@@ -937,7 +927,7 @@ def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None
         return items
 
     f = batched(batch_size=1)(function)
-    assert run(f(1)) == 1  # type: ignore[func-returns-value]
+    assert run(f(1)) == 1
     assert f.stats.reasons["nested"] == 1
 
 
@@ -1096,11 +1086,10 @@ def test_map_raises_an_error_where_its_result_would_stand(asynchronous: bool, wh
         return [item if item > 0 else ValueError("no") for item in items]
 
     async def main() -> None:
-        found = []
-        with pytest.raises(ValueError, match="^no$"):
-            async for result in f.map(some_async() if asynchronous else some()):
-                found.append(result)
-        assert found == [1, 2, 3]
+        results = f.map(some_async() if asynchronous else some())
+        assert [await anext(results) for _ in range(3)] == [1, 2, 3]
+        with pytest.raises(ValueError, match=r"^no$"):
+            await anext(results)
         await settle()
         assert f.stats.pending == 0
         assert len(asyncio.all_tasks()) == 1
@@ -1129,8 +1118,8 @@ def test_a_map_that_is_cancelled_takes_its_items_out(asynchronous: bool) -> None
         assert f.stats.pending == 0
         assert f.stats.cancelled == 1
 
-    function = Gated()
-    f = batched(batch_size=2, timeout=None)(function)
+    gated = Gated()
+    f = batched(batch_size=2, timeout=None)(gated)
     run(main())
 
 
@@ -1155,14 +1144,14 @@ def test_close_answers_everyone_who_waits_and_refuses_who_comes() -> None:
                 await call(9)
         with pytest.raises(ClosedError):
             await anext(f.map([9]))
-        await function.go_on(3)
+        await gated.go_on(3)
         assert [future.result() for future in waiting] == [0, -1, -2, -3, -4]
         assert [closer.cancelled() for closer in closers] == [True, False]
         await f.aclose()
         assert len(asyncio.all_tasks()) == 1
 
-    function = Gated()
-    f = batched(batch_size=2, timeout=None)(function)
+    gated = Gated()
+    f = batched(batch_size=2, timeout=None)(gated)
     run(main())
     assert f.stats.reasons == {"full": 2, "close": 1}
     with pytest.raises(ClosedError):
@@ -1190,11 +1179,11 @@ def test_close_when_the_last_item_is_cancelled_ends() -> None:
         (closer,) = tasks([f.aclose()])
         await asyncio.sleep(0)
         second.cancel()
-        await function.go_on()
+        await gated.go_on()
         await closer
 
-    function = Gated()
-    f = batched(batch_size=1, timeout=None)(function)
+    gated = Gated()
+    f = batched(batch_size=1, timeout=None)(gated)
     run(main())
 
 
@@ -1317,17 +1306,14 @@ def test_nothing_of_a_batch_is_kept_after_the_answer() -> None:
 
 def test_a_dropped_function_is_collected_with_what_it_holds() -> None:
     class Model:
-        pass
+        async def run(self, items: list[int]) -> list[int]:
+            return items
 
     async def main() -> None:
         model = Model()
         reference = weakref.ref(model)
-
-        @batched(batch_size=2, timeout=1e6)
-        async def f(items: list[Any]) -> list[Any]:
-            return [model and item for item in items]
-
-        assert await asyncio.gather(f(1), f(2)) == [1, 2]
+        f = batched(batch_size=2, timeout=1e6)(model.run)
+        assert await together(f(1), f(2)) == [1, 2]
         (task,) = tasks([f(3)])
         await settle()
         task.cancel()
@@ -1410,9 +1396,9 @@ def test_debug_mode_factories_and_eager_tasks_are_silent(loop: str) -> None:
             futures[0].cancel()
             assert await futures[1] == -2
 
-        for each in (None, old_factory, factory, getattr(asyncio, "eager_task_factory", None)):
-            if each is old_factory and "{loop}" == "uvloop":
-                continue  # which passes a context to every factory
+        eager = getattr(asyncio, "eager_task_factory", None)
+        # uvloop itself passes to factories what these two do not take.
+        for each in (None, factory) if "{loop}" == "uvloop" else (None, old_factory, factory, eager):
             with asyncio.Runner(loop_factory=new_event_loop, debug=True) as runner:
                 runner.run(main(each))
     """
@@ -1422,23 +1408,40 @@ def test_debug_mode_factories_and_eager_tasks_are_silent(loop: str) -> None:
 # Called back at any line
 
 
-def test_an_item_passed_at_any_line_is_answered() -> None:
-    """As by a finalizer: it calls in while its own thread is at that line."""
+class Intruder:
+    """Submits an item when its thread comes to the n-th line of the package that it executes, as a finalizer may."""
 
-    def lines(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal line, intruder, where
+    def __init__(self, f: BatchedCoroutineFunction[Any, Any], at: int) -> None:
+        self.f, self.at, self.line = f, at, 0
+        self.where = ""
+        self.future: asyncio.Future[Any] | None = None
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
         if not frame.f_code.co_filename.endswith(("_asyncio.py", "_buffer.py", "_batch.py")):
             return None
         if event == "line":
-            line += 1
-            if line == at and intruder is None:
+            self.line += 1
+            if self.line == self.at:
                 sys.settrace(None)
-                intruder = f.submit(99)
-                where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
-        return lines
+                self.where = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                self.future = self.f.submit(99)
+        return self.trace
 
-    async def main() -> None:
-        sys.settrace(lines)
+
+def test_an_item_passed_at_any_line_is_answered() -> None:
+    running: list[list[int]] = []
+
+    async def function(items: list[int]) -> list[int]:
+        if items == [99]:
+            return [-99]  # it was passed from inside the other batch, so it runs beside it
+        assert not running
+        running.append(items)
+        await asyncio.sleep(0)
+        running.clear()
+        return [-item for item in items]
+
+    async def main(f: BatchedCoroutineFunction[Any, Any], intruder: Intruder) -> None:
+        sys.settrace(intruder.trace)
         try:
             waiting = [f.submit(1), f.submit(2), f.submit(3)]
             waiting[1].cancel()
@@ -1448,31 +1451,21 @@ def test_an_item_passed_at_any_line_is_answered() -> None:
             await settle()
         finally:
             sys.settrace(None)
-        await settle()
         f.flush()
         await settle()
-        assert [future.result() for future in (waiting[0], waiting[2])] == [-1, -3]
-        assert intruder is None or intruder.done(), where
-        assert intruder is None or intruder.result() == -99
+        assert [waiting[0].result(), waiting[2].result()] == [-1, -3]
+        if intruder.future is not None:
+            assert intruder.future.done(), intruder.where
+            assert intruder.future.result() == -99
         await f.aclose()
 
-    async def function(items: list[int]) -> list[int]:
-        nonlocal running
-        assert not running
-        running = True
-        await asyncio.sleep(0)
-        running = False
-        return [-item for item in items]
-
     at = 0
-    where = ""
     while True:
         at += 1
-        line, intruder, running = 0, None, False
         f = batched(batch_size=2, timeout=1.0)(function)
-        run(main())
-        stats = f.stats
-        assert stats.accepted == stats.answered + stats.cancelled == 4 + (intruder is not None)
-        if intruder is None:
+        intruder = Intruder(f, at)
+        run(main(f, intruder))
+        assert f.stats.accepted == f.stats.answered + f.stats.cancelled == 4 + bool(intruder.where), intruder.where
+        if not intruder.where:
             break
     assert at > 100
