@@ -17,13 +17,12 @@ from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar
-from itertools import islice
 from math import inf
 from operator import call as call_directly
 from threading import RLock
 from typing import Any, Protocol
 
-from ._batch import Batch, Call
+from ._batch import Ahead, Batch, Call, MapCall
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import ClosedError
 from ._stats import Stats, Tally
@@ -40,29 +39,32 @@ _inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=N
 class LoopCall(Call):
     """A call whose caller is a coroutine that awaits `answered`."""
 
-    __slots__ = ("answered", "home")
+    __slots__ = ("answered",)
+
+    home: Any = "coroutines"
 
     def __init__(self, item: Any, loop: asyncio.AbstractEventLoop) -> None:
         self.item = item
-        self.home = loop
         # Only says when. The answer stays in the call, so that nobody misses an exception that nobody waits for.
         self.answered: asyncio.Future[None] = asyncio.Future(loop=loop)
 
-    def deliver(self) -> None:
-        if not self.answered.done():  # its caller may have been cancelled
-            self.answered.set_result(None)
-
     @staticmethod
     def deliver_all(calls: Sequence["LoopCall"]) -> None:
+        for call in calls:
+            if not call.answered.done():  # its caller may have been cancelled
+                call.answered.set_result(None)
+
+
+class AioCall(LoopCall):
+    """The same, answered by a thread. Its home is its loop."""
+
+    __slots__ = ("home",)
+
+    @staticmethod
+    def deliver_all(calls: Sequence[LoopCall]) -> None:
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            calls[0].home.call_soon_threadsafe(_deliver, calls)
-
-
-def _deliver(calls: Sequence[LoopCall]) -> None:
-    for call in calls:
-        if not call.answered.done():
-            call.answered.set_result(None)
+            calls[0].home.call_soon_threadsafe(LoopCall.deliver_all, calls)
 
 
 class PutsCalls(Protocol):
@@ -76,7 +78,9 @@ def awaitable(batcher: PutsCalls) -> Callable[[Any], Coroutine[Any, Any, Any]]:
     """Return a coroutine function that awaits the result of an item from any event loop."""
 
     async def aio(item: Any, /) -> Any:
-        call = LoopCall(item, asyncio.get_running_loop())
+        loop = asyncio.get_running_loop()
+        call = AioCall(item, loop)
+        call.home = loop
         try:
             batcher.put(call)
             await call.answered
@@ -94,19 +98,22 @@ class ItemFuture(asyncio.Future[Any]):
 
     __slots__ = ("arrival", "error", "flusher", "item", "value")
 
+    home = "futures"
     item: Any
     flusher: "LoopFlusher"
     value: Any
     error: Exception | None
 
-    def deliver(self) -> None:
-        if not self.done():  # cancelled, or answered by a stranger
-            if self.error is None:
-                self.set_result(self.value)
-            else:
-                self.set_exception(self.error)
-                self.exception()  # as if asked for: one error of a batch must not be logged once for each item
-        self.item = None
+    @staticmethod
+    def deliver_all(calls: Sequence["ItemFuture"]) -> None:
+        for future in calls:
+            if not future.done():  # cancelled, or answered by a stranger
+                if future.error is None:
+                    future.set_result(future.value)
+                else:
+                    future.set_exception(future.error)
+                    future.exception()  # as if asked for: one error must not be logged once for each item of its batch
+            future.item = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
@@ -116,23 +123,19 @@ class ItemFuture(asyncio.Future[Any]):
         return True
 
 
-class MapCall(Call):
-    """A call of a map, which waits for one call at a time."""
+class LoopBell:
+    """What a map sleeps on until any of its calls is answered."""
 
-    waiter: "asyncio.Future[None] | None" = None
+    def __init__(self) -> None:
+        self._waiter: asyncio.Future[None] | None = None
 
-    def __init__(self, item: Any) -> None:
-        self.item = item
-
-    def deliver(self) -> None:
-        waiter = self.waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def ring(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def wait(self) -> None:
-        if not hasattr(self, "error"):
-            self.waiter = asyncio.get_running_loop().create_future()
-            await self.waiter
+        self._waiter = asyncio.get_running_loop().create_future()
+        await self._waiter
 
 
 class LoopBatch(Batch):
@@ -152,11 +155,8 @@ class LoopBatch(Batch):
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         with _lock:
             self._flusher.batcher.tally.answer(len(calls), failed, done=done)
-        try:
-            for call in calls:
-                call.deliver()
-        except RuntimeError:  # The loop is closed, and the garbage collector ended this batch: nobody hears.
-            pass
+        with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
+            self.deliver(calls)
 
     def finish(self) -> None:
         self.waits_for.clear()
@@ -190,13 +190,24 @@ class LoopFlusher:
 
     def put(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
         """Let a call wait."""
-        if _inside.get() is not None and self._put_inside((call,), loop):
+        if self.buffer.closed or _inside.get() is not None:
+            self.put_all((call,), loop)
             return
-        if self.buffer.closed:
-            raise ClosedError(f"{self.batcher.name}() is closed")
         due_at = self.buffer.add(call, loop.time())
         if due_at < self._looks_at:
             self._look_at(due_at, loop)
+
+    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Let calls wait, or run them at once if they come from inside the function and would wait for themselves."""
+        if _inside.get() is not None and self._put_inside(calls, loop):
+            return
+        if self.buffer.closed:
+            raise ClosedError(f"{self.batcher.name}() is closed")
+        add, now = self.buffer.add, loop.time()
+        for call in calls:
+            due_at = add(call, now)
+            if due_at < self._looks_at:
+                self._look_at(due_at, loop)
 
     def withdraw(self, call: Any) -> None:
         """Take out a call whose caller left, if it is in no batch yet."""
@@ -452,66 +463,60 @@ class LoopBatcher:
 
     async def _map(self, items: Iterator[Any]) -> AsyncIterator[Any]:
         loop, flusher = self._here()
-        ahead: deque[MapCall] = deque()
-        more = True
-        error: BaseException | None = None  # of the items, raised behind the results of those before
+        bell = LoopBell()
+        ahead = Ahead(items, bell.ring)
+        calls, buffer = ahead.calls, flusher.buffer
         try:
             while True:
-                while more and len(ahead) <= self.batch_size:
-                    read = []
-                    try:
-                        for item in islice(items, self.batch_size):
-                            read.append(MapCall(item))  # noqa: PERF401 - what was read must not be lost
-                    except Exception as raised:  # noqa: BLE001 - whatever they raise
-                        error = raised
-                    more = len(read) == self.batch_size and error is None
-                    ahead.extend(read)
-                    for call in read:
-                        flusher.put(call, loop)
+                while ahead.more and len(calls) <= buffer.batch_size:
+                    read = ahead.read(buffer.batch_size)
+                    if read:
+                        flusher.put_all(read, loop)
                     del read
-                    if not more:
+                    if not ahead.more:
                         flusher.flush()  # nothing of this map will join what is left
-                if not ahead:
+                if not calls:
                     break
-                call = ahead[0]
-                await call.wait()
-                ahead.popleft()
+                call = calls[0]
+                while not hasattr(call, "error"):
+                    await bell.wait()
+                calls.popleft()
                 yield call.value if call.error is None else call.outcome()
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error
+            ahead.raise_error()
         finally:
-            for call in ahead:
+            for call in calls:
                 flusher.withdraw(call)
 
     async def _map_async(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
         loop, flusher = self._here()
-        ahead: asyncio.Queue[MapCall | None] = asyncio.Queue()
-        room = asyncio.Semaphore(2 * self.batch_size)
+        bell = LoopBell()
+        calls: deque[MapCall] = deque()
+        room = asyncio.Semaphore(2 * flusher.buffer.batch_size)
 
         async def read() -> None:
             try:
                 while True:
                     await room.acquire()
-                    call = MapCall(await anext(items))
+                    call = MapCall(await anext(items), bell.ring)
                     flusher.put(call, loop)
-                    ahead.put_nowait(call)
+                    calls.append(call)
+                    bell.ring()
             except StopAsyncIteration:
                 pass
             finally:
                 flusher.flush()
-                ahead.put_nowait(None)
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        call: MapCall | None = None
+        reader.add_done_callback(lambda _: bell.ring())
         try:
-            while (call := await ahead.get()) is not None:
-                await call.wait()
+            while calls or not reader.done():
+                if not calls or not hasattr(calls[0], "error"):
+                    await bell.wait()
+                    continue
+                call = calls.popleft()
                 room.release()
                 yield call.value if call.error is None else call.outcome()
             await reader  # raises what the items raised
@@ -520,10 +525,8 @@ class LoopBatcher:
             await asyncio.wait([reader])
             if not reader.cancelled():
                 reader.exception()  # as if asked for
-            ahead.put_nowait(call)
-            while not ahead.empty():
-                if (call := ahead.get_nowait()) is not None:
-                    flusher.withdraw(call)
+            for call in calls:
+                flusher.withdraw(call)
 
     def flush(self) -> None:
         """Make what waits due now, in all loops; may be called from any thread."""

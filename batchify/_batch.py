@@ -31,8 +31,8 @@ class Call:
 
     __slots__ = ("arrival", "deliver", "error", "item", "value")
 
+    home: Any = "threads"
     arrival: float
-    home: Any = None
     value: Any
     error: Exception | None
 
@@ -57,6 +57,52 @@ class Call:
             raise error
         finally:
             del error, self
+
+
+class MapCall(Call):
+    """A call of a map, which sleeps until any of its calls is answered. Its home is what wakes the map."""
+
+    __slots__ = ("home",)
+
+    def __init__(self, item: Any, wake: Callable[[], object]) -> None:
+        self.item = item
+        self.home = wake
+
+    @staticmethod
+    def deliver_all(calls: Sequence["MapCall"]) -> None:
+        calls[0].home()
+
+
+class Ahead:
+    """What a map has read and not yielded yet."""
+
+    def __init__(self, items: Iterator[Any], wake: Callable[[], object]) -> None:
+        self.calls: deque[MapCall] = deque()
+        self.more = True
+        self._items = items
+        self._wake = wake
+        self._error: Exception | None = None
+
+    def read(self, size: int) -> list[MapCall]:
+        """Read so many items, or fewer if there are no `more`."""
+        calls = []
+        try:
+            for item in islice(self._items, size):
+                calls.append(MapCall(item, self._wake))  # noqa: PERF401 - what was read must not be lost
+        except Exception as error:  # noqa: BLE001 - whatever they raise; see raise_error()
+            self._error = error
+        self.more = len(calls) == size and self._error is None
+        self.calls.extend(calls)
+        return calls
+
+    def raise_error(self) -> None:
+        """Raise what the items raised, behind the results of those before."""
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback knows this frame
 
 
 class Batch:
@@ -96,6 +142,20 @@ class Batch:
     def expect(self, future: Any) -> None:
         """See to it that `settle_future()` is called when the future is done."""
         future.add_done_callback(self.settle_future)
+
+    def deliver(self, calls: Sequence[Any]) -> None:
+        """Tell the callers that there is an answer."""
+        if len({call.home for call in calls}) == 1:
+            calls[0].deliver_all(calls)
+            return
+        homes: dict[Any, list[Any]] = {}
+        for call in calls:
+            homes.setdefault(call.home, []).append(call)
+        # Futures last, since their callbacks may take long.
+        futures = homes.pop("futures", ())
+        for group in (*homes.values(), futures):
+            if group:
+                group[0].deliver_all(group)
 
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""

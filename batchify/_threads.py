@@ -16,18 +16,17 @@ import sys
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import Context
-from itertools import islice
+from functools import partial
 from math import inf
 from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any
 
-from ._batch import Batch, Call, complain
+from ._batch import Ahead, Batch, Call, complain
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
@@ -157,17 +156,7 @@ class ThreadBatch(Batch):
             return  # The function forked, and this is the child: the callers are the parent's.
         with _lock:
             self._batcher._tally.answer(len(calls), failed, done=done)
-        if len({call.home for call in calls}) == 1:
-            calls[0].deliver_all(calls)
-            return
-        # Futures last, since their callbacks may take long.
-        groups: dict[Any, list[Any]] = {None: []}
-        for call in calls:
-            groups.setdefault(call.home, []).append(call)
-        futures = groups.pop(FutureCall.home, ())
-        for group in (*groups.values(), futures):
-            if group:
-                group[0].deliver_all(group)
+        self.deliver(calls)
 
     def finish(self) -> None:
         batcher = self._batcher
@@ -298,40 +287,30 @@ class ThreadBatcher:
         return self._map(iter(items), chunked=hasattr(items, "__len__"))
 
     def _map(self, items: Iterator[Any], *, chunked: bool) -> Iterator[Any]:
-        ahead: deque[tuple[Call, LockType]] = deque()
-        more = True
-        error: BaseException | None = None  # of the items, raised behind the results of those before
+        bell = allocate_lock()
+        ahead = Ahead(items, partial(_ring, bell))
+        calls, buffer = ahead.calls, self._buffer
         try:
             while True:
-                while more and len(ahead) <= self._buffer.batch_size:
-                    read = []
-                    try:
-                        for item in islice(items, self._buffer.batch_size if chunked else 1):
-                            read.append(_blocking_call(item))  # noqa: PERF401 - what was read must not be lost
-                    except Exception as raised:  # noqa: BLE001 - whatever they raise
-                        error, more = raised, False
-                    more = more and bool(read)
+                while ahead.more and len(calls) <= buffer.batch_size:
+                    read = ahead.read(buffer.batch_size if chunked else 1)
                     if read:
-                        ahead.extend(read)
-                        self._put_inside([call for call, _ in read])
+                        self._put_inside(read)
                     del read
-                    if not more and ahead:
+                    if not ahead.more and calls:
                         self.flush()  # nothing of this map will join what is left
-                    elif ahead and not chunked and not ahead[0][1].locked():
+                    elif calls and not chunked and hasattr(calls[0], "error"):
                         break  # its result is there, so it does not wait for the next item to come
-                if not ahead:
+                if not calls:
                     break
-                call, lock = ahead[0]
-                self._acquire(lock)
-                ahead.popleft()
+                call = calls[0]
+                while not hasattr(call, "error"):
+                    self._acquire(bell)
+                calls.popleft()
                 yield call.value if call.error is None else call.outcome()
-            if error is not None:
-                try:
-                    raise error
-                finally:
-                    del error
+            ahead.raise_error()
         finally:
-            for call, _ in ahead:
+            for call in calls:
                 self.withdraw(call)
 
     def withdraw(self, call: Call) -> bool:
