@@ -1,0 +1,80 @@
+"""The examples do what they say, as programs of their own."""
+
+import asyncio
+import re
+import runpy
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+REQUESTS = 256
+
+
+def test_the_model_behind_threads_answers_as_if_asked_directly() -> None:
+    example = EXAMPLES / "serve_digits.py"
+    done = subprocess.run([sys.executable, example, "--items", "200"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "differ" in done.stdout
+
+
+@pytest.fixture
+def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """The server, and its address."""
+    process = subprocess.Popen(
+        [sys.executable, EXAMPLES / "serve_http.py", "--port", "0"], stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr is not None
+    try:
+        said = ""
+        while (address := re.search(r"running on (http://\S+)", said)) is None:
+            line = process.stderr.readline()
+            assert line, said
+            said += line
+        yield process, address[1]
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_256_requests_at_once_get_their_own_answers_in_batches(server: tuple["subprocess.Popen[str]", str]) -> None:
+    process, address = server
+    images = load_digits().data[:REQUESTS]
+    forest = runpy.run_path(str(EXAMPLES / "serve_http.py"))["forest"]
+    expected = [int(digit) for digit in forest.predict(images)]
+    assert len(set(expected)) == 10
+
+    async def ask() -> tuple[list[int], dict[str, Any], int]:
+        limits = httpx.Limits(max_connections=REQUESTS)
+        async with httpx.AsyncClient(base_url=address, limits=limits, timeout=100, trust_env=False) as client:
+
+            async def classify(image: np.ndarray) -> int:
+                answer = await client.post("/classify", json={"pixels": image.tolist()})
+                digit: int = answer.raise_for_status().json()["digit"]
+                return digit
+
+            found = list(await asyncio.gather(*map(classify, images)))
+            bad = await client.post("/classify", json={"pixels": [1, 2, 3]})
+            return found, (await client.get("/figures")).json(), bad.status_code
+
+    found, figures, refused = asyncio.run(ask())
+    assert found == expected
+    assert figures["images"] == REQUESTS
+    assert figures["batches"] < REQUESTS / 2
+    assert refused == 422
+
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    assert process.wait() == 0, said
+    assert "Application shutdown complete" in said
+    assert "Traceback" not in said
