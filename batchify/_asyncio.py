@@ -141,7 +141,7 @@ class LoopBell:
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_flusher", "nested", "waits_for")
+    __slots__ = ("_flusher", "_prune_at", "nested", "waits_for")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
@@ -149,8 +149,9 @@ class LoopBatch(Batch):
         super().__init__(flusher.batcher.name, calls, call_directly)
         self._flusher = flusher
         self.nested = nested
-        # Calls made from inside the function, and where.
-        self.waits_for: list[tuple[Any, LoopFlusher]] = []
+        self._prune_at = 64
+        # Calls made from inside the function, and where; those answered are taken out now and then.
+        self.waits_for: dict[Any, LoopFlusher] = {}
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         with _lock:
@@ -161,6 +162,16 @@ class LoopBatch(Batch):
     def finish(self) -> None:
         self.waits_for.clear()
         self._flusher.finished(self)
+
+    def runs(self) -> bool:
+        return self in self._flusher.batches
+
+    def will_wait(self, calls: Sequence[Any], flusher: "LoopFlusher") -> None:
+        """Note that these calls are made from inside the function."""
+        self.waits_for.update(dict.fromkeys(calls, flusher))
+        if len(self.waits_for) >= self._prune_at:
+            self.waits_for = {call: other for call, other in self.waits_for.items() if not hasattr(call, "error")}
+            self._prune_at = 2 * len(self.waits_for) + 64
 
 
 class LoopFlusher:
@@ -199,7 +210,7 @@ class LoopFlusher:
 
     def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
         """Let calls wait, or run them at once if they come from inside the function and would wait for themselves."""
-        if _inside.get() is not None and self._put_inside(calls, loop):
+        if self._put_inside(calls, loop):
             return
         if self.buffer.closed:
             raise ClosedError(f"{self.batcher.name}() is closed")
@@ -243,17 +254,22 @@ class LoopFlusher:
     async def closed(self) -> None:
         """Wait until what was accepted is answered."""
         batch = _inside.get()
-        if batch is None or not self.needs(batch):
-            # Once closed, there is a task as long as anything waits or runs.
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+        if batch is not None and self.needs(batch):
+            return
+        waiting = MapCall(None, int)
+        if batch is not None:
+            batch.will_wait((waiting,), self)
+        # Once closed, there is a task as long as anything waits or runs.
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        waiting.error = None
 
     # When to flush
 
     def look(self) -> None:
         """See to it that what waits is flushed when it is due."""
         loop, due_at = self.loop(), self.buffer.due_at
-        if due_at < self._looks_at and loop is not None:
+        if due_at < self._looks_at and loop is not None and not loop.is_closed():
             self._look_at(due_at, loop)
 
     def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
@@ -339,17 +355,17 @@ class LoopFlusher:
             self._in_flight -= 1
             self._looks_at = inf
             if len(self.buffer):
-                with suppress(RuntimeError):  # the loop is closed
-                    self.look()
+                self.look()
 
     # Calls from inside the function
 
     def _put_inside(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> bool:
         """Run at once, as a batch of its own, what would wait for itself. False if it can wait as any other."""
         batch = _inside.get()
-        assert batch is not None
+        if batch is None or not batch.runs():
+            return False
         needed = self.needs(batch)
-        batch.waits_for += [(call, self) for call in calls]
+        batch.will_wait(calls, self)
         if needed:
             with _lock:
                 self.batcher.tally.begin("nested", [0.0] * len(calls), 0.0)
@@ -368,7 +384,7 @@ class LoopFlusher:
             if flusher not in seen:
                 seen.add(flusher)
                 for running in flusher.batches:
-                    todo += [other for call, other in running.waits_for if not hasattr(call, "error")]
+                    todo += [other for call, other in running.waits_for.items() if not hasattr(call, "error")]
         return False
 
 

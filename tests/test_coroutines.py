@@ -875,6 +875,48 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
     run(main())
 
 
+def test_closing_each_other_from_inside_ends() -> None:
+    closes = asyncio.Event()
+
+    async def first(items: list[int]) -> list[int]:
+        closes.set()
+        await g.aclose()
+        return items
+
+    async def second(items: list[int]) -> list[int]:
+        await closes.wait()
+        await settle()
+        return [await f(item) for item in items]
+
+    f = batched(batch_size=1)(first)
+    g = batched(batch_size=1)(second)
+
+    async def main() -> None:
+        assert await together(f(1), g(2)) == [1, 2]
+
+    run(main())
+
+
+def test_calls_made_from_inside_are_not_kept() -> None:
+    inner = batched(batch_size=1)(negate)
+    kept: list[weakref.ref[Any]] = []
+
+    class Item:
+        def __neg__(self) -> "Item":
+            return self
+
+    async def function(items: list[int]) -> list[int]:
+        for _ in range(500):
+            item = Item()
+            kept.append(weakref.ref(item))
+            await inner(item)
+            del item
+            assert sum(each() is not None for each in kept[-200:]) < 100
+        return items
+
+    run(batched(batch_size=1)(function)(1))
+
+
 def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
     inner = batched(batch_size=3, timeout=None)(negate)
 
