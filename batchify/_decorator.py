@@ -341,6 +341,10 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
     as its result is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the
     results is raised at its own caller. If the function raises, each caller of that batch gets a copy of the error.
 
+    An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
+    on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
+    loop share batches, and on one loop it never runs twice at the same time.
+
     A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
     nobody waits for company, and batches form by themselves while the function is busy. How many items wait is
     unbounded. Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list
@@ -352,7 +356,7 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
             batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
 
     Returns:
-        A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction`.
+        A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction` and `BatchedCoroutineFunction`.
 
     Raises:
         TypeError: (On decorating) the function does not take one list, `batch_size` is no int, `timeout` is no number.
