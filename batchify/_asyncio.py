@@ -14,12 +14,13 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from math import inf
 from operator import call as call_directly
 from threading import RLock
+from types import coroutine
 from typing import Any, Protocol
 
 from ._batch import Ahead, Batch, Call, MapCall
@@ -85,7 +86,6 @@ def awaitable(batcher: PutsCalls) -> Callable[[Any], Coroutine[Any, Any, Any]]:
             batcher.put(call)
             await call.answered
         except BaseException:  # cancelled, or closed
-            call.answered.cancel()
             batcher.withdraw(call)
             raise
         return call.value if call.error is None else call.outcome()
@@ -113,13 +113,14 @@ class ItemFuture(asyncio.Future[Any]):
                 else:
                     future.set_exception(future.error)
                     future.exception()  # as if asked for: one error must not be logged once for each item of its batch
-            future.item = None
+            future.item = future.value = future.error = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
         if not super().cancel(msg):
             return False
         self.flusher.withdraw(self)
+        self.item = None
         return True
 
 
@@ -141,7 +142,7 @@ class LoopBell:
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_flusher", "_prune_at", "nested", "waits_for")
+    __slots__ = ("_flusher", "_waits_for", "nested")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
@@ -149,29 +150,41 @@ class LoopBatch(Batch):
         super().__init__(flusher.batcher.name, calls, call_directly)
         self._flusher = flusher
         self.nested = nested
-        self._prune_at = 64
         # Calls made from inside the function, and where; those answered are taken out now and then.
-        self.waits_for: dict[Any, LoopFlusher] = {}
+        self._waits_for: dict[LoopFlusher, list[Any]] = {}
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         with _lock:
-            self._flusher.batcher.tally.answer(len(calls), failed, done=done)
+            self._flusher.tally.answer(len(calls), failed, done=done)
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
 
     def finish(self) -> None:
-        self.waits_for.clear()
+        self._waits_for.clear()
         self._flusher.finished(self)
 
     def runs(self) -> bool:
         return self in self._flusher.batches
 
-    def will_wait(self, calls: Sequence[Any], flusher: "LoopFlusher") -> None:
+    def will_wait_for(self, flusher: "LoopFlusher", calls: Sequence[Any]) -> None:
         """Note that these calls are made from inside the function."""
-        self.waits_for.update(dict.fromkeys(calls, flusher))
-        if len(self.waits_for) >= self._prune_at:
-            self.waits_for = {call: other for call, other in self.waits_for.items() if not hasattr(call, "error")}
-            self._prune_at = 2 * len(self.waits_for) + 64
+        waiting = self._waits_for.setdefault(flusher, [])
+        waiting.extend(calls)
+        size = len(waiting)
+        if size >= 64 and size & (size - 1) == 0:
+            waiting[:] = [call for call in waiting if not hasattr(call, "error")]
+
+    def waits_for(self) -> "list[LoopFlusher]":
+        return [
+            flusher
+            for flusher, calls in tuple(self._waits_for.items())
+            if any(not hasattr(call, "error") for call in calls)
+        ]
+
+
+@coroutine
+def _begun() -> Generator[None, None, None]:
+    yield
 
 
 class LoopFlusher:
@@ -184,15 +197,16 @@ class LoopFlusher:
     #   1. A flush will begin at _looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
     #      or when the batch in flight has ended. So an item that is not due before then has nothing to do.
     #   2. A flush may begin more often than that: it goes by what it finds.
-    #   3. _tasks holds the tasks, since asyncio holds them weakly; batches those that run.
+    #   3. batches holds those that run; _tasks the tasks, since asyncio holds them weakly.
 
     def __init__(self, batcher: "LoopBatcher", loop: asyncio.AbstractEventLoop) -> None:
         self.batcher = batcher
         self.loop = weakref.ref(loop)  # the batcher keeps this as long as the loop lives
         self.buffer: Buffer[Any] = batcher.new_buffer()
+        self.tally = batcher.tally
         self.batches: set[LoopBatch] = set()
-        self._tasks: dict[asyncio.Task[None], LoopBatch | None] = {}
-        self._next: asyncio.Task[None] | None = None  # one that has not begun
+        self.bells: set[LoopBell] = set()  # of maps, which may have to read on when batch_size changes
+        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight = 0
         self._looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
@@ -209,11 +223,22 @@ class LoopFlusher:
             self._look_at(due_at, loop)
 
     def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Let calls wait, or run them at once if they come from inside the function and would wait for themselves."""
-        if self._put_inside(calls, loop):
+        """Let calls wait; or if they come from inside the function and would wait for themselves, run them at once."""
+        if not calls:
             return
-        if self.buffer.closed:
+        batch = _inside.get()
+        if batch is not None and not batch.runs():
+            batch = None  # it has ended, and this is a task that it left behind
+        nested = batch is not None and self.needs(batch)
+        if self.buffer.closed and not nested:
             raise ClosedError(f"{self.batcher.name}() is closed")
+        if batch is not None:
+            batch.will_wait_for(self, calls)
+        if nested:
+            with _lock:
+                self.tally.begin("nested", [0.0] * len(calls), 0.0)
+            self._start(self._run_nested(LoopBatch(self, calls, nested=True)), loop)
+            return
         add, now = self.buffer.add, loop.time()
         for call in calls:
             due_at = add(call, now)
@@ -224,7 +249,7 @@ class LoopFlusher:
         """Take out a call whose caller left, if it is in no batch yet."""
         with _lock:
             if self.buffer.remove(call):
-                self.batcher.tally.cancelled += 1
+                self.tally.cancelled += 1
         call.error = None  # needs() shall not think that somebody waits for it
         if len(self.buffer):
             # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
@@ -244,6 +269,8 @@ class LoopFlusher:
     def adapt(self) -> None:
         """Take over the options of the batcher."""
         self.buffer.batch_size, self.buffer.timeout = self.batcher.batch_size, self.batcher.timeout
+        for bell in tuple(self.bells):
+            bell.ring()
         self.look()
 
     def close(self) -> None:
@@ -258,11 +285,13 @@ class LoopFlusher:
             return
         waiting = MapCall(None, int)
         if batch is not None:
-            batch.will_wait((waiting,), self)
-        # Once closed, there is a task as long as anything waits or runs.
-        while self._tasks:
-            await asyncio.wait(self._tasks)
-        waiting.error = None
+            batch.will_wait_for(self, (waiting,))
+        try:
+            # Once closed, there is a task as long as anything waits or runs.
+            while self._tasks:
+                await asyncio.wait(self._tasks)
+        finally:
+            waiting.error = None
 
     # When to flush
 
@@ -283,7 +312,7 @@ class LoopFlusher:
             self._looks_at = moment
 
     def _begin(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._next = self._start(self._flush(moment), loop)
+        self._start(self._flush(moment), loop)
         self._looks_at = -inf  # last: if this is interrupted before, the next item still sees to it
 
     def _stop_timer(self) -> None:
@@ -291,36 +320,40 @@ class LoopFlusher:
         if timer is not None:
             timer.cancel()
 
-    def _start(
-        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None
-    ) -> "asyncio.Task[None]":
+    def _start(self, steps: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+        # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
+        # the loop closed, of which Python would complain.
+        steps.send(None)
+        context = Context()
         # Not loop.create_task(): a task factory may know no context, and an eager one would run the function in the
         # midst of its first caller.
-        task = asyncio.Task(coroutine, loop=loop, name=self.batcher.task_name, context=Context())
+        task = asyncio.Task(steps, loop=loop, name=self.batcher.task_name, context=context)
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-        self._tasks[task] = batch
-        task.add_done_callback(self._ended)
-        return task
-
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        batch = self._tasks.pop(task)
-        # It may have been cancelled before its first step.
-        if batch is not None:
-            batch.fail(asyncio.CancelledError())
-        if task is self._next:
-            self._next = None
-            self._looks_at = inf
-            self.look()
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard, context=context)
 
     # The task of a batch
 
     async def _flush(self, moment: float) -> None:
-        # The batch is taken here and not by whoever starts this: as late as can be, when all have added their items
+        try:
+            await _begun()
+        except BaseException:  # cancelled
+            self._looks_at = inf
+            self.look()
+            raise
+        # The batch is taken here and not by whoever started this: as late as can be, when all have added their items
         # whom the loop had woken before.
-        self._next = None
         batch = self._take(moment)
         if batch is not None:
             await self._run(batch)
+
+    async def _run_nested(self, batch: LoopBatch) -> None:
+        try:
+            await _begun()
+        except BaseException as error:
+            batch.fail(error)
+            raise
+        await self._run(batch)
 
     async def _run(self, batch: LoopBatch) -> None:
         _inside.set(batch)
@@ -331,6 +364,7 @@ class LoopFlusher:
         """Return the batch that is due, if the function is free. `moment`: what the timer was set to that woke us."""
         loop = self.loop()
         if self._in_flight or loop is None:
+            self._looks_at = -inf  # finished() will look
             return None
         if self._timer is not None:
             self._stop_timer()
@@ -343,7 +377,7 @@ class LoopFlusher:
                 calls, reason = taken
                 self._in_flight += 1
                 self._looks_at = -inf
-                self.batcher.tally.begin(reason, [call.arrival for call in calls], now)
+                self.tally.begin(reason, [call.arrival for call in calls], now)
                 return LoopBatch(self, calls, nested=False)
         self.look()
         return None
@@ -357,22 +391,6 @@ class LoopFlusher:
             if len(self.buffer):
                 self.look()
 
-    # Calls from inside the function
-
-    def _put_inside(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> bool:
-        """Run at once, as a batch of its own, what would wait for itself. False if it can wait as any other."""
-        batch = _inside.get()
-        if batch is None or not batch.runs():
-            return False
-        needed = self.needs(batch)
-        batch.will_wait(calls, self)
-        if needed:
-            with _lock:
-                self.batcher.tally.begin("nested", [0.0] * len(calls), 0.0)
-            nested = LoopBatch(self, calls, nested=True)
-            self._start(self._run(nested), loop, nested)
-        return needed
-
     def needs(self, batch: LoopBatch) -> bool:
         """Whether what is passed here may be answered only after that batch has ended."""
         seen: set[LoopFlusher] = set()
@@ -383,8 +401,8 @@ class LoopFlusher:
                 return True
             if flusher not in seen:
                 seen.add(flusher)
-                for running in flusher.batches:
-                    todo += [other for call, other in running.waits_for.items() if not hasattr(call, "error")]
+                for running in tuple(flusher.batches):
+                    todo += running.waits_for()
         return False
 
 
@@ -416,15 +434,20 @@ class LoopBatcher:
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
         with _lock:
-            for other in [other for other in self._flushers if other.is_closed()]:
-                # Its flusher may hold futures, and they the loop: so it would never go by itself.
-                gone = self._flushers.pop(other)
-                self.tally.cancelled += len(gone.buffer)
-                gone.buffer = self.new_buffer()
+            self._forget_closed_locked()
             return self._flushers.setdefault(loop, LoopFlusher(self, loop))
+
+    def _forget_closed_locked(self) -> None:
+        # The flusher of a loop may hold futures, and they the loop: so it would never go by itself.
+        for loop in [loop for loop in self._flushers if loop.is_closed()]:
+            gone = self._flushers.pop(loop)
+            self.tally.cancelled += len(gone.buffer)
+            gone.buffer = self.new_buffer()
+            self._latest = None
 
     def _everywhere(self, action: Callable[[LoopFlusher], None]) -> None:
         with _lock:
+            self._forget_closed_locked()
             flushers = list(self._flushers.items())
         try:
             here = asyncio.get_running_loop()
@@ -453,7 +476,6 @@ class LoopBatcher:
             flusher.put(call, loop)
             await call.answered
         except BaseException:  # cancelled, or closed
-            call.answered.cancel()
             flusher.withdraw(call)
             raise
         return call.value if call.error is None else call.outcome()
@@ -482,24 +504,22 @@ class LoopBatcher:
         bell = LoopBell()
         ahead = Ahead(items, bell.ring)
         calls, buffer = ahead.calls, flusher.buffer
+        flusher.bells.add(bell)
         try:
             while True:
                 while ahead.more and len(calls) <= buffer.batch_size:
-                    read = ahead.read(buffer.batch_size)
-                    if read:
-                        flusher.put_all(read, loop)
-                    del read
+                    flusher.put_all(ahead.read(buffer.batch_size), loop)
                     if not ahead.more:
                         flusher.flush()  # nothing of this map will join what is left
                 if not calls:
                     break
-                call = calls[0]
-                while not hasattr(call, "error"):
+                if hasattr(calls[0], "error"):
+                    yield calls.popleft().outcome()
+                else:
                     await bell.wait()
-                calls.popleft()
-                yield call.value if call.error is None else call.outcome()
             ahead.raise_error()
         finally:
+            flusher.bells.discard(bell)
             for call in calls:
                 flusher.withdraw(call)
 
@@ -507,42 +527,49 @@ class LoopBatcher:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
         loop, flusher = self._here()
-        bell = LoopBell()
         calls: deque[MapCall] = deque()
-        room = asyncio.Semaphore(2 * flusher.buffer.batch_size)
+        bell, room = LoopBell(), LoopBell()
+        more = True
 
         async def read() -> None:
-            try:
+            with suppress(StopAsyncIteration):
                 while True:
-                    await room.acquire()
+                    while len(calls) >= 2 * flusher.buffer.batch_size:
+                        await room.wait()
                     call = MapCall(await anext(items), bell.ring)
+                    if not more:
+                        return  # this was cancelled, and the items took no notice
                     flusher.put(call, loop)
                     calls.append(call)
+                    del call
                     bell.ring()
-            except StopAsyncIteration:
-                pass
-            finally:
-                flusher.flush()
+
+        def ended(_: object) -> None:
+            if more:
+                flusher.flush()  # nothing of this map will join what is left
+            bell.ring()
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        reader.add_done_callback(lambda _: bell.ring())
+        reader.add_done_callback(ended)
+        flusher.bells.add(room)
         try:
             while calls or not reader.done():
-                if not calls or not hasattr(calls[0], "error"):
+                if calls and hasattr(calls[0], "error"):
+                    room.ring()
+                    yield calls.popleft().outcome()
+                else:
                     await bell.wait()
-                    continue
-                call = calls.popleft()
-                room.release()
-                yield call.value if call.error is None else call.outcome()
             await reader  # raises what the items raised
         finally:
+            more = False
+            flusher.bells.discard(room)
             reader.cancel()
+            for call in calls:
+                flusher.withdraw(call)
             await asyncio.wait([reader])
             if not reader.cancelled():
                 reader.exception()  # as if asked for
-            for call in calls:
-                flusher.withdraw(call)
 
     def flush(self) -> None:
         """Make what waits due now, in all loops; may be called from any thread."""
@@ -577,6 +604,7 @@ class LoopBatcher:
     @property
     def stats(self) -> Stats:
         with _lock:
+            self._forget_closed_locked()
             return self.tally.snapshot(sum(len(flusher.buffer) for flusher in self._flushers.values()))
 
 

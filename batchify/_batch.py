@@ -87,7 +87,7 @@ class Ahead:
         """Read so many items, or fewer if there are no `more`."""
         calls = []
         try:
-            for item in islice(self._items, size):
+            for item in islice(self._items, min(size, sys.maxsize)):
                 calls.append(MapCall(item, self._wake))  # noqa: PERF401 - what was read must not be lost
         except Exception as error:  # noqa: BLE001 - whatever they raise; see raise_error()
             self._error = error
@@ -240,6 +240,7 @@ class Batch:
             while (result := self._enter(next, results, _MISSING)) is not _MISSING:
                 if not self._yielded(calls, result):
                     break
+                del result  # it may take long until the next one comes
         except BaseException as error:  # noqa: BLE001 - as in run()
             self._stream_failed(calls, error)
         else:
@@ -254,8 +255,11 @@ class Batch:
                     if isinstance(results, AsyncGenerator):
                         await results.aclose()  # or the loop would do it, some time
                     break
-        except BaseException as error:  # noqa: BLE001 - as in run()
+                del result
+        except Exception as error:  # noqa: BLE001 - as in run()
             self._stream_failed(calls, error)
+        except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed
+            self.fail(error)
         else:
             self._stream_ended(calls)
 

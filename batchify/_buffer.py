@@ -70,7 +70,8 @@ class Buffer(Generic[C]):
 
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
-        self._flushed_at = max(now, self._flushed_at)
+        if self._waiting:  # else only what comes at this very moment would be, as some clocks stand still for long
+            self._flushed_at = max(now, self._flushed_at)
 
     def close(self) -> None:
         """Make all that waits due, and all that may still come."""

@@ -297,7 +297,8 @@ class BatchedCoroutineFunction(_Batched[T, R]):
     @property
     def __code__(self) -> CodeType:
         # inspect.iscoroutinefunction() looks at its flags, and those of an asynchronous generator say no.
-        return self._self_call.__code__
+        code: CodeType = getattr(self.__wrapped__, "__code__", self._self_call.__code__)
+        return code.replace(co_flags=code.co_flags & ~inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE)
 
 
 class Decorator(Protocol):

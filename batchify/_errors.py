@@ -37,15 +37,17 @@ def own_copy(original: BaseException, name: str) -> Exception:
     copying, its error must still arrive, and is the original itself.
     """
     try:
-        if not isinstance(original, Exception) or isinstance(original, _MISLEADING):
+        if not issubclass(type(original), Exception) or issubclass(type(original), _MISLEADING):
             copy: Exception = BatchError(f"{name}() raised {type(original).__name__}")
             cause: BaseException | None = original
         else:
-            copy = _copy(original)
+            copy = _copy(cast("Exception", original))
             cause = original if traceback_of(original) is not None else original.__cause__
         BaseException.__dict__["__cause__"].__set__(copy, cause)
-    except Exception:  # noqa: BLE001 - see above
-        return original if isinstance(original, Exception) else BatchError(f"{name}() raised an exception")
+    except BaseException:  # noqa: BLE001 - see above
+        if issubclass(type(original), Exception):
+            return cast("Exception", original)
+        return BatchError(f"{name}() raised an exception")
     return copy
 
 

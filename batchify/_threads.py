@@ -224,6 +224,7 @@ class ThreadBatcher:
         self._thread: Thread | None = None
         self._bell = allocate_lock()
         self._handed: list[ThreadBatcher] = []
+        self._bells: set[LockType] = set()  # of maps, which may have to read on when batch_size changes
 
     def __del__(self) -> None:
         # Nobody can call any more. If items wait, waking the flush thread makes it keep this until they are answered.
@@ -290,26 +291,26 @@ class ThreadBatcher:
         bell = allocate_lock()
         ahead = Ahead(items, partial(_ring, bell))
         calls, buffer = ahead.calls, self._buffer
+        with _lock:
+            self._bells.add(bell)
         try:
             while True:
                 while ahead.more and len(calls) <= buffer.batch_size:
-                    read = ahead.read(buffer.batch_size if chunked else 1)
-                    if read:
-                        self._put_inside(read)
-                    del read
-                    if not ahead.more and calls:
-                        self.flush()  # nothing of this map will join what is left
-                    elif calls and not chunked and hasattr(calls[0], "error"):
+                    if calls and not chunked and hasattr(calls[0], "error"):
                         break  # its result is there, so it does not wait for the next item to come
+                    self._put_inside(ahead.read(buffer.batch_size if chunked else 1))
+                    if not ahead.more:
+                        self.flush()  # nothing of this map will join what is left
                 if not calls:
                     break
-                call = calls[0]
-                while not hasattr(call, "error"):
+                if hasattr(calls[0], "error"):
+                    yield calls.popleft().outcome()
+                else:
                     self._acquire(bell)
-                calls.popleft()
-                yield call.value if call.error is None else call.outcome()
             ahead.raise_error()
         finally:
+            with _lock:
+                self._bells.discard(bell)
             for call in calls:
                 self.withdraw(call)
 
@@ -354,6 +355,8 @@ class ThreadBatcher:
         with _lock:
             self._buffer.batch_size = check_batch_size(self.name, value)
             self._wake_if_due_locked()
+            for bell in self._bells:
+                _ring(bell)
 
     @property
     def timeout(self) -> float | None:
@@ -436,6 +439,8 @@ class ThreadBatcher:
         return call.outcome()
 
     def _put_inside(self, calls: Sequence[Call]) -> None:
+        if not calls:
+            return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
         if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
             with _blocked_on(self) as for_itself:

@@ -74,7 +74,8 @@ class BufferAgainstList(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         self.buffer.flush(self.now)
-        self.flushed_at = self.now
+        if self.waiting:
+            self.flushed_at = self.now
         self.sleeps_until = self.buffer.due_at
 
     @precondition(lambda self: self.number > 20)
@@ -187,6 +188,13 @@ def test_flush_is_for_what_waits_now() -> None:
     buffer.take(0.2)
     buffer.add(Entry(9), 0.3)
     assert buffer.take(0.3) is None
+
+
+def test_a_flush_of_nothing_makes_nothing_due() -> None:
+    buffer: Buffer[Entry] = Buffer("f", 9, 1.0)
+    buffer.flush(0.0)
+    buffer.add(Entry(1), 0.0)  # some clocks stand still for long
+    assert buffer.take(0.0) is None
 
 
 def test_no_batch_is_empty() -> None:

@@ -8,6 +8,7 @@ import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -488,6 +489,32 @@ def test_stop_iteration_is_a_runtime_error_as_in_any_coroutine() -> None:
     assert list(map(repr, errors)) == ["RuntimeError('coroutine raised StopIteration')"] * 2
 
 
+@pytest.mark.parametrize("how", ["raise", "return", "yield"])
+def test_an_error_with_a_hostile_class_reaches_its_callers(how: str) -> None:
+    class Hostile(Exception):
+        @property  # type: ignore[misc]
+        def __class__(self) -> type:
+            raise SystemExit
+
+    async def function(items: list[int]) -> list[Any]:
+        if how == "raise":
+            raise Hostile
+        return [Hostile() for _ in items]
+
+    async def generator(items: list[int]) -> AsyncIterator[Any]:
+        for _ in items:
+            yield Hostile()
+
+    f = batched(batch_size=2, timeout=None)(generator if how == "yield" else function)
+
+    async def main() -> None:
+        waiting = tasks(map(f, [1, 2]))
+        await settle()
+        assert [type(task.exception()) for task in waiting] == [Hostile] * 2
+
+    run(main())
+
+
 def test_an_error_that_nobody_asks_for_makes_no_noise() -> None:
     async def function(items: list[int]) -> list[int]:
         raise ValueError("no")
@@ -776,8 +803,9 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
         return f.submit(1)
 
     future = loop.run_until_complete(start())
-    loop.close()
     assert f.stats.pending == 1
+    loop.close()
+    assert (f.stats.pending, f.stats.cancelled) == (0, 1)
     f.timeout = 0.0
     f.flush()
     assert asyncio.run(f(2)) == -2
@@ -820,6 +848,68 @@ def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works
         gc.collect()
         stats = f.stats
         assert (stats.pending, stats.cancelled, stats.answered, stats.failed) == (0, 1, 1, 2), stats
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+@pytest.mark.parametrize("awaits", [0, 1, 2, 3])
+def test_items_left_behind_by_asyncio_run_make_no_noise(awaits: int) -> None:
+    script = f"""if True:
+        import asyncio, gc
+        from batchify import batched
+
+        async def f(items):
+            for _ in range({awaits}):
+                await asyncio.sleep(0)
+            return items
+
+        async def main(function, number):
+            for item in range(number):
+                function.submit(item)
+            for _ in range(number % 4):
+                await asyncio.sleep(0)
+
+        for number in range(1, 15):
+            asyncio.run(main(batched(batch_size=1)(f), number))
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(main(batched(batch_size=1)(f), number))
+            loop.close()
+            gc.collect()
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+def test_a_generator_cancelled_after_its_last_result_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def function(items: list[int]) -> AsyncIterator[int]:
+        for item in items:
+            yield item
+        await asyncio.Event().wait()
+
+    assert run(batched(batch_size=1)(function)(1)) == 1
+    assert caplog.records == []
+
+
+def test_a_caller_destroyed_with_its_loop_takes_its_item_out() -> None:
+    script = """if True:
+        import asyncio, gc
+        from batchify import batched
+
+        @batched(batch_size=2, timeout=None)
+        async def f(items):
+            return items
+
+        async def main():
+            task = asyncio.create_task(f(1))
+            task._log_destroy_pending = False
+            await asyncio.sleep(0)
+            assert f.stats.pending == 1
+
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+        del loop
+        gc.collect()
+        assert f.stats.pending == 0
     """
     run_script(script, "-X", "dev", "-W", "error")
 
@@ -1171,6 +1261,109 @@ def test_map_refuses_what_is_not_iterable() -> None:
         f.map(3)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_map_heeds_a_change_of_batch_size_while_it_reads_or_waits(asynchronous: bool) -> None:
+    def some() -> Iterator[int]:
+        for item in range(40):
+            if item == 2:
+                f.batch_size = 5
+            yield item
+
+    async def some_async() -> AsyncIterator[int]:
+        for item in some():
+            yield item
+
+    async def main() -> None:
+        results = f.map(some_async() if asynchronous else some())
+        assert [await anext(results) for _ in range(3)] == [0, -1, -2]
+        (task,) = tasks([rest(results)])
+        f.batch_size = 30  # more than it has read ahead
+        await settle()
+        assert task.result() == [-item for item in range(3, 40)]
+
+    async def rest(results: AsyncIterator[int]) -> list[int]:
+        return [result async for result in results]
+
+    f = batched(batch_size=3, timeout=None)(negate)
+    run(main())
+
+
+def test_leaving_a_map_cuts_nobodys_batch() -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        stranger = f.submit(0)
+        (task,) = tasks([anext(f.map(items()))])  # type: ignore[arg-type]
+        await settle()
+        assert f.stats.pending == 2
+        task.cancel()
+        await settle()
+        assert (f.stats.pending, f.stats.cancelled, stranger.done()) == (1, 1, False)
+        stranger.cancel()
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+
+
+def test_a_map_can_be_left_though_its_items_take_no_notice() -> None:
+    async def items() -> AsyncIterator[int]:
+        for item in range(1000):
+            with suppress(asyncio.CancelledError):
+                for _ in range(3):
+                    await asyncio.sleep(0)
+            yield item
+
+    async def main() -> None:
+        results = f.map(items())
+        assert await anext(results) == 0
+        await results.aclose()  # type: ignore[attr-defined]
+        assert f.stats.pending == 0
+
+    f = batched(batch_size=4)(negate)
+    run(main())
+
+
+def test_a_map_cancelled_again_while_its_items_clean_up_has_taken_its_items_out() -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await settle()
+
+    async def main() -> None:
+        (task,) = tasks([anext(f.map(items()))])  # type: ignore[arg-type]
+        await settle()
+        for _ in range(2):
+            task.cancel()
+            for _ in range(4):
+                await asyncio.sleep(0)
+        await settle()
+        assert (f.stats.pending, f.stats.cancelled) == (0, 1)
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+
+
+def test_a_map_from_inside_is_one_batch_per_chunk() -> None:
+    async def function(items: list[int]) -> list[int]:
+        return [sum([result async for result in f.map(range(item))]) if item == 8 else item for item in items]
+
+    f = batched(batch_size=4)(function)
+    assert run(f(8)) == 28
+    assert f.stats.sizes == {1: 1, 4: 2}
+
+
+def test_map_takes_any_batch_size() -> None:
+    async def main() -> None:
+        assert [result async for result in f.map(range(3))] == [0, -1, -2]
+
+    f = batched(batch_size=2**70)(negate)
+    run(main())
+
+
 # Closing
 
 
@@ -1290,6 +1483,7 @@ def test_it_is_a_coroutine_function_of_one_item() -> None:
         assert not inspect.isgeneratorfunction(f)
         assert str(inspect.signature(f)) == "(items: str, /) -> float"
         assert run(f("abc")) == 3.0
+        assert inspect.getsourcefile(f) == __file__
     assert f.__name__ == "stream"
     assert repr(f) == "<batched stream(), batch_size=2, timeout=0.0>"
     assert inspect.iscoroutinefunction(batched(batch_size=2)(Gated()))
@@ -1376,14 +1570,15 @@ def test_a_forked_child_starts_clean() -> None:
         async def f(items):
             return items
 
-        async def main():
-            future = f.submit(1)
-            child = os.fork()
-            if not child:
-                return None
-            assert await future == 1
-            assert os.waitpid(child, 0)[1] == 0
-            return True
+        @batched(batch_size=2)
+        async def forking(items):
+            return [os.fork() for _ in items]
+
+        child = asyncio.run(forking(1))
+        assert (forking.stats.in_flight, forking.stats.running) == (0, 0)
+        if not child:
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
 
         if asyncio.run(f(0)) == 0 and os.fork() == 0:
             assert f.stats.accepted == 0
