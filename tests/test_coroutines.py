@@ -277,7 +277,7 @@ def test_what_waits_heeds_a_change_at_once(change: str, from_a_thread: bool) -> 
         if change == "batch_size":
             f.batch_size = 3
         elif change == "timeout":
-            f.timeout = 0.5
+            f.timeout = 0.75
         else:
             f.flush()
 
@@ -288,11 +288,13 @@ def test_what_waits_heeds_a_change_at_once(change: str, from_a_thread: bool) -> 
             await asyncio.to_thread(alter)
         else:
             alter()
+            assert here().timers() <= 1
+        await move(0.25)
         assert await together(*futures) == [0, -1, -2]
 
     f = batched(batch_size=9, timeout=1e6)(negate)
     run(main())
-    assert (f.batch_size, f.timeout) == (3 if change == "batch_size" else 9, 0.5 if change == "timeout" else 1e6)
+    assert (f.batch_size, f.timeout) == (3 if change == "batch_size" else 9, 0.75 if change == "timeout" else 1e6)
 
 
 def test_a_bad_option_is_refused_and_changes_nothing() -> None:
@@ -557,6 +559,19 @@ def test_who_leaves_while_waiting_is_taken_out(who: list[int], how: str) -> None
     run(main())
     left = [number for number in range(3) if number not in who]
     assert batches == ([left] if left else [])
+
+
+def test_who_comes_after_the_last_one_left_waits_no_longer_than_its_timeout() -> None:
+    async def main() -> None:
+        first = f.submit(1)
+        await move(0.5)
+        first.cancel()
+        second = f.submit(2)
+        await move(1.0)
+        assert second.result() == -2
+
+    f = batched(batch_size=9, timeout=1.0)(negate)
+    run(main())
 
 
 @pytest.mark.parametrize("how", ["task", "future"])
@@ -835,6 +850,8 @@ def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works
 
         async def start():
             futures.extend([f.submit(1), f.submit(2), f.submit(3), g.submit(1), g.submit(2)])
+            for future in futures:
+                future.add_done_callback(print)
             for _ in range(10):
                 await asyncio.sleep(0)
 
@@ -1045,6 +1062,68 @@ def test_a_task_that_outlives_its_batch_calls_like_any_other() -> None:
     f = batched(batch_size=1, timeout=None)(function)
     run(main())
     assert f.stats.reasons == {"full": 2}
+
+
+def test_a_call_that_was_given_up_inside_is_not_waited_for() -> None:
+    go_on = asyncio.Event()
+
+    async def first(items: list[int]) -> list[int]:
+        if items == [1]:
+            (task,) = tasks([g(0)])
+            await settle()
+            task.cancel()
+            await settle()
+            await go_on.wait()
+        return items
+
+    async def second(items: list[int]) -> list[int]:
+        return [await f(item) for item in items]
+
+    f = batched(batch_size=1)(first)
+    g = batched(batch_size=2, timeout=None)(second)
+
+    async def main() -> None:
+        waiting = tasks([f(1)])
+        for _ in range(4):
+            await settle()
+        g.batch_size = 1
+        waiting += tasks([g(2)])
+        await settle()
+        assert (f.stats.pending, f.stats.running) == (1, 1)
+        go_on.set()
+        assert await together(*waiting) == [1, 2]
+
+    run(main())
+    assert f.stats.reasons == {"full": 2}
+
+
+def test_a_task_that_outlives_its_batch_keeps_no_items() -> None:
+    kept: list[weakref.ref[Any]] = []
+    left_behind: list[asyncio.Task[Any]] = []
+
+    class Item:
+        pass
+
+    async def function(items: list[Any]) -> list[Any]:
+        if not left_behind:
+            left_behind.extend(tasks([work()]))
+        return [None for _ in items]
+
+    async def work() -> None:
+        await settle()
+        for _ in range(100):
+            item = Item()
+            kept.append(weakref.ref(item))
+            await f(item)
+        item = Item()
+        assert not any(each() for each in kept[:-1])
+
+    async def main() -> None:
+        await f(None)
+        await left_behind[0]
+
+    f = batched(batch_size=1)(function)
+    run(main())
 
 
 def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None:
@@ -1275,16 +1354,20 @@ def test_map_heeds_a_change_of_batch_size_while_it_reads_or_waits(asynchronous: 
 
     async def main() -> None:
         results = f.map(some_async() if asynchronous else some())
-        assert [await anext(results) for _ in range(3)] == [0, -1, -2]
+        (first,) = tasks([anext(results)])  # type: ignore[arg-type]
+        await gated.go_on()
+        assert [await first, await anext(results), await anext(results)] == [0, -1, -2]
         (task,) = tasks([rest(results)])
-        f.batch_size = 30  # more than it has read ahead
         await settle()
+        f.batch_size = 30  # more than it has read ahead
+        await gated.go_on(9)
         assert task.result() == [-item for item in range(3, 40)]
 
     async def rest(results: AsyncIterator[int]) -> list[int]:
         return [result async for result in results]
 
-    f = batched(batch_size=3, timeout=None)(negate)
+    gated = Gated()
+    f = batched(batch_size=3, timeout=None)(gated)
     run(main())
 
 
@@ -1538,6 +1621,40 @@ def test_nothing_of_a_batch_is_kept_after_the_answer() -> None:
         run(main())
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("when", ["answered", "cancelled waiting", "cancelled running"])
+def test_a_future_keeps_neither_its_item_nor_a_result_that_came_too_late(when: str) -> None:
+    class Thing:
+        pass
+
+    async def main() -> None:
+        thing, result = Thing(), Thing()
+        results.append(result)
+        kept = [weakref.ref(thing), weakref.ref(result)]
+        future = f.submit(thing)
+        if when == "cancelled waiting":
+            future.cancel()
+        await settle()
+        if when == "cancelled running":
+            future.cancel()
+        go_on.set()
+        await settle()
+        assert future.done()
+        results.clear()
+        del thing, result
+        assert kept[0]() is None
+        assert (kept[1]() is None) == (when != "answered")
+
+    async def function(items: list[Thing]) -> list[Thing]:
+        items.clear()
+        await go_on.wait()
+        return list(results)
+
+    go_on = asyncio.Event()
+    results: list[Thing] = []
+    f = batched(batch_size=1)(function)
+    run(main())
 
 
 def test_a_dropped_function_is_collected_with_what_it_holds() -> None:

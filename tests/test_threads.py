@@ -1225,23 +1225,18 @@ def test_calls_at_exit_are_answered_or_refused() -> None:
     assert used_after_drain == "ClosedError"
 
 
-def test_map_heeds_a_change_of_batch_size_while_it_reads_or_waits() -> None:
-    def items() -> Iterator[int]:
-        for item in range(40):
-            if item == 2:
-                f.batch_size = 5
-            yield item
-
-    with batched(batch_size=3, timeout=None)(lambda items: items) as f:
-        results = f.map(items())
-        assert [next(results) for _ in range(3)] == [0, 1, 2]
-        rest: list[int] = []
-        reader = threading.Thread(target=lambda: rest.extend(results))
-        f.batch_size = 4
+def test_map_heeds_a_change_of_batch_size_while_it_waits() -> None:
+    function = Gated()
+    with batched(batch_size=3, timeout=None)(function) as f:
+        found: list[int] = []
+        reader = threading.Thread(target=lambda: found.extend(f.map(iter(range(40)))))
         reader.start()
-        f.batch_size = 30  # more than it has read ahead
+        function.entered.acquire()
+        until(lambda: f.stats.accepted == 4)  # it has read ahead as far as it may
+        f.batch_size = 30
+        function.open()
         reader.join()
-        assert rest == list(range(3, 40))
+        assert found == list(range(40))
 
 
 def test_map_takes_any_batch_size() -> None:
