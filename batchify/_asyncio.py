@@ -312,6 +312,7 @@ class LoopFlusher:
             self._looks_at = moment
 
     def _begin(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
         self._start(self._flush(moment), loop)
         self._looks_at = -inf  # last: if this is interrupted before, the next item still sees to it
 
@@ -364,10 +365,7 @@ class LoopFlusher:
         """Return the batch that is due, if the function is free. `moment`: what the timer was set to that woke us."""
         loop = self.loop()
         if self._in_flight or loop is None:
-            self._looks_at = -inf  # finished() will look
             return None
-        if self._timer is not None:
-            self._stop_timer()
         # From here on whoever adds sees to it that this is called again.
         self._looks_at = inf
         now = max(loop.time(), moment)  # a timer may be a little early (uvloop counts in milliseconds)

@@ -175,6 +175,16 @@ def test_a_timer_of_an_earlier_batch_does_not_cut_the_next_one() -> None:
     run(main())
 
 
+def test_a_timer_may_be_a_little_early() -> None:
+    async def main() -> None:
+        here()._clock_resolution = 0.01  # type: ignore[attr-defined]  # as uvloop, which counts in milliseconds
+        future = f.submit(1)
+        await move(0.995)
+        assert future.result() == -1
+
+    run(main())
+
+
 f = batched(batch_size=2, timeout=1.0)(negate)  # used by several tests, in as many loops
 
 
@@ -193,6 +203,7 @@ def test_a_batch_is_cut_as_late_as_can_be() -> None:
         for item in range(20):
             futures.append(f.submit(item))
             await move(0.01)
+            assert (here().timers(), len(our_tasks())) == (0, 1)
         assert gated.batches == [[0]]
         await gated.go_on(2)
         assert gated.batches == [[0], list(range(1, 20))]
@@ -568,6 +579,24 @@ def test_who_comes_after_the_last_one_left_waits_no_longer_than_its_timeout() ->
         first.cancel()
         second = f.submit(2)
         await move(1.0)
+        assert second.result() == -2
+
+    f = batched(batch_size=9, timeout=1.0)(negate)
+    run(main())
+
+
+def test_if_the_oldest_leaves_at_its_deadline_the_next_one_is_still_answered_at_its_own() -> None:
+    async def main() -> None:
+        first = f.submit(1)
+        await move(0.5)
+        second = f.submit(2)
+        here().moment = 1.0
+        while not our_tasks():
+            await asyncio.sleep(0)
+        first.cancel()
+        await move(0.25)
+        assert not second.done()
+        await move(0.25)
         assert second.result() == -2
 
     f = batched(batch_size=9, timeout=1.0)(negate)
@@ -1352,19 +1381,20 @@ def test_map_heeds_a_change_of_batch_size_while_it_reads_or_waits(asynchronous: 
         for item in some():
             yield item
 
+    async def collect() -> list[int]:
+        return [result async for result in f.map(some_async() if asynchronous else some())]
+
     async def main() -> None:
-        results = f.map(some_async() if asynchronous else some())
-        (first,) = tasks([anext(results)])  # type: ignore[arg-type]
-        await gated.go_on()
-        assert [await first, await anext(results), await anext(results)] == [0, -1, -2]
-        (task,) = tasks([rest(results)])
+        stranger = f.submit(99)
+        f.flush()
+        await move(1.0)
+        (task,) = tasks([collect()])
         await settle()
+        assert f.stats.pending >= 5
         f.batch_size = 30  # more than it has read ahead
         await gated.go_on(9)
-        assert task.result() == [-item for item in range(3, 40)]
-
-    async def rest(results: AsyncIterator[int]) -> list[int]:
-        return [result async for result in results]
+        assert stranger.done()
+        assert task.result() == [-item for item in range(40)]
 
     gated = Gated()
     f = batched(batch_size=3, timeout=None)(gated)

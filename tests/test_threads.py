@@ -1228,15 +1228,18 @@ def test_calls_at_exit_are_answered_or_refused() -> None:
 def test_map_heeds_a_change_of_batch_size_while_it_waits() -> None:
     function = Gated()
     with batched(batch_size=3, timeout=None)(function) as f:
+        stranger = f.submit(99)
+        f.flush()
+        function.entered.acquire()
         found: list[int] = []
         reader = threading.Thread(target=lambda: found.extend(f.map(iter(range(40)))))
         reader.start()
-        function.entered.acquire()
-        until(lambda: f.stats.accepted == 4)  # it has read ahead as far as it may
+        until(lambda: f.stats.pending == 4)  # it has read ahead as far as it may
         f.batch_size = 30
         function.open()
         reader.join()
         assert found == list(range(40))
+        assert stranger.done()
 
 
 def test_map_takes_any_batch_size() -> None:
