@@ -566,8 +566,6 @@ class LoopBatcher:
             for call in calls:
                 flusher.withdraw(call)
             await asyncio.wait([reader])
-            if not reader.cancelled():
-                reader.exception()  # as if asked for
 
     def flush(self) -> None:
         """Make what waits due now, in all loops; may be called from any thread."""

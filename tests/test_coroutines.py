@@ -103,7 +103,8 @@ def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """No "never retrieved", no "was destroyed", no slow callback: asyncio logs nothing."""
     yield
     gc.collect()
-    assert [record for record in caplog.records if record.name == "asyncio"] == []
+    logged = caplog.get_records("call") + caplog.get_records("teardown")
+    assert [record for record in logged if record.name == "asyncio"] == []
 
 
 # Which items form a batch, and when
@@ -1758,6 +1759,34 @@ def test_a_forked_child_starts_clean() -> None:
         assert os.wait()[1] == 0
     """
     run_script(script)
+
+
+def test_a_fork_while_another_thread_is_inside_the_lock_leaves_the_child_a_free_one() -> None:
+    script = """if True:
+        import asyncio, os, signal, threading
+        from batchify import _asyncio, batched
+
+        @batched(batch_size=2)
+        async def f(items):
+            return items
+
+        def hold():
+            with _asyncio._lock:
+                held.set()
+                let_go.wait()
+
+        held, let_go = threading.Event(), threading.Event()
+        threading.Thread(target=hold).start()
+        held.wait()
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # else it could hang for ever
+            assert asyncio.run(f(1)) == 1
+            os._exit(0)
+        let_go.set()
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    run_script(script, "-W", "ignore")
 
 
 # The other kinds of loops and tasks
