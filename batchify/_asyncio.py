@@ -14,7 +14,17 @@ import asyncio
 import os
 import weakref
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Sequence,
+)
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from math import inf
@@ -75,7 +85,7 @@ class PutsCalls(Protocol):
     def withdraw(self, call: Any, /) -> object: ...
 
 
-def awaitable(batcher: PutsCalls) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+def awaitable(batcher: PutsCalls, name: str) -> Callable[[Any], Coroutine[Any, Any, Any]]:
     """Return a coroutine function that awaits the result of an item from any event loop."""
 
     async def aio(item: Any, /) -> Any:
@@ -90,7 +100,13 @@ def awaitable(batcher: PutsCalls) -> Callable[[Any], Coroutine[Any, Any, Any]]:
             raise
         return call.value if call.error is None else call.outcome()
 
-    return aio
+    return _named(aio, name)
+
+
+def _named(function: Callable[[Any], Coroutine[Any, Any, Any]], name: str) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+    """Name a function after that of the user, for the warning that nobody awaited it, among others."""
+    function.__name__ = function.__qualname__ = name
+    return function
 
 
 class ItemFuture(asyncio.Future[Any]):
@@ -466,17 +482,21 @@ class LoopBatcher:
 
     # What callers do
 
-    async def call(self, item: Any) -> Any:
-        """Return the item's result or raise its error, once it is answered."""
-        loop, flusher = self._here()
-        call = LoopCall(item, loop)
-        try:
-            flusher.put(call, loop)
-            await call.answered
-        except BaseException:  # cancelled, or closed
-            flusher.withdraw(call)
-            raise
-        return call.value if call.error is None else call.outcome()
+    def awaitable(self) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+        """Return a coroutine function that awaits the result of an item."""
+
+        async def call(item: Any, /) -> Any:
+            loop, flusher = self._here()
+            call = LoopCall(item, loop)
+            try:
+                flusher.put(call, loop)
+                await call.answered
+            except BaseException:  # cancelled, or closed
+                flusher.withdraw(call)
+                raise
+            return call.value if call.error is None else call.outcome()
+
+        return _named(call, self.name)
 
     def submit(self, item: Any) -> ItemFuture:
         """Return a future of the item's result."""
@@ -491,13 +511,13 @@ class LoopBatcher:
             raise
         return future
 
-    def map(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncIterator[Any]:
+    def map(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         if isinstance(items, AsyncIterable):
             return self._map_async(aiter(items))
         return self._map(iter(items))
 
-    async def _map(self, items: Iterator[Any]) -> AsyncIterator[Any]:
+    async def _map(self, items: Iterator[Any]) -> AsyncGenerator[Any, None]:
         loop, flusher = self._here()
         bell = LoopBell()
         ahead = Ahead(items, bell.ring)
@@ -521,7 +541,7 @@ class LoopBatcher:
             for call in calls:
                 flusher.withdraw(call)
 
-    async def _map_async(self, items: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async def _map_async(self, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
         loop, flusher = self._here()

@@ -301,8 +301,10 @@ class Batch:
             if isinstance(value, CoroutineType):
                 value.close()  # else it would warn that nobody awaited it
             what = "None" if value is None else type(value).__name__
+            hint = "; await it first" if hasattr(type(value), "__await__") else ""
             error = TypeError(
-                f"{self.name}() returned {what}; it must return one result per item, in the same order: {self.accepts}"
+                f"{self.name}() returned {what}; it must return one result per item, in the same order: "
+                f"{self.accepts}{hint}"
             )
             return [error] * len(calls)
         count = len(value)

@@ -5,11 +5,13 @@
 
 import inspect
 from collections.abc import (
+    AsyncGenerator,
     AsyncIterable,
     AsyncIterator,
     Callable,
     Collection,
     Coroutine,
+    Generator,
     Iterable,
     Iterator,
     Mapping,
@@ -177,10 +179,10 @@ class BatchedFunction(_Batched[T, R]):
         if self._self_aio is None:
             from ._asyncio import awaitable  # asyncio is imported when it is needed
 
-            self._self_aio = awaitable(self._self_batcher)
+            self._self_aio = awaitable(self._self_batcher, f"{self._self_batcher.name}.aio")
         return self._self_aio
 
-    def map(self, items: Iterable[T], /) -> Iterator[R]:
+    def map(self, items: Iterable[T], /) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
 
         Args:
@@ -210,6 +212,13 @@ class BatchedFunction(_Batched[T, R]):
     def __exit__(self, *exc_info: object) -> None:
         self.close()
 
+    if not TYPE_CHECKING:
+
+        def __aenter__(self) -> None:
+            raise TypeError(f"{self._self_batcher.name}() is a `def` function: close it by `with` or close()")
+
+        aclose = __aenter__
+
 
 class BatchedCoroutineFunction(_Batched[T, R]):
     """A coroutine function of one item, answered by calls of one of a list. Made by `batched`.
@@ -220,7 +229,7 @@ class BatchedCoroutineFunction(_Batched[T, R]):
     def __init__(self, function: Callable[[list[T]], Any], batcher: "LoopBatcher") -> None:
         super().__init__(function, batcher)
         self._self_batcher: LoopBatcher = batcher
-        self._self_call: Callable[[T], Coroutine[Any, Any, R]] = batcher.call
+        self._self_call: Callable[[T], Coroutine[Any, Any, R]] = batcher.awaitable()
         self._self_submit: Callable[[T], asyncio.Future[R]] = batcher.submit
 
     def __call__(self, item: T, /) -> Coroutine[Any, Any, R]:
@@ -262,7 +271,7 @@ class BatchedCoroutineFunction(_Batched[T, R]):
         """
         return self._self_submit(item)
 
-    def map(self, items: Iterable[T] | AsyncIterable[T], /) -> AsyncIterator[R]:
+    def map(self, items: Iterable[T] | AsyncIterable[T], /) -> AsyncGenerator[R, None]:
         """Pass many items, from one task. Other callers' items may join the batches.
 
         Args:
@@ -294,6 +303,13 @@ class BatchedCoroutineFunction(_Batched[T, R]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
+    if not TYPE_CHECKING:
+
+        def __enter__(self) -> None:
+            raise TypeError(f"{self._self_batcher.name}() is `async def`: close it by `async with` or `await` aclose()")
+
+        close = __enter__
+
     @property
     def __code__(self) -> CodeType:
         # inspect.iscoroutinefunction() looks at its flags, and those of an asynchronous generator say no.
@@ -304,18 +320,6 @@ class BatchedCoroutineFunction(_Batched[T, R]):
 class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller gets of what the function returns."""
 
-    @overload
-    def __call__(
-        self, f: Callable[[list[T]], Coroutine[Any, Any, Mapping[Any, R | Exception]]], /
-    ) -> BatchedCoroutineFunction[T, R]: ...
-    @overload
-    def __call__(
-        self,
-        f: Callable[[list[T]], Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]]],
-        /,
-    ) -> BatchedCoroutineFunction[T, R]: ...
-    @overload
-    def __call__(self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /) -> BatchedCoroutineFunction[T, R]: ...
     # A mapping has a length and iterates, but over its keys: so it comes first.
     @overload
     def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
@@ -329,6 +333,18 @@ class Decorator(Protocol):
     def __call__(self, f: Callable[[list[T]], Iterator[R | Exception]], /) -> BatchedFunction[T, R]: ...
     @overload
     def __call__(self, f: Callable[[list[T]], SizedIterable[R | Exception]], /) -> BatchedFunction[T, R]: ...
+    @overload
+    def __call__(
+        self, f: Callable[[list[T]], Coroutine[Any, Any, Mapping[Any, R | Exception]]], /
+    ) -> BatchedCoroutineFunction[T, R]: ...
+    @overload
+    def __call__(
+        self,
+        f: Callable[[list[T]], Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]]],
+        /,
+    ) -> BatchedCoroutineFunction[T, R]: ...
+    @overload
+    def __call__(self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /) -> BatchedCoroutineFunction[T, R]: ...
 
 
 def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
@@ -384,14 +400,18 @@ def _check_function(function: Callable[..., Any]) -> str:
     """Return the name of a function that takes one list, or raise what says why it does not."""
     if not callable(function) or isinstance(function, (type, staticmethod, classmethod)):
         raise TypeError(f"batched() decorates a function of one list, got {function!r}")
+    if issubclass(type(function), _Batched):
+        raise TypeError(f"{function!r} is batched already")
     name: str = getattr(function, "__name__", type(function).__name__)
     try:
-        parameters = inspect.signature(function).parameters
+        signature = inspect.signature(function)
     except ValueError:  # written in C, without a signature
         return name
-    kinds = [parameter.kind for parameter in parameters.values()]
+    kinds = [parameter.kind for parameter in signature.parameters.values()]
     if kinds != [Parameter.POSITIONAL_OR_KEYWORD] and kinds != [Parameter.POSITIONAL_ONLY]:
-        raise TypeError(f"{name}() must take one parameter, the list of items; it takes ({', '.join(parameters)})")
+        names = [parameter.replace(annotation=Parameter.empty) for parameter in signature.parameters.values()]
+        takes = Signature(names)
+        raise TypeError(f"{name}() must take one parameter, the list of items; it takes {takes}")
     return name
 
 

@@ -282,12 +282,12 @@ class ThreadBatcher:
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
 
-    def map(self, items: Iterable[Any]) -> Iterator[Any]:
+    def map(self, items: Iterable[Any]) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         # Reading on may block where there is no length (a socket, a queue), so that is done one item at a time.
         return self._map(iter(items), chunked=hasattr(items, "__len__"))
 
-    def _map(self, items: Iterator[Any], *, chunked: bool) -> Iterator[Any]:
+    def _map(self, items: Iterator[Any], *, chunked: bool) -> Generator[Any, None, None]:
         bell = allocate_lock()
         ahead = Ahead(items, partial(_ring, bell))
         calls, buffer = ahead.calls, self._buffer

@@ -1243,7 +1243,7 @@ def test_map_reads_two_batches_ahead_at_most_and_is_lazy() -> None:
         for expected in range(50):
             assert await anext(results) == -expected
             assert len(read) <= expected + 8
-        await results.aclose()  # type: ignore[attr-defined]
+        await results.aclose()
         assert f.stats.pending == 0
 
     f = batched(batch_size=4, timeout=None)(negate)
@@ -1264,7 +1264,7 @@ def test_map_of_an_async_iterable_reads_two_batches_ahead_at_most() -> None:
             assert await anext(results) == -expected
             await settle()
             assert len(read) <= expected + 9
-        await results.aclose()  # type: ignore[attr-defined]
+        await results.aclose()
         assert f.stats.pending == 0
         assert len(asyncio.all_tasks()) == 1
 
@@ -1417,7 +1417,7 @@ def test_leaving_a_map_cuts_nobodys_batch() -> None:
 
     async def main() -> None:
         stranger = f.submit(0)
-        (task,) = tasks([anext(f.map(items()))])  # type: ignore[arg-type]
+        (task,) = tasks([anext(f.map(items()))])
         await settle()
         assert f.stats.pending == 2
         task.cancel()
@@ -1438,7 +1438,7 @@ def test_an_error_of_the_items_of_a_map_that_was_left_makes_no_noise() -> None:
         results = f.map(items())
         assert await anext(results) == -1
         await settle()
-        await results.aclose()  # type: ignore[attr-defined]
+        await results.aclose()
 
     f = batched(batch_size=4)(negate)
     run(main())
@@ -1455,7 +1455,7 @@ def test_a_map_can_be_left_though_its_items_take_no_notice() -> None:
     async def main() -> None:
         results = f.map(items())
         assert await anext(results) == 0
-        await results.aclose()  # type: ignore[attr-defined]
+        await results.aclose()
         assert f.stats.pending == 0
 
     f = batched(batch_size=4)(negate)
@@ -1471,7 +1471,7 @@ def test_a_map_cancelled_again_while_its_items_clean_up_has_taken_its_items_out(
             await settle()
 
     async def main() -> None:
-        (task,) = tasks([anext(f.map(items()))])  # type: ignore[arg-type]
+        (task,) = tasks([anext(f.map(items()))])
         await settle()
         for _ in range(2):
             task.cancel()

@@ -1,5 +1,6 @@
 """Every message in full: the rule, the value, and whose function."""
 
+import asyncio
 import copy
 import functools
 import inspect
@@ -80,8 +81,8 @@ def nothing() -> list[int]:
     ("function", "message"),
     [
         (two, "two() must take one parameter, the list of items; it takes (xs, ys)"),
-        (many, "many() must take one parameter, the list of items; it takes (xs)"),
-        (named, "named() must take one parameter, the list of items; it takes (xs, model)"),
+        (many, "many() must take one parameter, the list of items; it takes (*xs)"),
+        (named, "named() must take one parameter, the list of items; it takes (xs, *, model='small')"),
         (nothing, "nothing() must take one parameter, the list of items; it takes ()"),
         (3, "batched() decorates a function of one list, got 3"),
         (dict, "batched() decorates a function of one list, got <class 'dict'>"),
@@ -204,3 +205,50 @@ def later(xs: list[int]) -> list[int]:
 def test_a_misspelt_method_is_an_error() -> None:
     with pytest.raises(AttributeError):
         decorated.sumbit("x")  # type: ignore[attr-defined]
+
+
+async def fetch(xs: list[int]) -> list[int]:
+    return xs
+
+
+def test_the_wrong_way_to_close_says_the_right_one() -> None:
+    plain, coroutine = batched(batch_size=2)(lambda xs: xs), batched(batch_size=2)(fetch)
+
+    async def enter() -> None:
+        async with plain:  # type: ignore[attr-defined]
+            pass
+
+    message = r"^<lambda>\(\) is a `def` function: close it by `with` or close\(\)$"
+    with pytest.raises(TypeError, match=message):
+        asyncio.run(enter())
+    with pytest.raises(TypeError, match=message):
+        plain.aclose()  # type: ignore[attr-defined]
+    message = r"^fetch\(\) is `async def`: close it by `async with` or `await` aclose\(\)$"
+    with pytest.raises(TypeError, match=message), coroutine:
+        pass
+    with pytest.raises(TypeError, match=message):
+        coroutine.close()
+
+
+def test_a_function_is_batched_once() -> None:
+    for function in (fetch, len):
+        once = batched(batch_size=2)(function)
+        with pytest.raises(
+            TypeError, match=rf"^<batched {function.__name__}\(\), batch_size=2, .*> is batched already$"
+        ):
+            batched(batch_size=2)(once)
+
+
+def test_a_coroutine_that_nobody_awaited_is_named_after_the_function() -> None:
+    for call, name in ((batched(batch_size=2)(fetch), "fetch"), (batched(batch_size=2)(embed).aio, "embed.aio")):
+        with pytest.warns(RuntimeWarning, match=rf"^coroutine '{name}' was never awaited"):
+            call(1)
+
+
+def test_what_should_have_been_awaited_says_so() -> None:
+    with batched(batch_size=2)(lambda xs: fetch(xs)) as f, pytest.raises(TypeError) as raised:
+        f(1)
+    assert str(raised.value) == (
+        "<lambda>() returned coroutine; it must return one result per item, in the same order: a list or other "
+        "sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these; await it first"
+    )

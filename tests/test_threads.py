@@ -417,7 +417,7 @@ def test_map_reads_a_bounded_number_of_items_ahead() -> None:
         for number in range(50):
             assert next(results) == number
             assert len(read) <= number + 8
-        results.close()  # type: ignore[attr-defined]
+        results.close()
 
 
 def test_map_passes_on_each_item_as_soon_as_it_is_read() -> None:

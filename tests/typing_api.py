@@ -1,7 +1,7 @@
 """The public types, checked by mypy and pyright, never run."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any, assert_type
 
@@ -16,7 +16,7 @@ def from_list(xs: list[int]) -> list[float]:
 assert_type(from_list, BatchedFunction[int, float])
 assert_type(from_list(3), float)
 assert_type(from_list.submit(3), Future[float])
-assert_type(from_list.map([1, 2]), Iterator[float])
+assert_type(from_list.map([1, 2]), Generator[float, None, None])
 
 assert_type(from_list.stats, Stats)
 assert_type(from_list.batch_size, int)
@@ -126,7 +126,7 @@ async def from_coroutines() -> None:
     assert_type(await asyncio.wait_for(coroutine(3), 1.0), float)
     created: Coroutine[Any, Any, float] = coroutine(3)
     await created
-    assert_type(coroutine.map([1, 2]), AsyncIterator[float])
+    assert_type(coroutine.map([1, 2]), AsyncGenerator[float, None])
     assert_type([result async for result in coroutine.map(from_async_iterable())], list[float])
     async with coroutine as opened:
         assert_type(opened, BatchedCoroutineFunction[int, float])
@@ -143,3 +143,12 @@ async def from_coroutines() -> None:
 
 async def from_async_iterable() -> AsyncIterator[int]:
     yield 1
+
+
+@batched(batch_size=2)  # type: ignore[untyped-decorator, arg-type, unused-ignore]
+def untyped(xs):  # type: ignore[no-untyped-def]
+    return xs
+
+
+with untyped:  # not taken for a coroutine function
+    untyped.close()
