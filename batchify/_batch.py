@@ -8,7 +8,7 @@ thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
 from types import CoroutineType
@@ -252,9 +252,7 @@ class Batch:
         try:
             async for result in results:
                 if not self._yielded(calls, result):
-                    if isinstance(results, AsyncGenerator):
-                        await results.aclose()  # or the loop would do it, some time
-                    break
+                    break  # the loop closes a generator that is dropped
                 del result
         except Exception as error:  # noqa: BLE001 - as in run()
             self._stream_failed(calls, error)

@@ -412,6 +412,29 @@ def test_a_yielded_result_is_delivered_at_once() -> None:
     assert ended == [True]
 
 
+def test_a_yielded_result_is_not_kept_until_the_next_one() -> None:
+    class Thing:
+        pass
+
+    async def function(items: list[int]) -> AsyncIterator[Thing]:
+        yield Thing()
+        await go_on.wait()
+        yield Thing()
+
+    async def main() -> None:
+        one, two = f.submit(1), f.submit(2)
+        kept = weakref.ref(await one)
+        del one
+        await settle()
+        assert kept() is None
+        go_on.set()
+        await two
+
+    go_on = asyncio.Event()
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
 def test_a_generator_that_ends_early_fails_those_still_waiting() -> None:
     @batched(batch_size=3, timeout=None)
     async def f(items: list[int]) -> AsyncIterator[int]:
