@@ -245,7 +245,14 @@ class ThreadBatcher:
         lock.acquire()
         call = Call(item, lock.release)
         try:
-            self.put(call)
+            # put(), written out, since everybody pays for each step here.
+            if self._thread is None:
+                self._start_thread()
+            with _lock:
+                if self._buffer.closed:
+                    raise self._closed_error()
+                if self._buffer.add(call, monotonic()) < self._wakes_at:
+                    self._wake_locked()
             lock.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
@@ -273,7 +280,6 @@ class ThreadBatcher:
         if get_ident() in _flushing:
             self._put_inside((call,))
             return
-        # _put() for one item, written out, since everybody pays for each step here.
         if self._thread is None:
             self._start_thread()
         with _lock:
