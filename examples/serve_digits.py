@@ -13,6 +13,7 @@ Run it, after `pip install -e '.[examples]'`, with:
 
 import argparse
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -90,8 +91,12 @@ def main() -> int:
     def predict(images: list[np.ndarray]) -> np.ndarray:
         return np.asarray(forest.predict(np.stack(images)))
 
+    # Called by many threads at once, scikit-learn 1.9 is no faster, and floods the terminal with warnings.
+    one_at_a_time = threading.Lock()
+
     def predict_one(image: np.ndarray) -> int:
-        return int(forest.predict(image[np.newaxis])[0])
+        with one_at_a_time:
+            return int(forest.predict(image[np.newaxis])[0])
 
     with predict:
         answers, rate = serve("batched", predict, unseen, items)
