@@ -55,7 +55,8 @@ def test_256_requests_at_once_get_their_own_answers_in_batches(server: tuple["su
     assert len(set(expected)) == 10
 
     async def ask() -> tuple[list[int], dict[str, Any], int]:
-        limits = httpx.Limits(max_connections=REQUESTS)
+        # A connection for each request: the server closes an idle one after 5 s, just when it may be used again.
+        limits = httpx.Limits(max_connections=REQUESTS, max_keepalive_connections=0)
         async with httpx.AsyncClient(base_url=address, limits=limits, timeout=100, trust_env=False) as client:
 
             async def classify(image: Any) -> int:
