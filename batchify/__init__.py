@@ -1,4 +1,4 @@
-"""Dynamic batching: write a function for a list, call it with one item, from any number of threads at once."""
+"""Dynamic batching: write a function for a list, call it with one item, from any number of threads and event loops."""
 
 from ._decorator import BatchedCoroutineFunction, BatchedFunction, batched
 from ._errors import BatchError, ClosedError, MissingResultError, ResultCountError

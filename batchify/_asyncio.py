@@ -234,6 +234,7 @@ class LoopFlusher:
         if self.buffer.closed or _inside.get() is not None:
             self.put_all((call,), loop)
             return
+        # put_all() for one call, written out, since everybody pays for each step here.
         due_at = self.buffer.add(call, loop.time())
         if due_at < self._looks_at:
             self._look_at(due_at, loop)
@@ -318,8 +319,7 @@ class LoopFlusher:
             self._look_at(due_at, loop)
 
     def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         if moment == -inf:
             self._begin(moment, loop)
         else:

@@ -230,7 +230,6 @@ class BatchedCoroutineFunction(_Batched[T, R]):
         super().__init__(function, batcher)
         self._self_batcher: LoopBatcher = batcher
         self._self_call: Callable[[T], Coroutine[Any, Any, R]] = batcher.awaitable()
-        self._self_submit: Callable[[T], asyncio.Future[R]] = batcher.submit
 
     def __call__(self, item: T, /) -> Coroutine[Any, Any, R]:
         """Await the item's result. Cancelling takes the item out of the buffer; see `submit`.
@@ -269,7 +268,7 @@ class BatchedCoroutineFunction(_Batched[T, R]):
             RuntimeError: No event loop runs here.
             ClosedError: `aclose()` was called before.
         """
-        return self._self_submit(item)
+        return self._self_batcher.submit(item)
 
     def map(self, items: Iterable[T] | AsyncIterable[T], /) -> AsyncGenerator[R, None]:
         """Pass many items, from one task. Other callers' items may join the batches.
