@@ -245,7 +245,7 @@ class ThreadBatcher:
         lock.acquire()
         call = Call(item, lock.release)
         try:
-            # put(), written out, since everybody pays for each step here.
+            # _put() for one call, written out here and in put(): every caller pays for each step, 4 % for sharing it.
             if self._thread is None:
                 self._start_thread()
             with _lock:
