@@ -1,6 +1,6 @@
 """Dynamic batching: write a function for a list, call it with one item, from any number of threads and event loops."""
 
-from ._decorator import BatchedCoroutineFunction, BatchedFunction, batched
+from ._decorator import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, batched
 from ._errors import BatchError, ClosedError, MissingResultError, ResultCountError
 from ._processor import BatchProcessor
 from ._stats import Stats
@@ -10,6 +10,7 @@ __all__ = [
     "BatchProcessor",
     "BatchedCoroutineFunction",
     "BatchedFunction",
+    "BatchedMethod",
     "ClosedError",
     "MissingResultError",
     "ResultCountError",

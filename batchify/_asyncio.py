@@ -1,7 +1,7 @@
 """How do coroutines wait?
 
-Two ways in: `awaitable()` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function. Imported
-with the first use of either.
+Two ways in: `awaits_thread()` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function.
+Imported with the first use of either.
 
 A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called on:
   - it begins with the loop's first item, and goes with the loop;
@@ -85,10 +85,15 @@ class PutsCalls(Protocol):
     def withdraw(self, call: Any, /) -> object: ...
 
 
-def awaitable(batcher: PutsCalls, name: str) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Return a coroutine function that awaits the result of an item from any event loop."""
+# Both kinds of functions have one that awaits the result of an item. It is made once per batcher. Its first argument is
+# the batcher, and the owner whose method must answer, so that a coroutine keeps both alive and the function neither.
 
-    async def aio(item: Any, /) -> Any:
+
+def awaits_thread(name: str) -> Callable[[tuple[PutsCalls, object], Any], Coroutine[Any, Any, Any]]:
+    """Return a coroutine function for a batcher that runs its function in a thread; from any event loop."""
+
+    async def aio(of: tuple[PutsCalls, object], item: Any, /) -> Any:
+        batcher = of[0]
         loop = asyncio.get_running_loop()
         call = AioCall(item, loop)
         call.home = loop
@@ -100,22 +105,36 @@ def awaitable(batcher: PutsCalls, name: str) -> Callable[[Any], Coroutine[Any, A
             raise
         return call.value if call.error is None else call.outcome()
 
-    return _named(aio, name)
+    aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
+    return aio
 
 
-def _named(function: Callable[[Any], Coroutine[Any, Any, Any]], name: str) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-    """Name a function after that of the user, for the warning that nobody awaited it, among others."""
-    function.__name__ = function.__qualname__ = name
-    return function
+def awaits_loop(name: str) -> "Callable[[tuple[LoopBatcher, object], Any], Coroutine[Any, Any, Any]]":
+    """Return a coroutine function for a batcher that runs its function in the running loop."""
+
+    async def call(of: tuple[LoopBatcher, object], item: Any, /) -> Any:
+        loop, flusher = of[0].here()
+        call = LoopCall(item, loop)
+        try:
+            flusher.put(call, loop)
+            await call.answered
+        except BaseException:  # cancelled, or closed
+            flusher.withdraw(call)
+            raise
+        return call.value if call.error is None else call.outcome()
+
+    call.__name__ = call.__qualname__ = name
+    return call
 
 
 class ItemFuture(asyncio.Future[Any]):
     """The future of one item, and the call itself. Cancelling it takes the item out, or else drops the answer."""
 
-    __slots__ = ("arrival", "error", "flusher", "item", "value")
+    __slots__ = ("arrival", "error", "flusher", "item", "owner", "value")
 
     home = "futures"
     item: Any
+    owner: object  # kept alive, since its method must answer this
     flusher: "LoopFlusher"
     value: Any
     error: Exception | None
@@ -129,14 +148,14 @@ class ItemFuture(asyncio.Future[Any]):
                 else:
                     future.set_exception(future.error)
                     future.exception()  # as if asked for: one error must not be logged once for each item of its batch
-            future.item = future.value = future.error = None
+            future.item = future.owner = future.value = future.error = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
         if not super().cancel(msg):
             return False
         self.flusher.withdraw(self)
-        self.item = None
+        self.item = self.owner = None
         return True
 
 
@@ -427,6 +446,7 @@ class LoopBatcher:
         self.function = function
         self.name = name
         self.task_name = f"batchify task of {name}()"
+        self.aio = awaits_loop(name)
         self._options = buffer  # nothing ever waits in this one
         self._start_clean()
         _live.add(self)
@@ -436,7 +456,8 @@ class LoopBatcher:
         self._flushers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlusher] = weakref.WeakKeyDictionary()
         self._latest: LoopFlusher | None = None
 
-    def _here(self) -> tuple[asyncio.AbstractEventLoop, LoopFlusher]:
+    def here(self) -> tuple[asyncio.AbstractEventLoop, LoopFlusher]:
+        """Return the running event loop, and its flusher."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -482,27 +503,12 @@ class LoopBatcher:
 
     # What callers do
 
-    def awaitable(self) -> Callable[[Any], Coroutine[Any, Any, Any]]:
-        """Return a coroutine function that awaits the result of an item."""
-
-        async def call(item: Any, /) -> Any:
-            loop, flusher = self._here()
-            call = LoopCall(item, loop)
-            try:
-                flusher.put(call, loop)
-                await call.answered
-            except BaseException:  # cancelled, or closed
-                flusher.withdraw(call)
-                raise
-            return call.value if call.error is None else call.outcome()
-
-        return _named(call, self.name)
-
-    def submit(self, item: Any) -> ItemFuture:
+    def submit(self, item: Any, owner: object) -> ItemFuture:
         """Return a future of the item's result."""
-        loop, flusher = self._here()
+        loop, flusher = self.here()
         future = ItemFuture(loop=loop)
         future.item = item
+        future.owner = owner
         future.flusher = flusher
         try:
             flusher.put(future, loop)
@@ -511,14 +517,14 @@ class LoopBatcher:
             raise
         return future
 
-    def map(self, items: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    def map(self, items: Iterable[Any] | AsyncIterable[Any], owner: object) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         if isinstance(items, AsyncIterable):
-            return self._map_async(aiter(items))
-        return self._map(iter(items))
+            return self._map_async(aiter(items), owner)
+        return self._map(iter(items), owner)
 
-    async def _map(self, items: Iterator[Any]) -> AsyncGenerator[Any, None]:
-        loop, flusher = self._here()
+    async def _map(self, items: Iterator[Any], owner: object) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+        loop, flusher = self.here()
         bell = LoopBell()
         ahead = Ahead(items, bell.ring)
         calls, buffer = ahead.calls, flusher.buffer
@@ -541,10 +547,10 @@ class LoopBatcher:
             for call in calls:
                 flusher.withdraw(call)
 
-    async def _map_async(self, items: AsyncIterator[Any]) -> AsyncGenerator[Any, None]:
+    async def _map_async(self, items: AsyncIterator[Any], owner: object) -> AsyncGenerator[Any, None]:  # noqa: ARG002
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        loop, flusher = self._here()
+        loop, flusher = self.here()
         calls: deque[MapCall] = deque()
         bell, room = LoopBell(), LoopBell()
         more = True

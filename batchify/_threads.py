@@ -16,7 +16,7 @@ import sys
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -57,15 +57,16 @@ _exiting = False
 
 
 class FutureCall(Call):
-    """A call that answers a future."""
+    """A call that answers a future. Keeps its owner alive, whose method must answer it, until it is answered."""
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "owner")
 
     home = "futures"
 
-    def __init__(self, item: Any, future: "ItemFuture") -> None:
+    def __init__(self, item: Any, future: "ItemFuture", owner: object) -> None:
         self.item = item
         self.future = future
+        self.owner = owner
 
     @staticmethod
     def deliver_all(calls: Sequence["FutureCall"]) -> None:
@@ -203,11 +204,12 @@ class ThreadBatcher:
     # missed: a lock that the flush thread alone acquires and whoever wants it awake releases, early or late.
 
     def __init__(
-        self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call], *, awaitable: str
+        self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call], awaitable: str | None = None
     ) -> None:
         self.function = function
         self.name = name
-        self.awaitable = awaitable  # what to await instead of a call that blocks
+        self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
+        self.aio: Callable[[Any, Any], Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
         self._warned = False
         self._start_clean(buffer)
         _live[self] = None
@@ -259,10 +261,10 @@ class ThreadBatcher:
             raise
         return call.value if call.error is None else call.outcome()
 
-    def submit(self, item: Any) -> ItemFuture:
+    def submit(self, item: Any, owner: object) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
         future = ItemFuture(self)
-        call = future.call = FutureCall(item, future)
+        call = future.call = FutureCall(item, future, owner)
         try:
             ident = get_ident()
             if ident in _flushing and ident not in _delivering:
@@ -288,12 +290,12 @@ class ThreadBatcher:
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
 
-    def map(self, items: Iterable[Any]) -> Generator[Any, None, None]:
+    def map(self, items: Iterable[Any], owner: object) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         # Reading on may block where there is no length (a socket, a queue), so that is done one item at a time.
-        return self._map(iter(items), chunked=hasattr(items, "__len__"))
+        return self._map(iter(items), owner, chunked=hasattr(items, "__len__"))
 
-    def _map(self, items: Iterator[Any], *, chunked: bool) -> Generator[Any, None, None]:
+    def _map(self, items: Iterator[Any], owner: object, *, chunked: bool) -> Generator[Any, None, None]:  # noqa: ARG002
         bell = allocate_lock()
         ahead = Ahead(items, partial(_ring, bell))
         calls, buffer = ahead.calls, self._buffer

@@ -1643,7 +1643,7 @@ def test_it_is_a_coroutine_function_of_one_item() -> None:
         assert not inspect.isgeneratorfunction(f)
         assert str(inspect.signature(f)) == "(items: str, /) -> float"
         assert run(f("abc")) == 3.0
-        assert inspect.getsourcefile(f) == __file__
+        assert "items" in inspect.getsource(f)
     assert f.__name__ == "stream"
     assert repr(f) == "<batched stream(), batch_size=2, timeout=0.0>"
     assert inspect.iscoroutinefunction(batched(batch_size=2)(Gated()))

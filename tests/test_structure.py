@@ -8,8 +8,19 @@ from pathlib import Path
 import batchify
 
 PACKAGE = Path(batchify.__file__).parent
-ROWS = ["__init__", "_processor", "_decorator", "_threads", "_asyncio", "_buffer", "_batch", "_stats", "_errors"]
-ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator"}, "time": {"_threads"}, "_thread": {"_threads"}}
+ROWS = [
+    "__init__",
+    "_processor",
+    "_decorator",
+    "_signature",
+    "_threads",
+    "_asyncio",
+    "_buffer",
+    "_batch",
+    "_stats",
+    "_errors",
+]
+ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature"}, "time": {"_threads"}, "_thread": {"_threads"}}
 ONLY |= {"asyncio": {"_asyncio", "_decorator"}, "threading": {"_threads", "_asyncio"}}
 
 

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator,
 from concurrent.futures import Future
 from typing import Any, assert_type
 
-from batchify import BatchedCoroutineFunction, BatchedFunction, BatchProcessor, Stats, batched
+from batchify import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, BatchProcessor, Stats, batched
 
 
 @batched(batch_size=2, timeout=0.1)
@@ -152,3 +152,78 @@ def untyped(xs):  # type: ignore[no-untyped-def]
 
 with untyped:  # not taken for a coroutine function
     untyped.close()
+
+
+# Methods: instance.method is what a function would be; so is Class.method of a class method and of a static one.
+
+
+class Embedder:
+    @batched(batch_size=2)
+    def embed(self, xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    def find(self, xs: list[str]) -> dict[str, float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    def later(self, xs: list[str]) -> Future[list[float]]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    async def fetch(self, xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    async def stream(self, xs: list[str]) -> AsyncIterator[float]:
+        raise NotImplementedError
+        yield
+
+    @batched(batch_size=2)
+    @classmethod
+    def of_class(cls, xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+    @classmethod
+    @batched(batch_size=2)
+    def of_class_too(cls, xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    @staticmethod
+    def static(xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+    @staticmethod
+    @batched(batch_size=2)
+    def static_too(xs: list[str]) -> list[float]:
+        raise NotImplementedError
+
+
+class Heir(Embedder):
+    @batched(batch_size=2)
+    def embed(self, xs: list[str]) -> list[float]:
+        return [super(Heir, self).embed(x) for x in xs]
+
+
+async def methods(one: Embedder, heir: Heir) -> None:
+    assert_type(one.embed, BatchedFunction[str, float])
+    assert_type(one.embed("x"), float)
+    assert_type(one.embed.submit("x"), Future[float])
+    assert_type(heir.embed("x"), float)
+    assert_type(one.find("x"), float)
+    assert_type(one.later("x"), float)
+    assert_type(one.fetch, BatchedCoroutineFunction[str, float])
+    assert_type(await one.fetch("x"), float)
+    assert_type(await one.stream("x"), float)
+    assert_type(Embedder.embed, BatchedMethod[Embedder, BatchedFunction[str, float]])
+    assert_type(Embedder.embed(one, "x"), float)
+    assert_type(await Embedder.fetch(one, "x"), float)
+    assert_type(Embedder.of_class("x"), float)
+    assert_type(one.of_class.submit("x"), Future[float])
+    assert_type(Embedder.of_class_too("x"), float)
+    assert_type(Embedder.static("x"), float)
+    assert_type(one.static_too.submit("x"), Future[float])
+    one.embed(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.embed.sumbit("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    Embedder.embed.submit("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]

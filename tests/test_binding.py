@@ -1,0 +1,496 @@
+"""A method has a buffer for each instance. The same for `def` and for `async def`."""
+
+import abc
+import asyncio
+import copy
+import gc
+import inspect
+import threading
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+
+import batchify
+
+from .tools import Gated, in_threads, until
+
+batched: Callable[..., Callable[[Any], Any]] = (
+    batchify.batched
+)  # without types: how the methods are typed is seen in typing_api.py
+
+
+class Scaler:
+    """Its batches say whose they are."""
+
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+        self.batches: list[list[int]] = []
+
+    @batched(batch_size=2)
+    def scale(self, xs: list[int]) -> list[int]:
+        self.batches.append(list(xs))
+        return [self.factor * x for x in xs]
+
+    @batched(batch_size=2)
+    async def fetch(self, xs: list[int]) -> list[int]:
+        self.batches.append(list(xs))
+        return [self.factor * x for x in xs]
+
+    @batched(batch_size=2)
+    async def stream(self, xs: list[int]) -> Any:
+        for x in xs:
+            yield self.factor * x
+
+
+def answer(method: Any, item: Any) -> Any:
+    """Call either kind."""
+    result = method(item)
+    return asyncio.run(awaited(result)) if inspect.iscoroutine(result) else result
+
+
+async def awaited(coroutine: Any) -> Any:
+    return await coroutine
+
+
+METHODS = pytest.mark.parametrize("method", ["scale", "fetch", "stream"])
+
+
+@METHODS
+def test_a_method_takes_one_item(method: str) -> None:
+    one = Scaler(10)
+    assert answer(getattr(one, method), 3) == 30
+    assert answer(getattr(Scaler, method).__get__(one), 4) == 40
+    assert getattr(one, method) == getattr(one, method)
+    assert getattr(one, method).stats.batches == 2
+
+
+@METHODS
+def test_two_instances_never_share_a_batch(method: str) -> None:
+    @dataclass  # equal, and unhashable
+    class Equal(Scaler):
+        factor: int
+
+        def __post_init__(self) -> None:
+            super().__init__(self.factor)
+
+    one, two, three = Equal(10), Equal(10), copy.copy(Equal(10))
+    three.factor = 30
+    methods = [getattr(each, method) for each in (one, two, three)]
+    for each in methods:
+        each.timeout = None
+    if method == "scale":
+        futures = [each.submit(x) for x in (1, 2) for each in methods]
+        assert [future.result() for future in futures] == [10, 10, 30, 20, 20, 60]
+    else:
+
+        async def main() -> list[Any]:
+            return await asyncio.gather(*[each.submit(x) for x in (1, 2) for each in methods])
+
+        assert asyncio.run(main()) == [10, 10, 30, 20, 20, 60]
+    assert [each.stats.sizes for each in methods] == [{2: 1}] * 3
+
+
+@METHODS
+def test_a_reused_id_is_another_instance(method: str) -> None:
+    answered, ids = [], set()
+    for factor in range(50):
+        one = Scaler(factor)
+        ids.add(id(one))
+        assert getattr(one, method).stats.batches == 0
+        answered.append(answer(getattr(one, method), 1))
+        del one
+    assert answered == list(range(50))
+    assert len(ids) < 50  # or this test shows nothing
+
+
+def test_an_entry_that_outlived_its_instance_is_not_used() -> None:
+    # As if Ctrl-C had come in the callback of the weak reference.
+    one, two = Scaler(10), Scaler(20)
+    assert one.scale(1) == 10
+    batchers = Scaler.scale._self_batchers
+    batchers[id(two)] = batchers[id(one)]
+    assert two.scale(1) == 20
+    assert two.scale(2) == 40
+    assert two.scale.stats.batches == 2
+
+
+def test_threads_that_come_first_together_share_one_buffer() -> None:
+    for _ in range(20):
+        one = Scaler(10)
+        call = partial(lambda one, x: one.scale(x), one)  # each finds the method by itself
+        assert in_threads(call, range(8)) == [10 * x for x in range(8)]
+        assert one.scale.stats.accepted == 8
+        assert sum(len(batch) for batch in one.batches) == 8
+
+
+def test_slots_without_a_weak_reference_are_refused_with_the_remedy() -> None:
+    class Slotted:
+        __slots__ = ()
+
+        @batched(batch_size=2)
+        def scale(self, xs: list[int]) -> list[int]:
+            return [10 * x for x in xs]
+
+    class Open(Slotted):
+        __slots__ = ("__weakref__",)
+
+    with pytest.raises(TypeError) as raised:
+        _ = Slotted().scale
+    assert str(raised.value) == (
+        "Slotted.scale() needs an instance that can be weakly referenced, since its buffer goes with it: "
+        "add '__weakref__' to the __slots__ of Slotted"
+    )
+    one = Open()
+    assert one.scale(3) == 30
+
+
+def test_self_may_have_any_name() -> None:
+    class Odd:
+        factor = 10
+
+        @batched(batch_size=2)
+        def scale(xs, me: Any) -> list[int]:  # noqa: N805
+            return [xs.factor * x for x in me]
+
+        @batched(batch_size=2)
+        def positional(this, xs: list[int], /) -> list[int]:  # noqa: N805
+            return [this.factor * x for x in xs]
+
+    assert (Odd().scale(3), Odd().positional(4)) == (30, 40)
+
+
+@METHODS
+def test_super_is_a_method_with_a_buffer_of_its_own(method: str) -> None:
+    class Negative(Scaler):
+        @batched(batch_size=2)
+        def scale(self, xs: list[int]) -> list[int]:
+            return [-super(Negative, self).scale(x) for x in xs]
+
+        @batched(batch_size=2)
+        async def fetch(self, xs: list[int]) -> list[int]:
+            return [-(await super(Negative, self).fetch(x)) for x in xs]
+
+    one = Negative(10)
+    assert answer(getattr(one, method), 3) == (30 if method == "stream" else -30)
+    assert answer(getattr(super(Negative, one), method), 3) == 30
+
+
+def test_an_inherited_method_has_a_buffer_per_instance_too() -> None:
+    class Heir(Scaler):
+        pass
+
+    one, two = Heir(10), Heir(20)
+    assert (one.scale(1), two.scale(1)) == (10, 20)
+    assert one.batches == two.batches == [[1]]
+
+
+def test_abstract_methods_stay_abstract() -> None:
+    class Base(abc.ABC):
+        @batched(batch_size=2)
+        @abc.abstractmethod
+        def scale(self, xs: list[int]) -> list[int]: ...
+
+        @abc.abstractmethod
+        @batched(batch_size=2)
+        def fetch(self, xs: list[int]) -> list[int]: ...
+
+    class Half(Base):
+        @batched(batch_size=2)
+        def scale(self, xs: list[int]) -> list[int]:
+            return [10 * x for x in xs]
+
+    class Whole(Half):
+        fetch = Half.scale
+
+    for kind in (Base, Half):
+        with pytest.raises(TypeError, match="abstract"):
+            kind()  # type: ignore[abstract]
+    whole = Whole()
+    assert (whole.scale(3), whole.fetch(4)) == (30, 40)
+
+
+class Registry:
+    factor = 10
+
+    @batched(batch_size=2)
+    @classmethod
+    def of_class(cls, xs: list[int]) -> list[int]:
+        return [cls.factor * x for x in xs]
+
+    @classmethod
+    @batched(batch_size=2)
+    def of_class_too(cls, xs: list[int]) -> list[int]:
+        return [cls.factor * x for x in xs]
+
+    @batched(batch_size=2)
+    @classmethod
+    async def fetch(cls, xs: list[int]) -> list[int]:
+        return [cls.factor * x for x in xs]
+
+    @batched(batch_size=2)
+    @staticmethod
+    def static(xs: list[int]) -> list[int]:
+        return [10 * x for x in xs]
+
+    @staticmethod
+    @batched(batch_size=2)
+    def static_too(xs: list[int]) -> list[int]:
+        return [10 * x for x in xs]
+
+    @staticmethod
+    @batched(batch_size=2)
+    async def static_fetch(xs: list[int]) -> list[int]:
+        return [10 * x for x in xs]
+
+
+class OtherRegistry(Registry):
+    factor = 20
+
+
+@pytest.mark.parametrize("method", ["of_class", "of_class_too", "fetch"])
+def test_a_class_method_has_a_buffer_for_each_class(method: str) -> None:
+    assert answer(getattr(Registry, method), 1) == 10
+    assert answer(getattr(Registry(), method), 2) == 20
+    assert answer(getattr(OtherRegistry, method), 3) == 60
+    assert answer(getattr(OtherRegistry(), method), 4) == 80
+    if method != "of_class_too":  # of which Python 3.13 makes a method that does not know this
+        assert [kind.stats.accepted for kind in (getattr(Registry, method), getattr(OtherRegistry, method))] == [2, 2]
+
+
+@pytest.mark.parametrize("method", ["static", "static_too", "static_fetch"])
+def test_a_static_method_has_one_buffer(method: str) -> None:
+    for place in (Registry, Registry(), OtherRegistry, OtherRegistry()):
+        assert answer(getattr(place, method), 3) == 30
+    assert getattr(Registry, method).stats.accepted == 4
+    assert getattr(Registry(), method) is getattr(OtherRegistry, method)
+
+
+def test_all_that_a_function_has_a_method_has() -> None:
+    one = Scaler(10)
+    assert one.scale.submit(1).result() == 10
+    assert list(one.scale.map([1, 2, 3])) == [10, 20, 30]
+    assert asyncio.run(awaited(one.scale.aio(2))) == 20
+    assert Scaler.scale(one, 3) == 30
+    assert asyncio.run(awaited(Scaler.fetch(one, 3))) == 30
+    one.scale.batch_size = 7
+    assert (one.scale.batch_size, Scaler(1).scale.batch_size) == (7, 2)
+    assert repr(one.scale) == "<batched Scaler.scale(), batch_size=7, timeout=0.0>"
+    assert repr(Scaler.scale) == "<batched Scaler.scale(), batch_size=2, timeout=0.0, a buffer per instance>"
+    assert inspect.iscoroutinefunction(one.fetch)
+    assert inspect.iscoroutinefunction(one.stream)
+    assert str(inspect.signature(one.scale)) == "(xs: int, /) -> int"
+    assert str(inspect.signature(Scaler.scale)) == "(self, xs: int, /) -> int"
+    assert one.scale.__name__ == "scale"
+    assert one.scale.__wrapped__([1, 2]) == [10, 20]
+
+    async def main() -> tuple[Any, ...]:
+        async with one.fetch as fetch:
+            return await fetch.submit(1), [result async for result in fetch.map([1, 2])]
+
+    assert asyncio.run(main()) == (10, [10, 20])
+
+
+def test_a_private_method_is_found_under_its_own_name() -> None:
+    class Private:
+        @batched(batch_size=2)
+        def __scale(self, xs: list[int]) -> None: ...
+
+        def scale(self, x: int) -> object:
+            return self.__scale(x)
+
+    with pytest.raises(TypeError, match=r"^Private._Private__scale\(\) returned None"):
+        Private().scale(1)
+
+
+def test_closing_one_closes_one() -> None:
+    one, two = Scaler(10), Scaler(20)
+    one.scale.close()
+    with pytest.raises(RuntimeError, match=r"^Scaler.scale\(\) is closed$"):
+        one.scale(1)
+    assert two.scale(1) == 20
+
+
+@pytest.mark.parametrize("attribute", ["submit", "aio", "map", "flush", "close", "aclose", "stats", "batch_size"])
+def test_what_only_an_instance_has_says_so(attribute: str) -> None:
+    with pytest.raises(AttributeError) as raised:
+        getattr(Scaler.scale, attribute)
+    assert str(raised.value) == (
+        f"Scaler.scale() has a buffer for each instance, so {attribute} must be asked of the method of an instance "
+        "(if it is a class method, put @batched above @classmethod)"
+    )
+    with pytest.raises(AttributeError, match="sumbit"):
+        _ = Scaler.scale.sumbit
+
+
+def test_a_method_that_takes_something_else_is_refused() -> None:
+    for takes in ("self, xs, ys", "self, *xs", "", "self, xs, *, model"):
+        space: dict[str, Any] = {"batched": batched}
+        with pytest.raises(TypeError) as raised:
+            exec(f"class C:\n    @batched(batch_size=2)\n    def m({takes}): ...", space)
+        assert str(raised.value) == (
+            f"C.m() must take the instance and one more parameter, the list of items; it takes ({takes})"
+        )
+
+
+def test_an_instance_is_collected_at_once_and_its_thread_ends() -> None:
+    one = Scaler(10)
+    assert one.scale(1) == 10
+    (thread,) = [each for each in threading.enumerate() if "Scaler.scale" in each.name]
+    gone = weakref.ref(one)
+    gc.disable()
+    try:
+        del one
+        assert gone() is None
+        until(lambda: not thread.is_alive())
+    finally:
+        gc.enable()
+    assert not [key for key, entry in Scaler.scale._self_batchers.items() if entry[0]() is None]
+
+
+@pytest.mark.parametrize("how", ["submit", "map", "aio", "call"])
+def test_what_waits_keeps_its_instance_alive(how: str) -> None:
+    gate = Gated()
+
+    class One:
+        @batched(batch_size=2)
+        def scale(self, xs: list[Any]) -> Any:
+            return gate(xs)
+
+    one = One()
+    gone = weakref.ref(one)
+    busy = one.scale.submit("busy")
+    gate.entered.acquire()
+    results: list[Any] = []
+    if how == "submit":
+        one.scale.submit("x").add_done_callback(lambda future: results.append(future.result()))
+    elif how == "map":
+        results_of_map = one.scale.map(["x"])
+        threading.Thread(target=lambda: results.extend(results_of_map)).start()
+    elif how == "aio":
+        coroutine = one.scale.aio("x")
+        threading.Thread(target=lambda: results.append(asyncio.run(awaited(coroutine)))).start()
+        del coroutine
+    else:
+        threading.Thread(target=lambda call: results.append(call("x")), args=(one.scale,)).start()
+    until(lambda: gone() is None or one_of(gone).scale.stats.pending == 1)
+    del one
+    gc.collect()
+    assert gone() is not None
+    gate.open()
+    assert busy.result() == "busy"
+    until(lambda: results == ["x"])
+    if how == "map":
+        del results_of_map
+    until(lambda: gone() is None)
+
+
+def one_of(reference: "weakref.ref[Any]") -> Any:
+    return reference()
+
+
+@pytest.mark.parametrize("how", ["submit", "map", "map async", "call"])
+def test_what_waits_in_a_loop_keeps_its_instance_alive(how: str) -> None:
+    class One:
+        @batched(batch_size=2)
+        async def fetch(self, xs: list[Any]) -> list[Any]:
+            return xs
+
+    async def items() -> Any:
+        yield "x"
+
+    async def main() -> None:
+        one = One()
+        gone = weakref.ref(one)
+        starts: dict[str, Callable[[Any], Any]] = {
+            "submit": lambda fetch: fetch.submit("x"),
+            "call": lambda fetch: fetch("x"),
+            "map": lambda fetch: anext(fetch.map(["x"])),
+            "map async": lambda fetch: anext(fetch.map(items())),
+        }
+        waits = starts[how](one.fetch)
+        del one
+        gc.collect()
+        assert gone() is not None
+        assert await waits == "x"
+        del waits
+        while gone() is not None:  # the loop closes a generator that is dropped
+            gc.collect()
+            await asyncio.sleep(0)
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_future_lets_go_of_its_instance() -> None:
+    class One:
+        @batched(batch_size=2, timeout=None)
+        def scale(self, xs: list[Any]) -> list[Any]:
+            return xs
+
+        @batched(batch_size=2, timeout=None)
+        async def fetch(self, xs: list[Any]) -> list[Any]:
+            return xs
+
+    async def submitted(one: One) -> Any:
+        return one.fetch.submit(1)
+
+    def check(submit: Callable[[One], Any]) -> None:
+        one = One()
+        gone = weakref.ref(one)
+        future = submit(one)
+        del one
+        assert gone() is not None
+        assert future.cancel()
+        gc.collect()
+        until(lambda: gone() is None)
+
+    check(lambda one: one.scale.submit(1))
+    check(lambda one: asyncio.run(submitted(one)))
+
+
+def test_what_a_finalizer_passes_is_answered() -> None:
+    results: list[Any] = []
+
+    class Late:
+        @batched(batch_size=2)
+        def scale(self, xs: list[Any]) -> list[Any]:
+            return [(type(self).__name__, x) for x in xs]
+
+        def __del__(self) -> None:
+            results.append(self.scale(3))
+
+    late: Any = Late()
+    del late
+    assert results == [("Late", 3)]
+    late = Late()
+    late.itself = late
+    del late
+    gc.collect()
+    assert results == [("Late", 3)] * 2
+
+
+def test_a_batched_function_in_a_class_is_static() -> None:
+    class Static:
+        scale = batched(batch_size=2)(lambda xs: [10 * x for x in xs])
+
+    assert Static().scale(3) == 30
+    assert Static.scale(3) == 30
+
+
+def test_a_bound_method_can_be_batched() -> None:
+    class One:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+            self.scale = batched(batch_size=2)(self._scale)
+
+        def _scale(self, xs: list[int]) -> list[int]:
+            return [self.factor * x for x in xs]
+
+    one = One(10)
+    other = copy.deepcopy(one)
+    other.factor = 20
+    assert (one.scale(1), other.scale(1)) == (10, 20)
+    assert other.scale is not one.scale
