@@ -212,11 +212,11 @@ class Batch:
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
+        failed = 0
         try:
             calls = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
-        failed = 0
         try:
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
@@ -229,6 +229,13 @@ class Batch:
                     call.value = result
                     call.error = None
             self.answer(calls, failed, done=True)
+        except BaseException as error:  # Ctrl-C, where the main thread completes the future of an engine
+            for call in calls:
+                if not hasattr(call, "error"):
+                    self._store(call, error)
+                with suppress(RuntimeError):  # it was told before
+                    call.deliver_all((call,))
+            raise
         finally:
             self.finish()
 

@@ -75,8 +75,8 @@ class Buffer(Generic[C]):
 
     def close(self) -> None:
         """Make all that waits due, and all that may still come."""
-        self.closed = True
         self._flushed_at = math.inf
+        self.closed = True
 
     @property
     def due_at(self) -> float:

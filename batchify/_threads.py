@@ -75,6 +75,7 @@ class FutureCall(Call):
                 call.deliver()
             except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
                 complain("a callback of a future raised")
+                call.deliver()  # if it was Ctrl-C, in a main thread that completes the future of an engine
 
     # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
@@ -89,7 +90,7 @@ class FutureCall(Call):
         _delivering.add(ident)
         try:
             # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
-            if future.set_running_or_notify_cancel():
+            if future.running() or future.set_running_or_notify_cancel():
                 if self.error is None:
                     future.set_result(self.value)
                 else:
@@ -163,9 +164,9 @@ class ThreadBatch(Batch):
         batcher = self._batcher
         if self._life is batcher._life:
             with _lock:
-                batcher._unfinished -= 1
                 if batcher._sleeps_until_finish:
                     batcher._wake_locked()
+                batcher._unfinished.discard(id(self))
 
     def settle_future(self, future: Any) -> None:
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
@@ -175,6 +176,8 @@ class ThreadBatch(Batch):
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
+        elif id(self) in self._batcher._unfinished:  # Ctrl-C
+            self.finish()
 
 
 class NestedBatch(ThreadBatch):
@@ -196,8 +199,9 @@ class ThreadBatcher:
     # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
     #   1. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
     #      before that need not wake it. While it is awake _wakes_at is -inf.
-    #   2. _unfinished batches were taken and have not finished, as when the function returned a future. While
-    #      _sleeps_until_finish, the flush thread sleeps until one has, and items do not wake it.
+    #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
+    #      future; not the batch, which nobody but that future may keep alive. While _sleeps_until_finish, the flush
+    #      thread sleeps until one has, and items do not wake it.
     #   3. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
     # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
     # its last look at the buffer and the wait would notify nobody. _bell is a condition of one waiter that cannot be
@@ -221,7 +225,7 @@ class ThreadBatcher:
         self._buffer = buffer
         self._tally = Tally()
         self._wakes_at = inf
-        self._unfinished = 0
+        self._unfinished: set[int] = set()
         self._sleeps_until_finish = False
         self._thread: Thread | None = None
         self._bell = allocate_lock()
@@ -345,9 +349,9 @@ class ThreadBatcher:
         with _lock:
             thread = self._thread
             if not self._buffer.closed:
-                self._buffer.close()
                 if thread is not None:
                     self._wake_locked()
+                self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
         # A finalizer inside our lock would keep the flush thread from ending.
         if wait and thread is not None and not inside and thread.ident != get_ident():
             with _blocked_on(self) as for_itself:
@@ -402,17 +406,23 @@ class ThreadBatcher:
             return
         # Before the item is accepted, so that where no thread can be started nobody waits for one. Not under the lock,
         # since start() waits; so two callers may both come here, and the second one's thread is sent home.
-        bell = allocate_lock()
+        bell, begun = allocate_lock(), allocate_lock()
         bell.acquire()
+        begun.acquire()
         handed: list[ThreadBatcher] = []
         thread = Thread(
-            target=_flush_forever, args=(bell, handed), name=f"batchify flush thread of {self.name}()", daemon=True
+            target=_flush_forever,
+            args=(bell, begun, handed, self._life),
+            name=f"batchify flush thread of {self.name}()",
+            daemon=True,
         )
         try:
             Context().run(thread.start)  # on a free-threaded build it would inherit the context of its first caller
+            begun.acquire()  # it stands in _flushing: until then a finalizer that it runs must not wait for it
             with _lock:
                 if self._thread is None and not self._buffer.closed:
-                    self._thread, self._bell, self._handed = thread, bell, handed
+                    self._bell, self._handed = bell, handed
+                    self._thread = thread
         finally:
             if self._thread is not thread:
                 _ring(bell)
@@ -504,7 +514,7 @@ class ThreadBatcher:
         with _lock:
             if self._life not in _flushing.get(get_ident(), ()):
                 return None  # The function forked, and this is the child.
-            self._sleeps_until_finish = self._unfinished > 0
+            self._sleeps_until_finish = len(self._unfinished) > 0
             if self._sleeps_until_finish:
                 self._wakes_at = -inf
                 return inf
@@ -514,10 +524,11 @@ class ThreadBatcher:
             taken = self._buffer.take(now) if len(self._buffer) else None
             if taken is not None:
                 self._wakes_at = -inf
-                self._unfinished += 1
                 calls, reason = taken
                 self._tally.begin(reason, [call.arrival for call in calls], now)
-                return ThreadBatch(self, calls)
+                batch = ThreadBatch(self, calls)
+                self._unfinished.add(id(batch))
+                return batch
             if self._buffer.closed and not len(self._buffer):
                 return None
             wakes_at = self._buffer.due_at
@@ -529,9 +540,11 @@ class ThreadBatcher:
             return max(0.0, wakes_at - now)
 
 
-def _flush_forever(bell: LockType, handed: list[ThreadBatcher]) -> None:
+def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher], life: object) -> None:
     """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`."""
     ident = get_ident()
+    _flushing[ident] = (life,)
+    begun.release()
     batcher: ThreadBatcher | None = None
     batch: ThreadBatch | None = None
     known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
@@ -543,7 +556,6 @@ def _flush_forever(bell: LockType, handed: list[ThreadBatcher]) -> None:
                 batcher = handed.pop() if handed else known()
                 if batcher is None:
                     break  # sent home, or the batcher is garbage
-                _flushing[ident] = (batcher._life,)
             handed.clear()
             flushed = False
             while isinstance(step := batcher._next(flushed=flushed), ThreadBatch):

@@ -1,0 +1,297 @@
+"""Called back, or interrupted, at any line: what finalizers, weak-reference callbacks, signal handlers and Ctrl-C do.
+
+A tracer lets it happen at the first line of the package that a thread executes, then in another run at the second, and
+so on until there are no more.
+"""
+
+import asyncio
+import dis
+import gc
+import linecache
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+
+import batchify
+from batchify import ClosedError
+
+from .tools import batched, until
+
+PACKAGE = str(Path(batchify.__file__).parent)
+
+
+class Intruder:
+    """Does something when its thread comes to the n-th line of the package."""
+
+    def __init__(self, at: int, action: Callable[[], object]) -> None:
+        self.at, self.action, self.line = at, action, 0
+        self.where = ""  # at which it happened
+        self.error: BaseException | None = None  # that the action raised, where it should not
+
+    def trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE) or self.where:
+            return None
+        if event == "line" and not _nothing_happens(frame):
+            self.line += 1
+            if self.line == self.at:
+                sys.settrace(None)
+                self.where = f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}"
+                try:
+                    self.action()
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
+                    self.error = error
+        return self.trace
+
+    @contextmanager
+    def on_this_thread(self) -> Iterator[None]:
+        sys.settrace(self.trace)
+        try:
+            yield
+        finally:
+            sys.settrace(None)
+
+
+def _nothing_happens(frame: FrameType) -> bool:
+    """Whether this is no line to stop at: a mere `try:`, or the end of a `with _lock:`.
+
+    Before that, Python lets nothing happen (bpo-29988).
+    """
+    opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
+    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
+    return opcode == "NOP" or ("with _lock:" in text and opcode != "LOAD_GLOBAL")
+
+
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+# What a thread does when it is called back. Each gets a function, a neighbour's future that waits in it, and a place to
+# leave futures that must be answered.
+Scenario = Callable[[Any, "Future[Any]"], object]
+
+
+def submit_and_wait(f: Any, _: "Future[Any]") -> None:
+    f.submit(1).result()
+
+
+def submit_and_cancel(f: Any, _: "Future[Any]") -> None:
+    f.submit(1).cancel()
+
+
+def cancel_the_neighbour(_: Any, neighbour: "Future[Any]") -> None:
+    neighbour.cancel()
+
+
+def run_through_a_map(f: Any, _: "Future[Any]") -> None:
+    assert list(f.map([1, 2, 3, 4, 5])) == [-1, -2, -3, -4, -5]
+
+
+def drop_a_map(f: Any, _: "Future[Any]") -> None:
+    results = f.map(iter([1, 2, 3, 4, 5]))
+    assert next(results) == -1
+    results.close()
+
+
+def set_options(f: Any, _: "Future[Any]") -> None:
+    f.timeout = 0.0
+    f.batch_size = 1
+
+
+def look(f: Any, _: "Future[Any]") -> None:
+    assert f.stats.accepted >= 1
+
+
+def await_it(f: Any, _: "Future[Any]") -> None:
+    async def main() -> None:
+        assert await f.aio(1) == -1
+
+    loop = asyncio.new_event_loop()
+    try:
+        loop.run_until_complete(main())
+    finally:
+        for task in asyncio.all_tasks(loop):
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                loop.run_until_complete(task)
+        loop.close()
+
+
+SCENARIOS: dict[str, Scenario] = {
+    "call": lambda f, _: f(1),
+    "submit": submit_and_wait,
+    "cancel": submit_and_cancel,
+    "cancel another's": cancel_the_neighbour,
+    "map": run_through_a_map,
+    "drop a map": drop_a_map,
+    "flush": lambda f, _: f.flush(),
+    "set options": set_options,
+    "stats": look,
+    "aio": await_it,
+    "close": lambda f, _: f.close(),
+}
+
+
+def negate(items: list[int]) -> list[int]:
+    return [-item for item in items]
+
+
+@pytest.fixture(autouse=True)
+def no_collector() -> Iterator[None]:
+    """What garbage of another run does would make each run a different one."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def check(f: Any, futures: list["Future[Any]"], where: str) -> None:
+    """What must hold afterwards: all is answered that was accepted, and the function goes on."""
+    f.timeout = 0.0
+    with suppress(ClosedError):
+        assert f(7) == -7, where
+    f.close()
+    for future in futures:
+        assert future.cancelled() or isinstance(future.result(), int), where
+    stats = f.stats
+    assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), where
+    assert stats.accepted == stats.answered + stats.cancelled, where
+    f._self_batcher._buffer._check()
+    assert not f._self_batcher._thread.is_alive()
+
+
+def function_and_neighbour(scenario: str, *, started: bool) -> tuple[Any, "Future[Any]"]:
+    """A function in which an item of somebody else's waits, for company or, where the scenario does not bring any, for
+    its timeout.
+    """
+    f = batched(batch_size=2, timeout=0.0)(negate)
+    if started:
+        f(0)
+    f.timeout = None
+    neighbour = f.submit(5)
+    f.timeout = 0.0 if scenario in ("call", "submit", "aio") else None
+    return f, neighbour
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_ctrl_c_at_any_line_loses_nothing(scenario: str) -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f, neighbour = function_and_neighbour(scenario, started=at % 2 == 0)
+        intruder = Intruder(at, ctrl_c)
+        with suppress(KeyboardInterrupt), intruder.on_this_thread():
+            SCENARIOS[scenario](f, neighbour)
+        where = intruder.where
+        check(f, [neighbour], where)
+    assert at > 15
+
+
+def test_ctrl_c_at_any_line_of_the_first_call_loses_nothing() -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f = batched(batch_size=2, timeout=0.0)(negate)
+        intruder = Intruder(at, ctrl_c)
+        with suppress(KeyboardInterrupt), intruder.on_this_thread():
+            f(1)
+        where = intruder.where
+        check(f, [], where)
+    assert at > 15
+
+
+ACTIONS = ["submit", "call", "close"]
+
+
+@pytest.mark.filterwarnings("ignore:.*running event loop:RuntimeWarning")
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_call_at_any_line_is_answered(scenario: str, action: str) -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f, neighbour = function_and_neighbour(scenario, started=at % 2 == 0)
+        futures = [neighbour]
+        intruder = Intruder(at, intrusion(action, f, futures))
+        with suppress(ClosedError) if action == "close" else nullcontext(), intruder.on_this_thread():
+            SCENARIOS[scenario](f, neighbour)
+        where = intruder.where
+        assert intruder.error is None or (type(intruder.error) is ClosedError and scenario == "close"), where
+        check(f, futures, where)
+    assert at > 15
+
+
+def intrusion(action: str, f: Any, futures: list["Future[Any]"]) -> Callable[[], object]:
+    def call() -> None:
+        f.flush()
+        f.timeout = 0.0  # no company comes while this waits
+        assert f(9) == -9
+
+    return {"submit": lambda: futures.append(f.submit(9)), "call": call, "close": f.close}[action]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("form", ["list", "generator", "error"])
+def test_a_call_at_any_line_of_the_flush_thread_is_answered(form: str, action: str) -> None:
+    def function(items: list[int]) -> Any:
+        if form == "error" and 1 in items:
+            raise ValueError("one")
+        return map(int.__neg__, items) if form == "generator" else negate(items)
+
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f = batched(batch_size=2, timeout=0.0)(function)
+        futures: list[Future[Any]] = []
+        intruder = Intruder(at, intrusion(action, f, futures))
+        threading.settrace(intruder.trace)
+        with suppress(ClosedError):
+            futures.append(f.submit(0))
+        threading.settrace(None)  # type: ignore[arg-type]
+        for future in tuple(futures):
+            assert future.result() in (0, -9), where
+        with suppress(ValueError, ClosedError):
+            f(1)
+        f.close()
+        assert f._self_batcher._thread is None or not f._self_batcher._thread.is_alive()
+        where = intruder.where
+        assert intruder.error is None or type(intruder.error) is ClosedError, where
+        for future in futures:
+            future.exception()
+        stats = f.stats
+        assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), where
+        assert stats.accepted == stats.answered + stats.failed, where
+    assert at > 30
+
+
+def test_ctrl_c_at_any_line_while_it_completes_an_engines_future_answers_everybody() -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        engines: list[Future[list[int]]] = [Future()]
+        engine = engines[0]
+        f = batched(batch_size=2, timeout=None)(partial(lambda engines, items: engines.pop(), engines))
+        futures = [f.submit(1), f.submit(2)]
+        until(lambda f=f: f.stats.in_flight == 1)
+        intruder = Intruder(at, ctrl_c)
+        try:
+            with intruder.on_this_thread():
+                engine.set_result([-1, -2])
+        except KeyboardInterrupt:
+            pass
+        where = intruder.where
+        del engine
+        gc.collect()
+        for future in futures:
+            assert future.exception() is not None or future.result() in (-1, -2), where
+        f.close()
+    assert at > 15
