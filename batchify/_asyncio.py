@@ -242,7 +242,7 @@ class LoopFlusher:
         self.batches: set[LoopBatch] = set()
         self.bells: set[LoopBell] = set()  # of maps, which may have to read on when batch_size changes
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight = 0
+        self._in_flight: set[LoopBatch] = set()  # those of batches that are not nested
         self._looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -324,8 +324,8 @@ class LoopFlusher:
             batch.will_wait_for(self, (waiting,))
         try:
             # Once closed, there is a task as long as anything waits or runs.
-            while self._tasks:
-                await asyncio.wait(self._tasks)
+            while running := [task for task in self._tasks if not task.done()]:
+                await asyncio.wait(running)
         finally:
             waiting.error = None
 
@@ -337,19 +337,20 @@ class LoopFlusher:
         if due_at < self._looks_at and loop is not None and not loop.is_closed():
             self._look_at(due_at, loop)
 
-    def _look_at(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._stop_timer()
-        if moment == -inf:
-            self._begin(moment, loop)
-        else:
-            # In a context of its own: else it would keep that of the caller.
-            self._timer = loop.call_at(moment, self._begin, moment, loop, context=Context())
-            self._looks_at = moment
-
-    def _begin(self, moment: float, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        self._start(self._flush(moment), loop)
-        self._looks_at = -inf  # last: if this is interrupted before, the next item still sees to it
+    def _look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
+        """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
+        try:
+            self._stop_timer()
+            if due_at == -inf:
+                self._start(self._flush(moment), loop)
+            else:
+                # In a context of its own: else it would keep that of the caller.
+                self._timer = loop.call_at(due_at, self._look_at, -inf, loop, due_at, context=Context())
+            self._looks_at = due_at  # last: if this is interrupted before, the next item still sees to it
+        except BaseException:  # Ctrl-C
+            self._looks_at = inf
+            loop.call_soon(self.look, context=Context())
+            raise
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -371,25 +372,30 @@ class LoopFlusher:
     # The task of a batch
 
     async def _flush(self, moment: float) -> None:
+        batch: LoopBatch | None = None
         try:
             await _begun()
-        except BaseException:  # cancelled
+            # The batch is taken here and not by whoever started this: as late as can be, when all have added their
+            # items whom the loop had woken before.
+            batch = self._take(moment)
+            if batch is not None:
+                await self._run(batch)
+        except BaseException as error:  # cancelled, or Ctrl-C
+            if batch is not None:
+                batch.fail(error)
+                self.finished(batch)
             self._looks_at = inf
             self.look()
             raise
-        # The batch is taken here and not by whoever started this: as late as can be, when all have added their items
-        # whom the loop had woken before.
-        batch = self._take(moment)
-        if batch is not None:
-            await self._run(batch)
 
     async def _run_nested(self, batch: LoopBatch) -> None:
         try:
             await _begun()
+            await self._run(batch)
         except BaseException as error:
             batch.fail(error)
+            self.finished(batch)
             raise
-        await self._run(batch)
 
     async def _run(self, batch: LoopBatch) -> None:
         _inside.set(batch)
@@ -408,19 +414,25 @@ class LoopFlusher:
             taken = self.buffer.take(now)
             if taken is not None:
                 calls, reason = taken
-                self._in_flight += 1
-                self._looks_at = -inf
-                self.tally.begin(reason, [call.arrival for call in calls], now)
-                return LoopBatch(self, calls, nested=False)
+                try:
+                    batch = LoopBatch(self, calls, nested=False)
+                    self.tally.begin(reason, [call.arrival for call in calls], now)
+                    self._in_flight.add(batch)
+                    self._looks_at = -inf
+                    return batch
+                except BaseException as error:  # Ctrl-C: nobody else knows these calls
+                    self._in_flight.clear()
+                    LoopBatch(self, calls, nested=True).fail(error)
+                    raise
         self.look()
         return None
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
         self.batches.discard(batch)
-        if not batch.nested:
-            self._in_flight -= 1
+        if batch in self._in_flight:
             self._looks_at = inf
+            self._in_flight.discard(batch)
             if len(self.buffer):
                 self.look()
 

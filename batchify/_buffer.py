@@ -103,6 +103,11 @@ class Buffer(Generic[C]):
                 calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
         except KeyError:  # It is empty. Counted beforehand that could be wrong: a finalizer may cancel meanwhile.
             pass
+        except BaseException:  # Ctrl-C
+            for call in reversed(calls):
+                waiting[call] = None
+                waiting.move_to_end(call, last=False)
+            raise
         return (calls, reason) if calls else None
 
     def _reason(self, now: float) -> Reason | None:

@@ -10,9 +10,9 @@ import gc
 import linecache
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 import batchify
-from batchify import ClosedError
+from batchify import BatchError, ClosedError
 
 from .tools import batched, until
 
@@ -295,3 +295,91 @@ def test_ctrl_c_at_any_line_while_it_completes_an_engines_future_answers_everybo
             assert future.exception() is not None or future.result() in (-1, -2), where
         f.close()
     assert at > 15
+
+
+# On an event loop, where one thread does both
+
+
+async def answer(items: list[int]) -> list[int]:
+    await asyncio.sleep(0)
+    return negate(items)
+
+
+async def submit_and_cancel_there(f: Any) -> None:
+    futures = [f.submit(1), f.submit(2), f.submit(3)]
+    futures[1].cancel()
+    await asyncio.gather(futures[0], futures[2])
+
+
+async def call_and_cancel_there(f: Any) -> None:
+    tasks = [asyncio.create_task(f(item)) for item in (1, 2, 3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.gather(tasks[0], tasks[2])
+
+
+async def map_there(f: Any) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        yield 2
+        yield 3
+
+    async with aclosing(f.map([1, 2, 3])) as results:
+        assert [result async for result in results] == [-1, -2, -3]
+    async with aclosing(f.map(items())) as results:
+        assert await anext(results) == -1
+
+
+async def close_there(f: Any) -> None:
+    await f.aclose()
+
+
+THERE = {"submit": submit_and_cancel_there, "call": call_and_cancel_there, "map": map_there, "close": close_there}
+
+
+async def turns(number: int) -> None:
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("scenario", THERE)
+def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str) -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f: Any = batched(batch_size=2, timeout=None)(answer)
+        intruder = Intruder(at, ctrl_c)
+        loop = asyncio.new_event_loop()
+
+        async def neighbour(f: Any = f) -> list[Any]:
+            return [f.submit(5)]
+
+        (other,) = loop.run_until_complete(neighbour())
+        f.timeout = 0.0
+        loop.run_until_complete(turns(1))
+        main = loop.create_task(THERE[scenario](f))
+        with suppress(KeyboardInterrupt, ClosedError, BatchError), intruder.on_this_thread():
+            loop.run_until_complete(main)
+        where = intruder.where
+        # As asyncio.run() goes on after Ctrl-C, but for the cancelling of what others do.
+        main.cancel()
+        while not main.done():
+            with suppress(KeyboardInterrupt):  # it comes through each task that waits for the one it came to
+                loop.run_until_complete(asyncio.wait([main]))
+        if not main.cancelled():
+            main.exception()
+        loop.run_until_complete(turns(50))
+        assert other.done(), where
+        assert isinstance(other.exception(), BatchError) or other.result() == -5, where
+
+        async def afterwards(f: Any = f) -> None:
+            with suppress(ClosedError):
+                assert await f(7) == -7
+            await f.aclose()
+
+        loop.run_until_complete(afterwards())
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+    assert at > 30
