@@ -24,12 +24,14 @@ from functools import partial
 from math import inf
 from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from ._batch import Ahead, Batch, Call, complain
 from ._buffer import Buffer, check_batch_size, check_timeout
 from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
+
+T = TypeVar("T")
 
 # One lock for all batchers, held for about a microsecond at a time. It is re-entrant, since a finalizer or a signal
 # handler may call in while its own thread holds it; and it is one, since it may then call another batcher, which in
@@ -47,8 +49,8 @@ _lock = RLock()
 # thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
 _flushing: dict[int, tuple[object, ...]] = {}
 _waits_for: dict[object, object] = {}
-# Threads that are completing a future.
-_delivering: set[int] = set()
+# Whether a thread is completing futures.
+_delivering: dict[int, bool] = {}
 
 # An ordered weak set, for fork and exit; and a strong one, of those that only their own last items keep alive.
 _live: "weakref.WeakKeyDictionary[ThreadBatcher, None]" = weakref.WeakKeyDictionary()
@@ -70,12 +72,15 @@ class FutureCall(Call):
 
     @staticmethod
     def deliver_all(calls: Sequence["FutureCall"]) -> None:
-        for call in calls:
-            try:
-                call.deliver()
-            except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
-                complain("a callback of a future raised")
-                call.deliver()  # if it was Ctrl-C, in a main thread that completes the future of an engine
+        # Callbacks of the futures run in here. What they submit must wait its turn, or a chain of them, each submitting
+        # the next, would become a recursion.
+        with _for_now(_delivering, True):
+            for call in calls:
+                try:
+                    call.deliver()
+                except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
+                    complain("a callback of a future raised")
+                    call.deliver()  # if it was Ctrl-C, in a main thread that completes the future of an engine
 
     # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
@@ -83,21 +88,12 @@ class FutureCall(Call):
         future.call = None  # a cycle
         if future.done() and not future.cancelled():
             return  # by answer_now(), or by a stranger
-        # Callbacks of the future run in here. What they submit must wait its turn, or a chain of them, each submitting
-        # the next, would become a recursion.
-        ident = get_ident()
-        nested = ident in _delivering
-        _delivering.add(ident)
-        try:
-            # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
-            if future.running() or future.set_running_or_notify_cancel():
-                if self.error is None:
-                    future.set_result(self.value)
-                else:
-                    future.set_exception(self.error)
-        finally:
-            if not nested:
-                _delivering.discard(ident)
+        # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
+        if future.running() or future.set_running_or_notify_cancel():
+            if self.error is None:
+                future.set_result(self.value)
+            else:
+                future.set_exception(self.error)
 
 
 class ItemFuture(Future[Any]):
@@ -170,7 +166,7 @@ class ThreadBatch(Batch):
 
     def settle_future(self, future: Any) -> None:
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
-        with _flushing_for(self._life):
+        with _for_now(_flushing, (*_flushing.get(get_ident(), ()), self._life)):
             super().settle_future(future)
 
     def __del__(self) -> None:
@@ -271,7 +267,7 @@ class ThreadBatcher:
         call = future.call = FutureCall(item, future, owner)
         try:
             ident = get_ident()
-            if ident in _flushing and ident not in _delivering:
+            if ident in _flushing and not _delivering.get(ident):
                 self._put_inside((call,))
             else:
                 self._put((call,))
@@ -473,14 +469,9 @@ class ThreadBatcher:
             if self._buffer.closed and ident not in _flushing:
                 raise self._closed_error()
             self._tally.begin("nested", [0.0] * len(calls), 0.0)
-        delivering = ident in _delivering
-        _delivering.discard(ident)  # what this function submits and waits for is not a callback's
-        try:
-            with _flushing_for(self._life):
-                NestedBatch(self, calls).run(self.function)
-        finally:
-            if delivering:
-                _delivering.add(ident)
+        # What this function submits and waits for is not a callback's.
+        with _for_now(_delivering, False), _for_now(_flushing, (*_flushing.get(ident, ()), self._life)):
+            NestedBatch(self, calls).run(self.function)
 
     def answer_now(self, call: Call) -> None:
         """Answer a call for whose answer this very thread is needed, if that can be done."""
@@ -489,7 +480,7 @@ class ThreadBatcher:
         if waits:
             self._run_nested((call,))
         elif hasattr(call, "error"):  # a callback of a neighbour's future waits for it
-            call.deliver()
+            call.deliver_all((call,))
 
     def _acquire(self, lock: LockType) -> None:
         if get_ident() not in _flushing:
@@ -584,44 +575,53 @@ def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher],
 
 
 @contextmanager
-def _flushing_for(life: object) -> Generator[None, None, None]:
-    """Count this thread among those whose work an answer of the batcher may need."""
+def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
+    """Set this thread's entry for the time being."""
     ident = get_ident()
-    before = _flushing.get(ident)
-    _flushing[ident] = (*(before or ()), life)
+    before = {ident: table.get(ident)}
     try:
+        table[ident] = entry
         yield
     finally:
-        if before is None:
-            _flushing.pop(ident, None)
-        else:
-            _flushing[ident] = before
+        try:
+            _restore(table, before)
+        finally:  # again, in case that Ctrl-C came first
+            _restore(table, before)
 
 
 @contextmanager
 def _blocked_on(batcher: ThreadBatcher) -> Generator[bool, None, None]:
     """Tell others that this thread waits for an answer of the batcher; yields whether it would wait for itself."""
     held = _flushing.get(get_ident(), ())
-    with _lock:
-        seen: set[object] = set()
-        life: object = batcher._life
-        while life is not None and life not in held and life not in seen:
-            seen.add(life)
-            life = _waits_for.get(life)
-        for_itself = life in held
-        before = {each: _waits_for.get(each) for each in held}
-        if not for_itself:
-            _waits_for.update(dict.fromkeys(held, batcher._life))
+    before: dict[object, object] = {}
     try:
+        with _lock:
+            seen: set[object] = set()
+            life: object = batcher._life
+            while life is not None and life not in held and life not in seen:
+                seen.add(life)
+                life = _waits_for.get(life)
+            for_itself = life in held
+            before = {each: _waits_for.get(each) for each in held}
+            if not for_itself:
+                _waits_for.update(dict.fromkeys(held, batcher._life))
         yield for_itself
     finally:
-        if held:
-            with _lock:
-                for each, waited_for in before.items():
-                    if waited_for is None:
-                        _waits_for.pop(each, None)
-                    else:
-                        _waits_for[each] = waited_for
+        if before:
+            try:
+                with _lock:
+                    _restore(_waits_for, before)
+            finally:  # again, in case that Ctrl-C came first
+                with _lock:
+                    _restore(_waits_for, before)
+
+
+def _restore(table: dict[Any, Any], before: dict[Any, Any]) -> None:
+    for key, entry in before.items():
+        if entry is None:
+            table.pop(key, None)
+        else:
+            table[key] = entry
 
 
 def _running_loop() -> object:

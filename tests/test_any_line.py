@@ -22,8 +22,21 @@ import pytest
 
 import batchify
 from batchify import BatchError, ClosedError
+from batchify import _threads as threads_module
 
 from .tools import batched, until
+
+# What is known of threads while they work for a batcher: nothing may be left of it on this one.
+THREADS = (threads_module._flushing, threads_module._delivering)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    yield
+    assert not threads_module._lock._is_owned()  # type: ignore[attr-defined]
+    assert not any(threading.get_ident() in table for table in THREADS)
+    assert not threads_module._waits_for
+
 
 PACKAGE = str(Path(batchify.__file__).parent)
 
