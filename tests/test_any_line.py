@@ -249,7 +249,12 @@ def intrusion(action: str, f: Any, futures: list["Future[Any]"]) -> Callable[[],
         f.timeout = 0.0  # no company comes while this waits
         assert f(9) == -9
 
-    return {"submit": lambda: futures.append(f.submit(9)), "call": call, "close": f.close}[action]
+    actions: dict[str, Callable[[], object]] = {
+        "submit": lambda: futures.append(f.submit(9)),
+        "call": call,
+        "close": f.close,
+    }
+    return actions[action]
 
 
 @pytest.mark.parametrize("action", ACTIONS)
@@ -269,7 +274,7 @@ def test_a_call_at_any_line_of_the_flush_thread_is_answered(form: str, action: s
         threading.settrace(intruder.trace)
         with suppress(ClosedError):
             futures.append(f.submit(0))
-        threading.settrace(None)  # type: ignore[arg-type]
+        threading.settrace(None)
         for future in tuple(futures):
             assert future.result() in (0, -9), where
         with suppress(ValueError, ClosedError):
@@ -294,7 +299,7 @@ def test_ctrl_c_at_any_line_while_it_completes_an_engines_future_answers_everybo
         engine = engines[0]
         f = batched(batch_size=2, timeout=None)(partial(lambda engines, items: engines.pop(), engines))
         futures = [f.submit(1), f.submit(2)]
-        until(lambda f=f: f.stats.in_flight == 1)
+        until(lambda: f.stats.in_flight == 1)  # noqa: B023 - run at once
         intruder = Intruder(at, ctrl_c)
         try:
             with intruder.on_this_thread():
