@@ -395,7 +395,7 @@ class ThreadBatcher:
                     self._wake_locked()
 
     def _closed_error(self) -> ClosedError:
-        return ClosedError(f"{self.name}() is closed")
+        return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
 
     def _start_thread(self) -> None:
         if self._buffer.closed:
@@ -406,14 +406,18 @@ class ThreadBatcher:
         bell.acquire()
         begun.acquire()
         handed: list[ThreadBatcher] = []
-        thread = Thread(
-            target=_flush_forever,
-            args=(bell, begun, handed, self._life),
-            name=f"batchify flush thread of {self.name}()",
-            daemon=True,
-        )
+        thread: Thread | None = None
         try:
-            Context().run(thread.start)  # on a free-threaded build it would inherit the context of its first caller
+            try:
+                thread = Thread(
+                    target=_flush_forever,
+                    args=(bell, begun, handed, self._life),
+                    name=f"batchify flush thread of {self.name}()",
+                    daemon=True,
+                )
+                Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
+            except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
+                raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
             begun.acquire()  # it stands in _flushing: until then a finalizer that it runs must not wait for it
             with _lock:
                 if self._thread is None and not self._buffer.closed:

@@ -819,21 +819,6 @@ def test_what_a_dropped_function_accepted_is_answered(timeout: float | None) -> 
         assert [future.result() for future in futures] == [0, 1, 2]
 
 
-def test_a_thread_that_cannot_start_fails_that_call_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with batched(batch_size=1)(lambda items: items) as f:
-        with monkeypatch.context() as patched:
-            patched.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                f(1)
-            with pytest.raises(RuntimeError, match="can't start new thread"):
-                f.submit(1)
-        assert f.stats.accepted == 0
-        assert f(2) == 2
-
-
 @contextlib.contextmanager
 def pestered(handler: Callable[..., None]) -> Iterator[None]:
     """Have the main thread handle a signal again and again. Not SIGALRM, which is the watchdog's."""

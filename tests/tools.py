@@ -62,8 +62,8 @@ class Gated:
         self.let_on.release(10**6)
 
 
-def run_script(script: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a fresh interpreter; fail if it does not end by itself with status 0 and a silent stderr."""
+def run_script(script: str, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run a script in a fresh interpreter; fail if it does not end by itself with that status and a silent stderr."""
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", *options, "-c", script],
         capture_output=True,
@@ -71,5 +71,5 @@ def run_script(script: str, *options: str) -> subprocess.CompletedProcess[str]:
         timeout=100,
         check=False,
     )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert (done.returncode, done.stderr) == (status, ""), done.stderr
     return done
