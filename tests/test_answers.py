@@ -617,6 +617,7 @@ class Thing:
 
 
 @pytest.mark.parametrize("how", ["call", "submit", "map", "raise", "cancel", "generator", "future"])
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_nothing_of_a_batch_is_kept_after_the_answer(how: str) -> None:
     watched: list[weakref.ref[Any]] = []
 

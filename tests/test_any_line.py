@@ -26,6 +26,8 @@ from batchify import _threads as threads_module
 
 from .tools import batched, until
 
+pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
+
 # What is known of threads while they work for a batcher: nothing may be left of it on this one.
 THREADS = (threads_module._flushing, threads_module._delivering)
 

@@ -252,6 +252,7 @@ class OtherRegistry(Registry):
 
 
 @pytest.mark.parametrize("method", ["of_class", "of_class_too", "fetch"])
+@pytest.mark.thread_unsafe(reason="the class is shared")
 def test_a_class_method_has_a_buffer_for_each_class(method: str) -> None:
     assert answer(getattr(Registry, method), 1) == 10
     assert answer(getattr(Registry(), method), 2) == 20
@@ -262,6 +263,7 @@ def test_a_class_method_has_a_buffer_for_each_class(method: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["static", "static_too", "static_fetch"])
+@pytest.mark.thread_unsafe(reason="the class is shared")
 def test_a_static_method_has_one_buffer(method: str) -> None:
     for place in (Registry, Registry(), OtherRegistry, OtherRegistry()):
         assert answer(getattr(place, method), 3) == 30
@@ -336,6 +338,7 @@ def test_a_method_that_takes_something_else_is_refused() -> None:
         )
 
 
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_an_instance_is_collected_at_once_and_its_thread_ends() -> None:
     one = Scaler(10)
     assert one.scale(1) == 10

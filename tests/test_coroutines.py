@@ -244,6 +244,7 @@ def test_the_function_never_runs_twice_at_once() -> None:
     assert gated.most == 1
 
 
+@pytest.mark.thread_unsafe(reason="counts threads")
 def test_one_timer_for_an_open_batch_and_none_without() -> None:
     async def main() -> None:
         for item in range(3):
@@ -457,6 +458,7 @@ def test_a_generator_that_raises_fails_those_still_waiting() -> None:
 
 
 @pytest.mark.parametrize("then", ["yield", "raise"])
+@pytest.mark.thread_unsafe(reason="logs")
 def test_what_a_generator_does_after_its_last_result_is_logged(then: str, caplog: pytest.LogCaptureFixture) -> None:
     closed = []
 
@@ -1661,6 +1663,7 @@ def test_without_a_running_loop_the_message_says_so() -> None:
 # What is kept
 
 
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_nothing_of_a_batch_is_kept_after_the_answer() -> None:
     class Thing:
         pass
@@ -1887,6 +1890,7 @@ class Intruder:
         return self.trace
 
 
+@pytest.mark.thread_unsafe(reason="traces its thread")
 def test_an_item_passed_at_any_line_is_answered() -> None:
     running: list[list[int]] = []
 

@@ -101,6 +101,7 @@ def test_flush_and_close() -> None:
         processor.request(x=1)
 
 
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_a_dropped_processor_ends_its_thread() -> None:
     processor = Processor(batch_size=1, timeout=0.0)
     assert processor.request(x=1) == 1

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import batchify
+
+pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is not thread-safe")
 
 PACKAGE = Path(batchify.__file__).parent
 ROWS = [

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 REQUESTS = 256
 
