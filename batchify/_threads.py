@@ -193,12 +193,14 @@ class ThreadBatcher:
     """Gathers the items of callers in any number of threads, and runs the function in its flush thread."""
 
     # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
-    #   1. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never); so an item that is not due
-    #      before that need not wake it. While it is awake _wakes_at is -inf.
+    #   1. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never), and nothing is due before; so an
+    #      item that is not need not wake it. While it is awake _wakes_at is -inf.
     #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
     #      future; not the batch, which nobody but that future may keep alive. While _sleeps_until_finish, the flush
     #      thread sleeps until one has, and items do not wake it.
     #   3. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
+    #      Nothing waits before it is there.
+    # What is read without the lock, such as `_thread is None` or `closed`, is a hint: whoever acts on it asks again.
     # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
     # its last look at the buffer and the wait would notify nobody. _bell is a condition of one waiter that cannot be
     # missed: a lock that the flush thread alone acquires and whoever wants it awake releases, early or late.
@@ -380,6 +382,14 @@ class ThreadBatcher:
     def stats(self) -> Stats:
         with _lock:
             return self._tally.snapshot(len(self._buffer))
+
+    def _check(self) -> None:
+        """Assert the lines above, as far as they can be seen from outside. For tests."""
+        with _lock:
+            self._buffer._check()
+            assert self._wakes_at <= self._buffer.due_at
+            assert not self._sleeps_until_finish or self._wakes_at == -inf
+            assert self._thread is not None or not len(self._buffer)
 
     # How items get in
 

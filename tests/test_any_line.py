@@ -180,7 +180,7 @@ def check(f: Any, futures: list["Future[Any]"], where: str) -> None:
     stats = f.stats
     assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), where
     assert stats.accepted == stats.answered + stats.cancelled, where
-    f._self_batcher._buffer._check()
+    f._self_batcher._check()
     assert not f._self_batcher._thread.is_alive()
 
 

@@ -291,6 +291,52 @@ def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> 
             assert [future.result() for future in late] == ["late"] * len(late)
 
 
+def test_every_shared_field_is_changed_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a build without a GIL needs, seen on any build."""
+    locked, unlocked = set(), set()
+
+    def note(what: str) -> None:
+        (locked if threads_module._lock._is_owned() else unlocked).add(what)  # type: ignore[attr-defined]
+
+    def watch(kind: type, *methods: str) -> None:
+        def field_is_set(self: Any, name: str, value: Any) -> None:
+            if name in vars(self):  # not while it is made
+                note(f"{kind.__name__}.{name}")
+            object.__setattr__(self, name, value)
+
+        def noted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+            def called(*args: Any, **options: Any) -> Any:
+                note(f"{kind.__name__}.{name}()")
+                return method(*args, **options)
+
+            return called
+
+        monkeypatch.setattr(kind, "__setattr__", field_is_set)
+        for name in methods:
+            monkeypatch.setattr(kind, name, noted(name, getattr(kind, name)))
+
+    async def awaited() -> int:
+        return await f.aio(1)
+
+    watch(threads_module.ThreadBatcher)
+    watch(threads_module.Buffer, "add", "remove", "take", "flush", "close")
+    watch(threads_module.Tally, "begin", "answer", "snapshot")
+    f = batched(batch_size=2, timeout=0.0)(lambda items: items)
+    assert in_threads(f, range(8)) == list(range(8))
+    assert list(f.map(range(5))) == [0, 1, 2, 3, 4]
+    assert asyncio.run(awaited()) == 1
+    f.batch_size, f.timeout = 3, None
+    assert f.submit(1).cancel()
+    future = f.submit(2)
+    f._self_batcher._check()
+    f.flush()
+    assert future.result() == 2
+    f.close()
+    assert f.stats.cancelled == 1
+    assert len(locked) > 20, locked
+    assert unlocked == {"ThreadBatcher.aio"}  # it only saves making the same once more
+
+
 # submit and cancel
 
 
