@@ -1,0 +1,167 @@
+"""The package under a deterministic scheduler: before each step `interleave_test` decides which thread goes on.
+
+While it runs a scenario, that tool replaces what `threading` and `time` hold. The package took these names when it was
+imported, so they are replaced in its modules too. What the tool lacks is added here:
+  - It does not know `_thread.allocate_lock`. Its Lock follows the same rules: any thread may release it.
+  - Its RLock has no `_is_owned()`, and the `ident` of its Thread is not the one that `get_ident()` returns.
+  - Its clock stands still until all threads are blocked. Here every look at it is a little later, and `pass_time()`
+    lets a timeout end at any moment that the scheduler picks.
+It switches threads at the lines (or instructions) of the package, and at each use of a lock; a scenario's own lines are
+no such places.
+"""
+
+import gc
+import random
+import sys
+from _thread import get_ident
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from weakref import WeakKeyDictionary
+
+import interleave_test as tool
+from interleave_test import _scheduler as internals
+
+import batchify
+from batchify import _batch, _threads
+
+PACKAGE = str(Path(batchify.__file__).parent)
+TICK = 2.0**-20
+
+
+class OwnedRLock(tool.RLock):
+    def _is_owned(self) -> bool:
+        return self._owner is not None and self._owner is internals.current_scheduler().me()
+
+
+class Thread(tool.Thread):
+    started: "list[Thread]"  # of this schedule
+
+    _ident: int | None = None
+
+    def start(self) -> None:
+        Thread.started.append(self)
+        super().start()
+
+    def run(self) -> None:
+        self._ident = get_ident()
+        super().run()
+
+    @property
+    def ident(self) -> int | None:
+        return self._ident
+
+
+def monotonic() -> float:
+    """Return the time, which is later at each look."""
+    scheduler = internals.current_scheduler()
+    scheduler._vnow += TICK
+    return float(scheduler._vnow)
+
+
+def pass_time(seconds: float) -> None:
+    """Let time pass: who waits no longer than that wakes up, though other threads could go on."""
+    scheduler = internals.current_scheduler()
+    with scheduler._cv:
+        scheduler._vnow += seconds
+        for thread in scheduler._recs:
+            if thread.deadline is not None and thread.deadline <= scheduler._vnow:  # as its _pick_next() does it
+                thread.blocked_on.waiters.remove(thread)
+                thread.blocked_on = thread.deadline = None
+                thread.woke_by_timeout = True
+                thread.status = internals.Status.READY
+    switch()
+
+
+def switch() -> None:
+    """Let the scheduler pick another thread here, in a line that is not the package's."""
+    internals.current_scheduler().yield_point()
+
+
+class Seldom(tool.Strategy):
+    """Goes on with the current thread, and seldom switches to another; how seldom is drawn for each schedule.
+
+    The tool's own "random" switches at almost each step, so that no thread gets far while another one stands.
+    """
+
+    def begin(self, iteration: int, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._share = self._random.choice((0.02, 0.1, 0.3))
+
+    def pick(self, runnable: list[Any], current: Any, index: int) -> Any:
+        if current is not None and self._random.random() >= self._share:
+            return current
+        return self._random.choice(runnable)
+
+
+@contextmanager
+def _controlled() -> Iterator[list[str]]:
+    """Replace what the package took from `threading` and `time`; yields what nobody was told of but a log."""
+    complaints: list[str] = []
+
+    def complain(message: str, *values: object) -> None:
+        complaints.append(f"{message % values}: {sys.exc_info()[1]!r}")
+
+    with (
+        patch.multiple(_threads, allocate_lock=tool.Lock, Thread=Thread, monotonic=monotonic, complain=complain),
+        patch.object(_batch, "complain", complain),
+        patch.object(sys, "unraisablehook", lambda lost: complaints.append(repr(lost.exc_value))),
+        # What a schedule leaves behind that was given up must not reach the next one.
+        patch.multiple(_threads, _lock=None, _flushing={}, _waits_for={}, _delivering={}, _dropped=set()),
+        patch.object(_threads, "_live", WeakKeyDictionary()),
+    ):
+        yield complaints
+
+
+def explore(
+    scenario: Callable[[], object],
+    *,
+    schedules: int,
+    seed: int,
+    strategy: tool.Strategy,
+    granularity: str = "line",
+) -> tool.Result:
+    """Run the scenario under so many schedules, or until one of them fails.
+
+    It fails when a thread raises, when all threads are blocked, when a thread is left over at the end that never
+    ends, when something was logged as an error, and when what is known of threads is not empty at the end.
+    """
+    gc.collect()  # what schedules before left
+    with _controlled() as complaints:
+
+        def run() -> None:
+            complaints.clear()
+            Thread.started = []
+            _threads._lock = OwnedRLock()
+            _threads._live = WeakKeyDictionary()
+            tables = (_threads._flushing, _threads._waits_for, _threads._delivering, _threads._dropped)
+            for table in tables:
+                table.clear()
+            scenario()
+            for thread in Thread.started:
+                thread.join()
+            assert not any(tables), "something is left of a thread that ended"
+            assert not complaints, complaints
+
+        run.__name__ = "main"
+        before = gc.isenabled()
+        gc.disable()  # finalizers would run at places that no seed repeats
+        try:
+            result = tool.explore(
+                run,
+                iterations=schedules,
+                seed=seed,
+                strategy=strategy,
+                granularity=granularity,
+                include=[PACKAGE],
+                timeout=20.0,
+                raise_on_failure=False,
+            )
+        finally:
+            for batcher in _threads._all_batchers():
+                batcher._buffer.close()  # of a schedule that failed: else it would close itself when it is garbage
+            if before:
+                gc.enable()
+    return result

@@ -1,0 +1,211 @@
+"""A bug planted in the package is found, so that finding none means something.
+
+Each is planted by changing the text of a function; if the text to change is no longer there, the test fails.
+"""
+
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+
+tool = pytest.importorskip("interleave_test")  # needs Python 3.12
+
+from batchify import _threads  # noqa: E402
+from batchify._threads import ItemFuture, ThreadBatch, ThreadBatcher  # noqa: E402
+
+from . import scenarios  # noqa: E402
+from .conftest import Table  # noqa: E402
+from .controlled import PACKAGE, Seldom, explore  # noqa: E402
+
+
+@dataclass
+class Planted:
+    """A bug: text to change in a function, and the scenario that must find it."""
+
+    what: str
+    owner: Any
+    function: str
+    changes: list[tuple[str, str]]
+    scenario: Callable[[], None]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        original = getattr(self.owner, self.function)
+        source = textwrap.dedent(inspect.getsource(original))
+        for old, new in self.changes:
+            assert source.count(old) == 1, f"{self.what}: cannot be planted, {self.function}() has changed:\n{source}"
+            source = source.replace(old, new)
+        # In the directory of the package, or the scheduler would not stop at its lines.
+        code = compile(source, f"{PACKAGE}/planted.py", "exec")
+        made: dict[str, Any] = {}
+        exec(code, sys.modules[original.__module__].__dict__, made)
+        with patch.object(self.owner, self.function, made[self.function]):
+            yield
+
+
+PLANTED = [
+    Planted(
+        "the flush thread is not woken",
+        ThreadBatcher,
+        "_wake_locked",
+        [("    _ring(self._bell)\n", "")],
+        scenarios.full_batch,
+    ),
+    Planted(
+        "call() asks outside the lock whether it is closed",
+        ThreadBatcher,
+        "call",
+        [
+            (
+                "        with _lock:\n"
+                "            if self._buffer.closed:\n"
+                "                raise self._closed_error()\n",
+                "        if self._buffer.closed:\n            raise self._closed_error()\n        with _lock:\n",
+            )
+        ],
+        scenarios.first_call_and_close,
+    ),
+    Planted(
+        "submit() asks outside the lock whether it is closed",
+        ThreadBatcher,
+        "_put",
+        [
+            (
+                "    with _lock:\n        if self._buffer.closed:\n            raise self._closed_error()\n",
+                "    if self._buffer.closed:\n        raise self._closed_error()\n    with _lock:\n",
+            )
+        ],
+        scenarios.submitting_and_closing,
+    ),
+    Planted(
+        "_wakes_at is set after the look at the buffer",
+        ThreadBatcher,
+        "_next",
+        [
+            ("        self._wakes_at = inf\n", ""),
+            (
+                "        self._wakes_at = wakes_at\n        return max(0.0, wakes_at - now)\n",
+                "    with _lock:\n        self._wakes_at = wakes_at\n    return max(0.0, wakes_at - now)\n",
+            ),
+        ],
+        scenarios.calls,
+    ),
+    Planted(
+        "cancelled is counted without asking whether it is taken",
+        ThreadBatcher,
+        "withdraw",
+        [("if not self._buffer.remove(call):\n            return False\n", "self._buffer.remove(call)\n")],
+        scenarios.cancelling,
+    ),
+    Planted(
+        "cancel() answers without asking whether it is taken",
+        ItemFuture,
+        "cancel",
+        [
+            ("super()", "super(ItemFuture, self)"),
+            ("and batcher.withdraw(call)", "and (batcher.withdraw(call) or True)"),
+        ],
+        scenarios.cancelling,
+    ),
+    Planted(
+        "the thread of the second first caller is kept too",
+        ThreadBatcher,
+        "_start_thread",
+        [("if self._thread is None and not self._buffer.closed:", "if not self._buffer.closed:")],
+        scenarios.first_calls,
+    ),
+    Planted(
+        "a thread that starts while it is closed is kept",
+        ThreadBatcher,
+        "_start_thread",
+        [("if self._thread is None and not self._buffer.closed:", "if self._thread is None:")],
+        scenarios.first_call_and_close,
+    ),
+    Planted(
+        "a batch that finishes wakes nobody",
+        ThreadBatch,
+        "finish",
+        [("batcher._wake_locked()", "pass")],
+        scenarios.on_an_engine,
+    ),
+    Planted(
+        "a batch finishes without the lock",
+        ThreadBatch,
+        "finish",
+        [("with _lock:", "if True:")],
+        scenarios.on_an_engine,
+    ),
+    Planted(
+        "figures are changed without the lock",
+        ThreadBatch,
+        "answer",
+        [("with _lock:", "if True:")],
+        scenarios.reading_stats,
+    ),
+    Planted(
+        "the flush thread looks at the buffer without the lock",
+        ThreadBatcher,
+        "_next",
+        [("with _lock:", "if True:")],
+        scenarios.calls,
+    ),
+    Planted(
+        "flush() wakes nobody",
+        ThreadBatcher,
+        "flush",
+        [("        self._wake_if_due_locked()\n", "")],
+        scenarios.flushing,
+    ),
+    Planted(
+        "a map does not hear that batch_size has changed",
+        ThreadBatcher,
+        "_map",
+        [("        self._bells.add(bell)\n", "        pass\n")],
+        scenarios.map_and_settings,
+    ),
+    Planted(
+        "who waits for whom: the look and the note under two holds",
+        _threads,
+        "_blocked_on",
+        [("            for_itself = life in held\n", "            for_itself = life in held\n        with _lock:\n")],
+        scenarios.calling_each_other,
+    ),
+    Planted(
+        "what a dropped function holds is forgotten",
+        ThreadBatcher,
+        "__del__",
+        [("        self.close(wait=False)\n", "        pass\n")],
+        scenarios.dropping,
+    ),
+    Planted(
+        "the idle flush thread keeps its function alive",
+        _threads,
+        "_flush_forever",
+        [("(batcher)\n                batcher = None\n", "(batcher)\n")],
+        scenarios.dropping_idle,
+    ),
+]
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.what)
+def test_a_planted_bug_is_found(planted: Planted, table: Table) -> None:
+    strategies = (Seldom(), tool.PCTStrategy())
+    count = 0
+    with planted.in_place():
+        for turn in range(40):
+            result = explore(planted.scenario, schedules=50, seed=turn // 2, strategy=strategies[turn % 2])
+            count += result.schedules_run
+            failure = result.failure
+            if failure is not None:
+                found = "deadlock" if failure.exception is None else type(failure.exception).__name__
+                table.append((planted.what, planted.scenario.__name__, count, found))
+                assert failure.kind != "hang", "it is not under the control of the scheduler"
+                return
+    pytest.fail(f"not found under {count} schedules")

@@ -1,0 +1,216 @@
+"""The same question to another tool: `frontrun` finds out which steps touch the same data, and tries their orders.
+
+It controls a fixed set of threads, so the flush threads are workers of its own, which wait for what to run. Callers and
+flush threads sleep by waiting for a lock that they acquired themselves; its Lock takes that for a deadlock, so its
+Semaphore, which has no owner, stands in. Its strategy "random" is of no use here: it cannot tell threads that are all
+blocked from a run that takes longer. The other one tries the orders at the end of a run first, and of the planted bugs
+found within minutes only those below.
+"""
+
+import time
+from _thread import get_ident
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from typing import Any
+from unittest.mock import patch
+from weakref import WeakKeyDictionary
+
+import pytest
+
+pytest.importorskip("interleave_test")  # for the planted bugs
+frontrun = pytest.importorskip("frontrun")
+
+from frontrun import _cooperative as modelled  # noqa: E402
+from frontrun._deadlock import SchedulerAbort  # noqa: E402
+
+from batchify import ClosedError, _batch, _threads  # noqa: E402
+
+from ..tools import batched  # noqa: E402
+from .conftest import Table  # noqa: E402
+from .test_planted import PLANTED  # noqa: E402
+from .test_schedules import FACTOR  # noqa: E402
+
+
+class Lock:
+    """Like that of `_thread`: any thread may release it."""
+
+    def __init__(self) -> None:
+        self._free = modelled.CooperativeBoundedSemaphore(1)
+
+    def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+        acquired: bool = self._free.acquire(blocking, None if timeout < 0 else timeout)
+        if not acquired and timeout < 0:
+            raise SchedulerAbort("this schedule has failed")
+        return acquired
+
+    def release(self) -> None:
+        try:
+            self._free.release()
+        except ValueError:
+            raise RuntimeError from None
+
+
+class State:
+    """A batched function, the threads that it started, and what became of its items."""
+
+    def __init__(self, callers: int) -> None:
+        State.current = self
+        _threads._lock = modelled.CooperativeRLock()
+        self.started: list[Thread | None] = []
+        self.more = modelled.CooperativeSemaphore(0)
+        self.callers = callers
+        self.ended: list[int] = []
+        self.accepted: list[int] = []
+        batches = self.batches = list[list[int]]()
+
+        def times_ten(items: list[int]) -> list[int]:
+            batches.append(list(items))
+            return [10 * item for item in items]
+
+        self.f: Any = batched(batch_size=2)(times_ten)
+
+    current: "State"
+
+    def end(self, caller: int) -> None:
+        """Close after the last caller, and send home the workers that nobody started."""
+        self.ended.append(caller)
+        if len(self.ended) == self.callers:
+            self.f.close()
+            for _ in range(self.callers):
+                self.started.append(None)
+                self.more.release()
+
+    def holds(self) -> bool:
+        stats = self.f.stats
+        in_batches = [item for batch in self.batches for item in batch]
+        assert len(self.ended) == self.callers
+        assert len(set(in_batches)) == len(in_batches)
+        assert stats.accepted == len(self.accepted)
+        assert stats.cancelled == len(self.accepted) - len(in_batches)
+        assert stats.answered == len(in_batches)
+        return True
+
+
+class Thread:
+    """Runs on a worker."""
+
+    ident: int | None = None
+
+    def __init__(self, target: Callable[..., None], args: tuple[Any, ...], name: str, daemon: bool) -> None:
+        self.run: Callable[[], None] = lambda: target(*args)
+        self.ended = modelled.CooperativeEvent()
+
+    def start(self) -> None:
+        State.current.started.append(self)
+        State.current.more.release()
+
+    def join(self) -> None:
+        self.ended.wait()
+
+
+def work(state: State) -> None:
+    """Run a flush thread."""
+    if not state.more.acquire():
+        raise SchedulerAbort("this schedule has failed")
+    thread = state.started.pop(0)
+    if thread is not None:
+        thread.ident = get_ident()
+        thread.run()
+        thread.ended.set()
+
+
+def complain(*_: object) -> None:
+    raise SchedulerAbort("this schedule has failed")  # else the flush thread would go on
+
+
+Action = Callable[[State, int], None]
+
+
+def call(state: State, item: int) -> None:
+    try:
+        result = state.f(item)
+    except ClosedError:
+        return
+    state.accepted.append(item)
+    assert result == 10 * item
+
+
+def cancel(state: State, item: int) -> None:
+    try:
+        future = state.f.submit(item)
+    except ClosedError:
+        return
+    state.accepted.append(item)
+    cancelled = future.cancel()
+    try:
+        assert future.result() == 10 * item
+        assert not cancelled
+    except CancelledError:
+        assert cancelled
+
+
+def close(state: State, _: int) -> None:
+    state.f.close()
+
+
+def explore(*actions: Action, executions: int) -> Any:
+    def worker(number: int) -> Callable[[State], None]:
+        def act(state: State) -> None:
+            actions[number](state, number)
+            state.end(number)
+
+        return act
+
+    with (
+        patch.multiple(_threads, allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic()),
+        patch.multiple(_threads, complain=complain, _lock=None, _flushing={}, _waits_for={}, _delivering={}),
+        patch.multiple(_threads, _live=WeakKeyDictionary(), _dropped=set()),  # else what failed is closed at exit
+        patch.object(_batch, "complain", complain),
+    ):
+        result = frontrun.explore(
+            setup=lambda: State(len(actions)),
+            workers=[worker(number) for number in range(len(actions))] + [work] * len(actions),
+            invariant=State.holds,
+            max_executions=executions,
+            preemption_bound=2,
+            clock="virtual",
+            detect_io=False,
+            timeout_per_run=10.0,
+            reproduce_on_failure=0,
+        )
+        for batcher in _threads._all_batchers():
+            batcher._buffer.close()  # of a schedule that failed: else it would close itself when it is garbage
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _without_its_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It skips unless its command ran pytest, whose other work is to watch input and output.
+    monkeypatch.setenv("FRONTRUN_ACTIVE", "1")
+
+
+SETS: list[tuple[Action, ...]] = [(call, call), (call, close), (call, cancel), (cancel, close)]
+
+
+@pytest.mark.timeout(600 * max(1.0, FACTOR))
+@pytest.mark.parametrize("actions", SETS, ids=lambda actions: " and ".join(action.__name__ for action in actions))
+def test_a_second_tool_finds_nothing(actions: tuple[Action, ...], table: Table) -> None:
+    result = explore(*actions, executions=round(60 * FACTOR))
+    table.append((" and ".join(action.__name__ for action in actions), "frontrun", result.num_explored, ""))
+    assert result.property_holds, result.explanation
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("what", "actions"),
+    [
+        ("the flush thread is not woken", (call, call)),
+        ("a thread that starts while it is closed is kept", (call, close)),
+    ],
+)
+def test_a_second_tool_finds_a_planted_bug(what: str, actions: tuple[Action, ...], table: Table) -> None:
+    [planted] = [planted for planted in PLANTED if planted.what == what]
+    with planted.in_place():
+        result = explore(*actions, executions=100)
+    table.append((what, "frontrun", result.num_explored, str(result.explanation).splitlines()[0]))
+    assert result.property_holds is False
