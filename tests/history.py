@@ -118,6 +118,7 @@ class History:
         self.calls: list[CallRecord] = []
         self.batches: list[BatchRecord] = []
         self.limits: defaultdict[str, list[Limit]] = defaultdict(list)  # by owner
+        self.events: list[str] = []  # what else was done, for tables
         self._tokens = count(1)
         self._numbers = count(1)
         self._sequences: defaultdict[str, count[int]] = defaultdict(count)
@@ -130,10 +131,11 @@ class History:
         return record
 
     def leave(self, submitter: str, *, but: Sequence[CallRecord] = ()) -> None:
-        """Record that a submitter, or one whose name begins so, waits for nothing any more `but` for these."""
+        """Record that a submitter, its maps included, waits for nothing any more `but` for these."""
         waiting = set(but)
-        for record in self.calls:
-            if record.outcome is None and record not in waiting and record.submitter.startswith(submitter):
+        for record in tuple(self.calls):
+            of_it = record.submitter == submitter or record.submitter.startswith(f"{submitter} ")
+            if of_it and record.outcome is None and record not in waiting:
                 record.end("left")
 
     def batch(self, buffer: str, items: Sequence[int]) -> BatchRecord:
