@@ -129,13 +129,15 @@ class ItemFuture(Future[Any]):
 
     @contextmanager
     def _blocked(self) -> Generator[None, None, None]:
-        call, batcher = self.call, self._batcher()
-        if call is None or batcher is None or get_ident() not in _flushing:
+        call = self.call
+        batcher = self._batcher() if call is not None and get_ident() in _flushing else None
+        if call is None or batcher is None:
             yield
             return
-        with _blocked_on(batcher) as for_itself:
+        with _blocked_on(batcher._life) as for_itself:
             if for_itself:
                 batcher.answer_now(call)
+            del batcher  # see __init__()
             yield
 
 
@@ -350,7 +352,7 @@ class ThreadBatcher:
                 self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
         # A finalizer inside our lock would keep the flush thread from ending.
         if wait and thread is not None and not inside and thread.ident != get_ident():
-            with _blocked_on(self) as for_itself:
+            with _blocked_on(self._life) as for_itself:
                 if not for_itself:
                     thread.join()
 
@@ -438,7 +440,7 @@ class ThreadBatcher:
     def _call_inside(self, item: Any) -> Any:
         inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
-        with _blocked_on(self) as for_itself:
+        with _blocked_on(self._life) as for_itself:
             # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
             # and at exit what a function still needs, whose flush thread has ended.
             if for_itself or inside_lock or (_exiting and self._buffer.closed):
@@ -457,7 +459,7 @@ class ThreadBatcher:
             return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
         if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
-            with _blocked_on(self) as for_itself:
+            with _blocked_on(self._life) as for_itself:
                 if for_itself:
                     self._run_nested(calls)
                     return
@@ -486,7 +488,7 @@ class ThreadBatcher:
         if get_ident() not in _flushing:
             lock.acquire()
         else:
-            with _blocked_on(self):
+            with _blocked_on(self._life):
                 lock.acquire()
 
     def _warn_on_event_loop(self) -> None:
@@ -590,21 +592,21 @@ def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _blocked_on(batcher: ThreadBatcher) -> Generator[bool, None, None]:
-    """Tell others that this thread waits for an answer of the batcher; yields whether it would wait for itself."""
+def _blocked_on(awaited: object) -> Generator[bool, None, None]:
+    """Tell others that this thread waits for the batcher of that life; yields whether it would wait for itself."""
     held = _flushing.get(get_ident(), ())
     before: dict[object, object] = {}
     try:
         with _lock:
             seen: set[object] = set()
-            life: object = batcher._life
+            life: object = awaited
             while life is not None and life not in held and life not in seen:
                 seen.add(life)
                 life = _waits_for.get(life)
             for_itself = life in held
             before = {each: _waits_for.get(each) for each in held}
             if not for_itself:
-                _waits_for.update(dict.fromkeys(held, batcher._life))
+                _waits_for.update(dict.fromkeys(held, awaited))
         yield for_itself
     finally:
         if before:
