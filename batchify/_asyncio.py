@@ -75,7 +75,16 @@ class AioCall(LoopCall):
     def deliver_all(calls: Sequence[LoopCall]) -> None:
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            calls[0].home.call_soon_threadsafe(LoopCall.deliver_all, calls)
+            calls[0].home.call_soon_threadsafe(AioCall.come_home, calls)
+
+    @staticmethod
+    def come_home(calls: Sequence[LoopCall]) -> None:
+        """Deliver them all, on their loop."""
+        try:
+            LoopCall.deliver_all(calls)
+        except BaseException:  # Ctrl-C: the others must hear all the same
+            calls[0].home.call_soon(AioCall.come_home, calls)
+            raise
 
 
 class PutsCalls(Protocol):

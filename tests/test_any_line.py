@@ -310,6 +310,30 @@ def test_ctrl_c_at_any_line_while_it_completes_an_engines_future_answers_everybo
     assert at > 15
 
 
+def test_ctrl_c_at_any_line_while_answers_come_home_to_a_loop_spares_the_neighbours() -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f = batched(batch_size=3, timeout=None)(negate)
+        loop = asyncio.new_event_loop()
+        tasks = [loop.create_task(f.aio(item)) for item in (1, 2, 3)]
+        intruder = Intruder(at, ctrl_c)
+        with suppress(KeyboardInterrupt), intruder.on_this_thread():
+            loop.run_until_complete(asyncio.wait(tasks))
+        where = intruder.where
+        f.timeout = 0.0  # the one it came to may have left before the batch was full
+        for task in tasks:
+            while not task.done():
+                with suppress(KeyboardInterrupt):
+                    loop.run_until_complete(asyncio.wait([task]))
+        interrupted = [task for task in tasks if task.exception() is not None]
+        assert len(interrupted) <= 1, where
+        assert all(task in interrupted or task.result() == -item for item, task in enumerate(tasks, 1)), where
+        loop.close()
+        f.close()
+    assert at > 15
+
+
 # On an event loop, where one thread does both
 
 
