@@ -173,15 +173,15 @@ def check(history: History, *, concurrency: int = 1, disturbed: bool = False) ->
         history: What happened.
         concurrency: Most batches of a buffer in flight at once, but for nested ones.
         disturbed: Ctrl-C came in the middle of what an event loop does for itself, so any call that was waiting may
-            have failed with `BatchError`.
+            have failed with `BatchError`, and its batch may have ended later.
     """
     return [
         *_check_places(history, disturbed=disturbed),
         *_check_answers(history, disturbed=disturbed),
-        *_check_moments(history),
+        *_check_moments(history, disturbed=disturbed),
         *_check_sizes(history),
         *_check_order(history, across=concurrency == 1),
-        *_check_overlap(history, concurrency),
+        *_check_overlap(history, concurrency, disturbed=disturbed),
     ]
 
 
@@ -237,7 +237,7 @@ def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
                     yield Violation("error", f"{call} got the error of batch {call.error_from}, but is in {batch}")
 
 
-def _check_moments(history: History) -> Iterator[Violation]:
+def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
     """A batch lies in the interval of each of its calls, and ends."""
     calls = {call.token: call for call in history.calls}
     for batch in history.batches:
@@ -250,7 +250,8 @@ def _check_moments(history: History) -> Iterator[Violation]:
             if batch.began < call.began:
                 yield Violation("early", f"{call} began after {batch}")
             given = batch.given.get(token, batch.ended)
-            if call.outcome in ("result", "error") and call.ended < given:
+            spared = disturbed and call.error == "BatchError"
+            if call.outcome in ("result", "error") and call.ended < given and not spared:
                 yield Violation("late", f"{call} ended before it was answered at {given} in {batch}")
 
 
@@ -296,12 +297,12 @@ def _check_order(history: History, *, across: bool) -> Iterator[Violation]:
             latest[call.submitter, batch.buffer] = call
 
 
-def _check_overlap(history: History, concurrency: int) -> Iterator[Violation]:
+def _check_overlap(history: History, concurrency: int, *, disturbed: bool) -> Iterator[Violation]:
     """No more batches of a buffer run at once than may, but for nested ones."""
     nested = {call.token for call in history.calls if call.nested}
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
-        if nested.issuperset(batch.tokens):
+        if nested.issuperset(batch.tokens) or (disturbed and "BatchError" in batch.errors.values()):
             continue
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]
