@@ -165,6 +165,12 @@ class ThreadBatch(Batch):
                 if batcher._sleeps_until_finish:
                     batcher._wake_locked()
                 batcher._unfinished.discard(id(self))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # An error that the function raised knows this by the frames that called the function; who keeps the error must
+        # not keep the batcher.
+        self._batcher = _nobody
 
     def settle_future(self, future: Any) -> None:
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
@@ -174,8 +180,11 @@ class ThreadBatch(Batch):
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
-        elif id(self) in self._batcher._unfinished:  # Ctrl-C
+        elif self._batcher is not _nobody and id(self) in self._batcher._unfinished:  # Ctrl-C
             self.finish()
+
+
+_nobody: Any = None  # the batcher of a batch that has finished
 
 
 class NestedBatch(ThreadBatch):
@@ -188,7 +197,8 @@ class NestedBatch(ThreadBatch):
         self.settle_future(future)
 
     def finish(self) -> None:
-        """Nothing: it took no room."""
+        """It took no room."""
+        self._let_go()
 
 
 class ThreadBatcher:

@@ -811,6 +811,25 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
     assert function() is None
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive(nested: bool) -> None:
+    def dropped(items: list[int]) -> list[int]:
+        if nested and items == [1]:
+            again = reference()
+            assert again is not None
+            return [again(2)]
+        raise ValueError
+
+    f: Any = batched(batch_size=1)(dropped)
+    reference = weakref.ref(f)
+    error = f.submit(1).exception()
+    (thread,) = flush_threads("dropped")
+    del f
+    gc.collect()
+    thread.join()
+    assert type(error) is ValueError
+
+
 @pytest.mark.parametrize("inside", [False, True])
 def test_what_a_function_accepted_is_answered_if_it_is_dropped_while_somebody_waits_for_it(inside: bool) -> None:
     def wait(items: list[Any]) -> list[Any]:
