@@ -815,13 +815,11 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
 def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive(nested: bool) -> None:
     def dropped(items: list[int]) -> list[int]:
         if nested and items == [1]:
-            again = reference()
-            assert again is not None
-            return [again(2)]
+            return [reference()(2)]
         raise ValueError
 
     f: Any = batched(batch_size=1)(dropped)
-    reference = weakref.ref(f)
+    reference: Any = weakref.ref(f)  # not the frame shall keep it
     error = f.submit(1).exception()
     (thread,) = flush_threads("dropped")
     del f
