@@ -342,6 +342,12 @@ async def answer(items: list[int]) -> list[int]:
     return negate(items)
 
 
+async def answer_one_by_one(items: list[int]) -> AsyncIterator[int]:
+    for item in items:
+        await asyncio.sleep(0)
+        yield -item
+
+
 async def submit_and_cancel_there(f: Any) -> None:
     futures = [f.submit(1), f.submit(2), f.submit(3)]
     futures[1].cancel()
@@ -381,12 +387,13 @@ async def turns(number: int) -> None:
 
 # Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("function", [answer, answer_one_by_one])
 @pytest.mark.parametrize("scenario", THERE)
-def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str) -> None:
+def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str, function: Callable[..., Any]) -> None:
     at, where = 0, "start"
     while where:
         at += 1
-        f: Any = batched(batch_size=2, timeout=None)(answer)
+        f: Any = batched(batch_size=2, timeout=None)(function)
         intruder = Intruder(at, ctrl_c)
         loop = asyncio.new_event_loop()
 
