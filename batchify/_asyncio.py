@@ -75,7 +75,16 @@ class AioCall(LoopCall):
     def deliver_all(calls: Sequence[LoopCall]) -> None:
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            calls[0].home.call_soon_threadsafe(LoopCall.deliver_all, calls)
+            calls[0].home.call_soon_threadsafe(AioCall.come_home, calls)
+
+    @staticmethod
+    def come_home(calls: Sequence[LoopCall]) -> None:
+        """Deliver them all, on their loop."""
+        try:
+            LoopCall.deliver_all(calls)
+        except BaseException:  # Ctrl-C: the others must hear all the same
+            calls[0].home.call_soon(AioCall.come_home, calls)
+            raise
 
 
 class PutsCalls(Protocol):
@@ -154,8 +163,8 @@ class ItemFuture(asyncio.Future[Any]):
         """Cancel the call. False if it is answered already."""
         if not super().cancel(msg):
             return False
-        self.flusher.withdraw(self)
-        self.item = self.owner = None
+        if self.flusher.withdraw(self):
+            self.item = self.owner = None  # else its batch still needs the item, to look into a mapping
         return True
 
 
@@ -281,11 +290,11 @@ class LoopFlusher:
             if due_at < self._looks_at:
                 self._look_at(due_at, loop)
 
-    def withdraw(self, call: Any) -> None:
-        """Take out a call whose caller left, if it is in no batch yet."""
+    def withdraw(self, call: Any) -> bool:
+        """Take out a call whose caller left. False if it is in a batch already."""
         with _lock:
-            if self.buffer.remove(call):
-                self.tally.cancelled += 1
+            waited = self.buffer.remove(call)
+            self.tally.cancelled += waited
         call.error = None  # needs() shall not think that somebody waits for it
         if len(self.buffer):
             # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
@@ -294,6 +303,7 @@ class LoopFlusher:
         elif self._timer is not None:
             self._stop_timer()
             self._looks_at = inf
+        return waited
 
     def flush(self) -> None:
         """Make what waits due now."""

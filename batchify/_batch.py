@@ -184,13 +184,13 @@ class Batch:
             value = function([call.item for call in self._unanswered[0]])
             if not hasattr(type(value), "__aiter__"):
                 value = await value
-            if hasattr(type(value), "__aiter__"):
-                await self._stream_async(value)
-                return
         except BaseException as error:  # noqa: BLE001 - as in run(); and a cancelled task must not leave them waiting
             self.fail(error)
         else:
-            self.settle(value)
+            if hasattr(type(value), "__aiter__"):
+                await self._stream_async(value)
+            else:
+                self.settle(value)
 
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
@@ -274,7 +274,14 @@ class Batch:
             complain("%s() yielded more results than the %d items it was given", self.name, self._size)
             return False
         call = calls.popleft()
-        self.answer((call,), self._store(call, result), done=False)
+        try:
+            self.answer((call,), self._store(call, result), done=False)
+        except BaseException as error:  # Ctrl-C: nobody else knows this call
+            if not hasattr(call, "error"):
+                self._store(call, error)
+            with suppress(RuntimeError):  # it was told before
+                call.deliver_all((call,))
+            raise
         return True
 
     def _stream_failed(self, calls: "deque[Call]", error: BaseException) -> None:

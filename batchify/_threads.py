@@ -129,13 +129,15 @@ class ItemFuture(Future[Any]):
 
     @contextmanager
     def _blocked(self) -> Generator[None, None, None]:
-        call, batcher = self.call, self._batcher()
-        if call is None or batcher is None or get_ident() not in _flushing:
+        call = self.call
+        batcher = self._batcher() if call is not None and get_ident() in _flushing else None
+        if call is None or batcher is None:
             yield
             return
-        with _blocked_on(batcher) as for_itself:
+        with _blocked_on(batcher._life) as for_itself:
             if for_itself:
                 batcher.answer_now(call)
+            del batcher  # see __init__()
             yield
 
 
@@ -163,6 +165,12 @@ class ThreadBatch(Batch):
                 if batcher._sleeps_until_finish:
                     batcher._wake_locked()
                 batcher._unfinished.discard(id(self))
+        self._let_go()
+
+    def _let_go(self) -> None:
+        # An error that the function raised knows this by the frames that called the function; who keeps the error must
+        # not keep the batcher.
+        self._batcher = _nobody
 
     def settle_future(self, future: Any) -> None:
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
@@ -172,8 +180,11 @@ class ThreadBatch(Batch):
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
-        elif id(self) in self._batcher._unfinished:  # Ctrl-C
+        elif self._batcher is not _nobody and id(self) in self._batcher._unfinished:  # Ctrl-C
             self.finish()
+
+
+_nobody: Any = None  # the batcher of a batch that has finished
 
 
 class NestedBatch(ThreadBatch):
@@ -186,7 +197,8 @@ class NestedBatch(ThreadBatch):
         self.settle_future(future)
 
     def finish(self) -> None:
-        """Nothing: it took no room."""
+        """It took no room."""
+        self._let_go()
 
 
 class ThreadBatcher:
@@ -352,7 +364,7 @@ class ThreadBatcher:
                 self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
         # A finalizer inside our lock would keep the flush thread from ending.
         if wait and thread is not None and not inside and thread.ident != get_ident():
-            with _blocked_on(self) as for_itself:
+            with _blocked_on(self._life) as for_itself:
                 if not for_itself:
                     thread.join()
 
@@ -452,7 +464,7 @@ class ThreadBatcher:
     def _call_inside(self, item: Any) -> Any:
         inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
-        with _blocked_on(self) as for_itself:
+        with _blocked_on(self._life) as for_itself:
             # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
             # and at exit what a function still needs, whose flush thread has ended.
             if for_itself or inside_lock or (_exiting and self._buffer.closed):
@@ -471,7 +483,7 @@ class ThreadBatcher:
             return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
         if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
-            with _blocked_on(self) as for_itself:
+            with _blocked_on(self._life) as for_itself:
                 if for_itself:
                     self._run_nested(calls)
                     return
@@ -500,7 +512,7 @@ class ThreadBatcher:
         if get_ident() not in _flushing:
             lock.acquire()
         else:
-            with _blocked_on(self):
+            with _blocked_on(self._life):
                 lock.acquire()
 
     def _warn_on_event_loop(self) -> None:
@@ -604,21 +616,21 @@ def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _blocked_on(batcher: ThreadBatcher) -> Generator[bool, None, None]:
-    """Tell others that this thread waits for an answer of the batcher; yields whether it would wait for itself."""
+def _blocked_on(awaited: object) -> Generator[bool, None, None]:
+    """Tell others that this thread waits for the batcher of that life; yields whether it would wait for itself."""
     held = _flushing.get(get_ident(), ())
     before: dict[object, object] = {}
     try:
         with _lock:
             seen: set[object] = set()
-            life: object = batcher._life
+            life: object = awaited
             while life is not None and life not in held and life not in seen:
                 seen.add(life)
                 life = _waits_for.get(life)
             for_itself = life in held
             before = {each: _waits_for.get(each) for each in held}
             if not for_itself:
-                _waits_for.update(dict.fromkeys(held, batcher._life))
+                _waits_for.update(dict.fromkeys(held, awaited))
         yield for_itself
     finally:
         if before:

@@ -317,12 +317,42 @@ def test_ctrl_c_at_any_line_while_it_completes_an_engines_future_answers_everybo
     assert at > 15
 
 
+def test_ctrl_c_at_any_line_while_answers_come_home_to_a_loop_spares_the_neighbours() -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f = batched(batch_size=3, timeout=None)(negate)
+        loop = asyncio.new_event_loop()
+        tasks = [loop.create_task(f.aio(item)) for item in (1, 2, 3)]
+        intruder = Intruder(at, ctrl_c)
+        with suppress(KeyboardInterrupt), intruder.on_this_thread():
+            loop.run_until_complete(asyncio.wait(tasks))
+        where = intruder.where
+        f.timeout = 0.0  # the one it came to may have left before the batch was full
+        for task in tasks:
+            while not task.done():
+                with suppress(KeyboardInterrupt):
+                    loop.run_until_complete(asyncio.wait([task]))
+        interrupted = [task for task in tasks if task.exception() is not None]
+        assert len(interrupted) <= 1, where
+        assert all(task in interrupted or task.result() == -item for item, task in enumerate(tasks, 1)), where
+        loop.close()
+        f.close()
+    assert at > 15
+
+
 # On an event loop, where one thread does both
 
 
 async def answer(items: list[int]) -> list[int]:
     await asyncio.sleep(0)
     return negate(items)
+
+
+async def answer_one_by_one(items: list[int]) -> AsyncIterator[int]:
+    for item in items:
+        await asyncio.sleep(0)
+        yield -item
 
 
 async def submit_and_cancel_there(f: Any) -> None:
@@ -364,12 +394,13 @@ async def turns(number: int) -> None:
 
 # Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@pytest.mark.parametrize("function", [answer, answer_one_by_one])
 @pytest.mark.parametrize("scenario", THERE)
-def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str) -> None:
+def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str, function: Callable[..., Any]) -> None:
     at, where = 0, "start"
     while where:
         at += 1
-        f: Any = batched(batch_size=2, timeout=None)(answer)
+        f: Any = batched(batch_size=2, timeout=None)(function)
         intruder = Intruder(at, ctrl_c)
         loop = asyncio.new_event_loop()
 

@@ -647,6 +647,24 @@ def test_who_leaves_a_running_batch_does_not_disturb_it(who: list[int], how: str
     run(main())
 
 
+def test_a_future_cancelled_in_a_running_batch_is_still_looked_up_by_its_item() -> None:
+    async def main() -> None:
+        futures = [f.submit(item) for item in range(2)]
+        await settle()
+        futures[0].cancel()
+        await gated.go_on()
+        assert await futures[1] == -1
+        assert (f.stats.answered, f.stats.failed) == (2, 0)
+
+    gated = Gated()
+
+    async def function(items: list[int]) -> dict[int, int]:
+        return dict(zip(items, await gated(items), strict=True))
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+
+
 def test_a_future_cancelled_after_its_answer_keeps_it() -> None:
     async def main() -> None:
         future = f.submit(1)

@@ -868,6 +868,33 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
     assert function() is None
 
 
+def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive() -> None:
+    def dropped(items: list[int]) -> list[int]:
+        raise ValueError
+
+    f: Any = batched(batch_size=1)(dropped)
+    error = f.submit(1).exception()
+    (thread,) = flush_threads("dropped")
+    del f
+    gc.collect()
+    thread.join()
+    assert type(error) is ValueError
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_a_function_accepted_is_answered_if_it_is_dropped_while_somebody_waits_for_it(inside: bool) -> None:
+    def wait(items: list[Any]) -> list[Any]:
+        return [future.result() for future in items]
+
+    f: Any = batched(batch_size=2, timeout=None)(lambda items: [-item for item in items])
+    with batched(batch_size=1)(wait) as inside_of_g, ThreadPoolExecutor(1) as threads:
+        future = f.submit(1)
+        answer = inside_of_g.submit(future) if inside else threads.submit(future.result)
+        until(lambda: bool(future._condition._waiters))
+        del f
+        assert answer.result() == -1
+
+
 @pytest.mark.parametrize("timeout", [0.0, 0.01, None])
 def test_what_a_dropped_function_accepted_is_answered(timeout: float | None) -> None:
     for _ in range(20):

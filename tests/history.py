@@ -1,0 +1,348 @@
+"""What happened in a stress run, and whether that was right.
+
+A `History` records calls and batches; `check()` and `check_stats()` return what broke which rule.
+
+The items are tokens: numbers that no other call of the run has. So a result tells whose it is, and a batch tells which
+calls are in it. Moments are taken from one counter, so that two events never have the same one.
+
+A buffer is named after what has the figures of it, its owner: `f` where that is one and the same, `g/3` for the third
+event loop of `g`.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import count
+from math import inf
+from typing import Any, Literal
+
+import batchify
+
+moment = count(1).__next__  # atomic, like list.append(): so a history needs no lock, and survives fork and Ctrl-C
+
+# "cancelled": it was accepted, and its caller left. "left": the same, but perhaps it was never accepted, as when Ctrl-C
+# came, or when a map had read it.
+Outcome = Literal["result", "error", "cancelled", "left", "refused"]
+
+
+def answer(token: int) -> int:
+    """Return the result of an item."""
+    return -token
+
+
+class Planned(Exception):
+    """Raised by a function, with the number of its batch."""
+
+
+def batch_named_by(error: BaseException | None) -> int | None:
+    """Return the number of the batch from which an error came, where it tells."""
+    while error is not None:
+        if error.args and type(error.args[0]) is int:
+            return error.args[0]
+        error = error.__cause__
+    return None
+
+
+@dataclass(slots=True, eq=False)
+class CallRecord:
+    token: int
+    submitter: str
+    sequence: int  # of this call among those of its submitter
+    buffer: str
+    how: str  # for tables
+    nested: bool  # made from inside the function, so that it must be run at once
+    began: int
+    ended: float = inf
+    outcome: Outcome | None = None
+    value: object = None  # its result
+    error: str = ""  # the type of its error
+    error_from: int | None = None  # the number of the batch that the error names
+
+    def end(self, outcome: Outcome, value: object = None) -> None:
+        self.value = value
+        if isinstance(value, BaseException):
+            self.error, self.error_from = type(value).__name__, batch_named_by(value)
+            self.value = None
+        self.ended = moment()
+        self.outcome = outcome
+
+    def __str__(self) -> str:
+        kind = "nested call" if self.nested else "call"
+        return (
+            f"{kind} {self.token} ({self.how}, no. {self.sequence} of {self.submitter}, to {self.buffer}, "
+            f"{self.began} to {self.ended}, {self.outcome or 'no answer'}{self.error and ' ' + self.error})"
+        )
+
+
+@dataclass(slots=True, eq=False)
+class BatchRecord:
+    number: int
+    buffer: str
+    tokens: list[int]
+    began: int
+    ended: float = inf  # just before its results leave the function
+    way: str = ""  # what the function does, for tables
+    given: dict[int, int] = field(default_factory=dict)  # when a single result left the function before that
+    errors: dict[int, str] = field(default_factory=dict)  # whose caller must get an error, and the type of it
+
+    def give(self, token: int) -> None:
+        self.given[token] = moment()
+
+    def fail(self, error: type[BaseException], tokens: Sequence[int] | None = None) -> None:
+        """Note that these, or all that got no result yet, must get an error."""
+        if tokens is None:
+            tokens = [token for token in self.tokens if token not in self.given]
+        self.errors.update(dict.fromkeys(tokens, error.__name__))
+
+    def end(self) -> None:
+        self.ended = min(self.ended, moment())
+
+    def __str__(self) -> str:
+        return f"batch {self.number} ({self.way}, on {self.buffer}, {self.began} to {self.ended}, items {self.tokens})"
+
+
+@dataclass(slots=True, eq=False)
+class Limit:
+    """A `batch_size`, and when it was set."""
+
+    size: int
+    began: int
+    ended: float = inf
+
+
+class History:
+    """Records calls and batches. Any thread may do so; a submitter is one thread, or the tasks of one event loop."""
+
+    def __init__(self) -> None:
+        self.calls: list[CallRecord] = []
+        self.batches: list[BatchRecord] = []
+        self.limits: defaultdict[str, list[Limit]] = defaultdict(list)  # by owner
+        self.events: list[str] = []  # what else was done, for tables
+        self._tokens = count(1)
+        self._numbers = count(1)
+        self._sequences: defaultdict[str, count[int]] = defaultdict(count)
+
+    def call(self, submitter: str, buffer: str, how: str, *, nested: bool = False) -> CallRecord:
+        """Record a call that is about to be made."""
+        sequence, token = next(self._sequences[submitter]), next(self._tokens)
+        record = CallRecord(token, submitter, sequence, buffer, how, nested, moment())
+        self.calls.append(record)
+        return record
+
+    def leave(self, submitter: str, *, but: Sequence[CallRecord] = ()) -> None:
+        """Record that a submitter, its maps included, waits for nothing any more `but` for these."""
+        waiting = set(but)
+        for record in tuple(self.calls):
+            of_it = record.submitter == submitter or record.submitter.startswith(f"{submitter} ")
+            if of_it and record.outcome is None and record not in waiting:
+                record.end("left")
+
+    def batch(self, buffer: str, items: Sequence[int]) -> BatchRecord:
+        """Record that the function was called."""
+        record = BatchRecord(next(self._numbers), buffer, list(items), moment())
+        self.batches.append(record)
+        return record
+
+    @contextmanager
+    def limit(self, owner: str, size: int) -> Iterator[None]:
+        """Record that `batch_size` is being set."""
+        record = Limit(size, moment())
+        self.limits[owner].append(record)
+        yield
+        record.ended = moment()
+
+
+@dataclass(frozen=True)
+class Violation:
+    rule: str
+    facts: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.facts}"
+
+
+def owner_of(buffer: str) -> str:
+    return buffer.partition("/")[0]
+
+
+def check(history: History, *, concurrency: int = 1, disturbed: bool = False) -> list[Violation]:
+    """Return what broke a rule. Nothing may be running any more.
+
+    Args:
+        history: What happened.
+        concurrency: Most batches of a buffer in flight at once, but for nested ones.
+        disturbed: Ctrl-C came in the middle of what an event loop does for itself, so any call that was waiting may
+            have failed with `BatchError`, and its batch may have ended later.
+    """
+    return [
+        *_check_places(history, disturbed=disturbed),
+        *_check_answers(history, disturbed=disturbed),
+        *_check_moments(history, disturbed=disturbed),
+        *_check_sizes(history),
+        *_check_order(history, across=concurrency == 1),
+        *_check_overlap(history, concurrency, disturbed=disturbed),
+    ]
+
+
+def _in_batches(history: History) -> dict[int, list[BatchRecord]]:
+    found: dict[int, list[BatchRecord]] = defaultdict(list)
+    for batch in history.batches:
+        for token in batch.tokens:
+            found[token].append(batch)
+    return found
+
+
+def _check_places(history: History, *, disturbed: bool) -> Iterator[Violation]:
+    """Every accepted item is in exactly one batch, a cancelled one in at most one, a refused one in none."""
+    batches = _in_batches(history)
+    calls = {call.token: call for call in history.calls}
+    for token in batches.keys() - calls.keys():
+        yield Violation("stranger", f"nobody passed {token}, which is in {batches[token][0]}")
+    for call in history.calls:
+        found = batches.get(call.token, [])
+        if len(found) > 1:
+            yield Violation("twice", f"{call} is in {' and in '.join(map(str, found))}")
+        if call.outcome == "refused" and found:
+            yield Violation("refused", f"{call} is in {found[0]}")
+        spared = disturbed and call.error == "BatchError"
+        if call.outcome in ("result", "error") and not found and not spared:
+            yield Violation("lost", f"{call} is in no batch")
+        for batch in found:
+            if batch.buffer != call.buffer:
+                yield Violation("buffer", f"{call} is in {batch}")
+    for batch in history.batches:
+        if len({calls[token].nested for token in batch.tokens if token in calls}) > 1:
+            yield Violation("nested", f"some calls in {batch} are nested, and some are not")
+
+
+def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
+    """Every call has an answer: its own result, or the error of its own batch if it was to get one."""
+    batches = _in_batches(history)
+    for call in history.calls:
+        if call.outcome is None:
+            yield Violation("unanswered", str(call))
+        if call.outcome == "result" and call.value != answer(call.token):
+            yield Violation("result", f"{call} got {call.value!r}")
+        for batch in batches.get(call.token, [])[:1]:
+            planned = batch.errors.get(call.token, "")
+            if call.outcome == "result" and planned:
+                yield Violation("error", f"{call} was to get the {planned} of {batch}")
+            if call.outcome == "error" and not (disturbed and call.error == "BatchError"):
+                if not planned:
+                    yield Violation("error", f"{call} was to get a result of {batch}")
+                elif call.error != planned:
+                    yield Violation("error", f"{call} was to get the {planned} of {batch}")
+                elif call.error_from not in (batch.number, None):
+                    yield Violation("error", f"{call} got the error of batch {call.error_from}, but is in {batch}")
+
+
+def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
+    """A batch lies in the interval of each of its calls, and ends."""
+    calls = {call.token: call for call in history.calls}
+    for batch in history.batches:
+        if batch.ended == inf:
+            yield Violation("unfinished", str(batch))
+        for token in batch.tokens:
+            call = calls.get(token)
+            if call is None:
+                continue
+            if batch.began < call.began:
+                yield Violation("early", f"{call} began after {batch}")
+            given = batch.given.get(token, batch.ended)
+            spared = disturbed and call.error == "BatchError"
+            if call.outcome in ("result", "error") and call.ended < given and not spared:
+                yield Violation("late", f"{call} ended before it was answered at {given} in {batch}")
+
+
+def _check_sizes(history: History) -> Iterator[Violation]:
+    """No batch is empty, or larger than any `batch_size` that may have held when it was taken."""
+    nested = {call.token for call in history.calls if call.nested}
+    outdated: dict[str, list[tuple[Limit, float]]] = {}
+    for owner, limits in history.limits.items():
+        outdated[owner] = [
+            (limit, min((later.ended for later in limits if later.began > limit.ended), default=inf))
+            for limit in limits
+        ]
+    taken_after: dict[str, float] = {}
+    for batch in sorted(history.batches, key=lambda batch: batch.began):
+        if not batch.tokens:
+            yield Violation("size", f"{batch} is empty")
+        if nested.issuperset(batch.tokens):
+            continue
+        owner = owner_of(batch.buffer)
+        # Other loops hear of it later, so there any earlier one may still hold. A thread takes a batch when the one
+        # before it has ended.
+        after = 0 if owner != batch.buffer else taken_after.get(owner, 0)
+        sizes = [limit.size for limit, until in outdated.get(owner, ()) if limit.began < batch.began and until > after]
+        if sizes and len(batch.tokens) > max(sizes):
+            yield Violation("size", f"{batch} has {len(batch.tokens)} items, and batch_size was {max(sizes)}")
+        taken_after[batch.buffer] = batch.ended
+
+
+def _check_order(history: History, *, across: bool) -> Iterator[Violation]:
+    """The items of one submitter stand in their order, within a batch and, unless they may overlap, across batches."""
+    calls = {call.token: call for call in history.calls}
+    latest: dict[tuple[str, str], CallRecord] = {}
+    for batch in sorted(history.batches, key=lambda batch: batch.began):
+        if not across:
+            latest = {}
+        for token in batch.tokens:
+            call = calls.get(token)
+            if call is None or call.nested:
+                continue
+            before = latest.get((call.submitter, batch.buffer))
+            if before is not None and before.sequence > call.sequence:
+                yield Violation("order", f"{call} comes after {before}, in {batch}")
+            latest[call.submitter, batch.buffer] = call
+
+
+def _check_overlap(history: History, concurrency: int, *, disturbed: bool) -> Iterator[Violation]:
+    """No more batches of a buffer run at once than may, but for nested ones."""
+    nested = {call.token for call in history.calls if call.nested}
+    running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
+    for batch in sorted(history.batches, key=lambda batch: batch.began):
+        if nested.issuperset(batch.tokens) or (disturbed and "BatchError" in batch.errors.values()):
+            continue
+        there = running[batch.buffer]
+        there[:] = [other for other in there if other.ended > batch.began]
+        there.append(batch)
+        if len(there) > concurrency:
+            yield Violation("overlap", f"at once ran {' and '.join(map(str, there))}")
+
+
+def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Violation]:
+    """Return where the figures of a function, which runs no more, are not those of the history."""
+    batches = [batch for batch in history.batches if owner_of(batch.buffer) == owner]
+    tokens = {token for batch in batches for token in batch.tokens}
+    nested = {call.token for call in history.calls if call.nested}
+    outside = Counter(
+        call.outcome for call in history.calls if owner_of(call.buffer) == owner and call.token not in tokens
+    )
+    failed = sum(len(batch.errors) for batch in batches)
+    pairs: dict[str, tuple[object, object]] = {
+        "pending, running, in_flight": ((stats.pending, stats.running, stats.in_flight), (0, 0, 0)),
+        "batches": (stats.batches, len(batches)),
+        "sizes": (dict(stats.sizes), dict(Counter(len(batch.tokens) for batch in batches))),
+        "nested": (stats.reasons.get("nested", 0), sum(nested.issuperset(batch.tokens) for batch in batches)),
+        "failed": (stats.failed, failed),
+        "answered": (stats.answered, sum(len(batch.tokens) for batch in batches) - failed),
+        "accepted": (stats.accepted, stats.answered + stats.failed + stats.cancelled),
+    }
+    found = [
+        Violation("stats", f"{name} of {owner}: {figure}, but there were {fact}")
+        for name, (figure, fact) in pairs.items()
+        if figure != fact
+    ]
+    least, most = outside["cancelled"], outside["cancelled"] + outside["left"]
+    if not least <= stats.cancelled <= most:
+        found.append(Violation("stats", f"cancelled of {owner}: {stats.cancelled}, but there were {least} to {most}"))
+    return found
+
+
+def verdict(violations: Sequence[Any], most: int = 10) -> str:
+    """Return the violations as text, at most so many of them; empty if there are none."""
+    if not violations:
+        return ""
+    lines = [f"{len(violations)} violations", *map(str, violations[:most])]
+    return "\n".join([*lines, "..."] if len(violations) > most else lines)

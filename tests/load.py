@@ -1,0 +1,473 @@
+"""Random load for stress runs: functions that record their batches, and callers that record their calls."""
+
+import asyncio
+import threading
+import time
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, Future
+from contextlib import aclosing, closing
+from itertools import count
+from random import Random
+from typing import Any
+
+from batchify import BatchError, ClosedError, MissingResultError, ResultCountError, batched
+
+from .history import BatchRecord, CallRecord, History, Planned, answer
+
+# Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
+_here = threading.local()
+_loops = count(1)
+
+
+def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run a coroutine in an event loop of its own, and end it as asyncio.run() does."""
+    enter_loop()
+    asyncio.run(main())
+
+
+def enter_loop() -> None:
+    """Say that the next event loop of this thread is a new one."""
+    _here.loop = next(_loops)
+
+
+def buffer_here(name: str) -> str:
+    return f"{name}/{_here.loop}"
+
+
+# What a function may do with a batch. What its callers must get is noted beforehand.
+
+
+def _results(batch: BatchRecord) -> list[Any]:
+    return list(map(answer, batch.tokens))
+
+
+class Function:
+    """A list function that behaves in one of several ways in each batch."""
+
+    def __init__(
+        self, history: History, name: str, rng: Random, ways: Sequence[str], engine: Executor | None = None
+    ) -> None:
+        self.history, self.name, self.rng, self.ways, self.engine = history, name, rng, tuple(ways), engine
+        self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
+        self._nested: set[int] = set()
+
+    def decorated(self, *, size: int, timeout: float | None, on_loop: bool = False) -> Any:
+        with self.history.limit(self.name, size):
+            f: Any = batched(batch_size=size, timeout=timeout)(self.run_there if on_loop else self.run)
+        self.again = weakref.ref(f)
+        return f
+
+    def run(self, items: list[int]) -> Any:
+        batch = self.history.batch(self.name, items)
+        batch.way = self._way(items)
+        outcome: Any = getattr(self, f"_{batch.way}")(batch)
+        return outcome
+
+    def _way(self, items: list[int]) -> str:
+        way = self.rng.choice(self.ways)
+        # A nested batch waits for its future, and so would keep one alive that nobody completes.
+        return "list" if way in ("inside", "dropped_future") and not self._nested.isdisjoint(items) else way
+
+    def _list(self, batch: BatchRecord) -> Any:
+        batch.end()
+        return _results(batch)
+
+    def _slow(self, batch: BatchRecord) -> Any:
+        time.sleep(self.rng.random() * 0.004)  # this is what it is: slow
+        batch.end()
+        return tuple(_results(batch))
+
+    def _raising(self, batch: BatchRecord) -> Any:
+        batch.fail(Planned)
+        batch.end()
+        raise Planned(batch.number)
+
+    def _exiting(self, batch: BatchRecord) -> Any:
+        batch.fail(BatchError)
+        batch.end()
+        kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError, asyncio.CancelledError)
+        raise self.rng.choice(kinds)(batch.number)
+
+    def _wrong_length(self, batch: BatchRecord) -> Any:
+        batch.fail(ResultCountError)
+        batch.end()
+        return self.rng.choice(([], _results(batch)[1:], [*_results(batch), 0]))
+
+    def _wrong_type(self, batch: BatchRecord) -> Any:
+        batch.fail(TypeError)
+        batch.end()
+        return self.rng.choice((None, "results", {1}, 5))
+
+    def _mapping(self, batch: BatchRecord) -> Any:
+        missing = self._some(batch)
+        batch.fail(MissingResultError, missing)
+        batch.end()
+        return {token: answer(token) for token in reversed(batch.tokens) if token not in missing}
+
+    def _entries(self, batch: BatchRecord) -> Any:
+        bad = self._some(batch)
+        batch.fail(Planned, bad)
+        batch.end()
+        return [Planned(batch.number) if token in bad else answer(token) for token in batch.tokens]
+
+    def _some(self, batch: BatchRecord) -> list[int]:
+        return self.rng.sample(batch.tokens, self.rng.randint(0, len(batch.tokens)))
+
+    def _generator(self, batch: BatchRecord) -> Iterator[int]:
+        """Yields all results; or raises, or ends, before that."""
+        end = self.rng.choice(("all", "all", "raise", "short"))
+        try:
+            for token in batch.tokens if end == "all" else batch.tokens[: self.rng.randrange(len(batch.tokens))]:
+                batch.give(token)
+                yield answer(token)
+            if end == "raise":
+                batch.fail(Planned)
+                raise Planned(batch.number)
+            if end == "short":
+                batch.fail(ResultCountError)
+        finally:
+            batch.end()
+
+    def _future(self, batch: BatchRecord) -> Any:
+        raising = self.rng.random() < 0.3
+
+        def work() -> list[int]:
+            if raising:
+                batch.fail(Planned)
+            batch.end()
+            if raising:
+                raise Planned(batch.number)
+            return _results(batch)
+
+        assert self.engine is not None
+        return self.engine.submit(work)
+
+    def _dropped_future(self, batch: BatchRecord) -> Any:
+        batch.fail(BatchError)
+        batch.end()
+        return Future[Any]()
+
+    def _nested_calls(self, batch: BatchRecord, number: int) -> list[CallRecord]:
+        submitter = f"batch {batch.number} of {self.name}"
+        calls = [self.history.call(submitter, batch.buffer, "nested", nested=True) for _ in range(number)]
+        self._nested.update(call.token for call in calls)
+        return calls
+
+    def _inside(self, batch: BatchRecord) -> Any:
+        f = self.again()
+        if f is not None:
+            called, submitted = self._nested_calls(batch, 2)
+            settle(called, lambda: f(called.token))
+            settle(submitted, lambda: f.submit(submitted.token).result())
+        return self._list(batch)
+
+    # The same on an event loop
+
+    async def run_there(self, items: list[int]) -> Any:
+        batch = self.history.batch(buffer_here(self.name), items)
+        batch.way = way = self._way(items)
+        if way == "generator":
+            return self._generator_there(batch)
+        try:
+            for _ in range(self.rng.randrange(3)):
+                await asyncio.sleep(0)
+            if way == "slow":
+                await asyncio.sleep(self.rng.random() * 0.004)
+            if way == "inside":
+                await self._inside_there(batch)
+                way = "list"
+            if way == "exiting":
+                batch.fail(BatchError)
+                raise self.rng.choice((SystemExit, asyncio.CancelledError))(batch.number)
+            return getattr(self, f"_{way}")(batch)
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):  # from outside
+            batch.fail(BatchError)
+            raise
+        finally:
+            batch.end()
+
+    async def _generator_there(self, batch: BatchRecord) -> AsyncIterator[int]:
+        results = self._generator(batch)
+        try:
+            for result in results:
+                yield result
+                await asyncio.sleep(0)
+        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+            batch.fail(BatchError)
+            raise
+        finally:
+            batch.end()
+
+    async def _inside_there(self, batch: BatchRecord) -> None:
+        f = self.again()
+        if f is not None:
+            called, submitted = self._nested_calls(batch, 2)
+            try:
+                await settle_there(called, f(called.token))
+                await settle_there(submitted, f.submit(submitted.token))
+            finally:
+                self.history.leave(called.submitter)  # the batch was cancelled
+
+
+# Callers
+
+
+def settle(call: CallRecord, result: Callable[[], object]) -> None:
+    """Record how a call ends that blocks."""
+    try:
+        value = result()
+    except ClosedError:
+        call.end("refused")
+    except CancelledError:
+        call.end("cancelled")
+    except Exception as error:
+        call.end("error", error)
+    else:
+        call.end("result", value)
+
+
+async def settle_there(call: CallRecord, result: Any) -> None:
+    """Record how a call ends that is awaited."""
+    try:
+        value = await result
+    except ClosedError:
+        call.end("refused")
+    except asyncio.CancelledError:
+        call.end("cancelled")
+        raise
+    except Exception as error:
+        call.end("error", error)
+    else:
+        call.end("result", value)
+
+
+class Options:
+    """Changes the options of a function."""
+
+    def __init__(self, function: Function, f: Any, rng: Random, timeouts: Sequence[float | None]) -> None:
+        self.function, self.f, self.rng, self.timeouts = function, f, rng, timeouts
+
+    def change(self) -> None:
+        history = self.function.history
+        history.events.append("option changes")
+        if self.rng.random() < 0.5:
+            size = self.rng.choice((1, 2, 3, 5, 8, 100))
+            with history.limit(self.function.name, size):
+                self.f.batch_size = size
+        else:
+            self.f.timeout = self.rng.choice(self.timeouts)
+
+    def flush(self) -> None:
+        self.function.history.events.append("flushes")
+        self.f.flush()
+
+    def close(self) -> None:
+        self.function.history.events.append("closes")
+        self.f.close()
+
+
+class Caller:
+    """A thread that calls a function in all ways there are. Ends with waiting for all its answers."""
+
+    OPS = ("call", "submit", "submit", "submit", "cancel", "collect", "map", "chain", "flush", "change")
+
+    def __init__(self, name: str, function: Function, f: Any, rng: Random, timeouts: Sequence[float | None]) -> None:
+        self.name, self.function, self.f, self.rng = name, function, f, rng
+        self.history = function.history
+        self.options = Options(function, f, rng, timeouts)
+        self.waiting: dict[CallRecord, Future[Any]] = {}
+        self._others = count(1)  # submitters that this one begins: their items may wait apart from its own
+
+    def work(self, steps: int, ops: Sequence[str] = OPS) -> None:
+        for _ in range(steps):
+            self.do(self.rng.choice(ops))
+        self.collect()
+
+    def do(self, op: str) -> None:
+        getattr(self, op)()
+
+    def call(self) -> None:
+        call = self.history.call(self.name, self.function.name, "call")
+        settle(call, lambda: self.f(call.token))
+
+    def submit(self) -> None:
+        self._submit(self.history.call(self.name, self.function.name, "submit"))
+
+    def _submit(self, call: CallRecord) -> "Future[Any] | None":
+        try:
+            future: Future[Any] = self.f.submit(call.token)
+        except ClosedError:
+            call.end("refused")
+            return None
+        self.waiting[call] = future
+        return future
+
+    def cancel(self) -> None:
+        for call in self.rng.sample(list(self.waiting), min(len(self.waiting), 2)):
+            if self.waiting[call].cancel():
+                call.end("cancelled")
+                del self.waiting[call]
+
+    def collect(self) -> None:
+        while self.waiting:  # a chain may add some meanwhile
+            for call, future in list(self.waiting.items()):
+                settle(call, future.result)
+                self.waiting.pop(call, None)
+
+    def chain(self) -> None:
+        """Submit another item when the first one is answered: in a callback, so mostly on the flush thread."""
+        submitter = f"{self.name} chain {next(self._others)}"
+        first = self._submit(self.history.call(submitter, self.function.name, "chain"))
+        second = self.history.call(submitter, self.function.name, "chain")
+        submitted: Future[Future[Any]] = Future()
+
+        def submit_second(_: object) -> None:
+            try:
+                submitted.set_result(self.f.submit(second.token))
+            except ClosedError as error:
+                submitted.set_exception(error)
+
+        if first is None:
+            second.end("refused")
+            return
+        first.add_done_callback(submit_second)
+        self.waiting[second] = _Chained(submitted)
+
+    def map(self) -> None:
+        """Run through a map, or drop it on the way."""
+        submitter = f"{self.name} map {next(self._others)}"
+        size, stop = self.rng.randint(0, 30), self.rng.choice((40, 40, 3))
+        read: list[CallRecord] = []
+
+        def items() -> Iterator[int]:
+            for _ in range(size):
+                read.append(self.history.call(submitter, self.function.name, "map"))
+                yield read[-1].token
+
+        with closing(self.f.map(list(items()) if self.rng.random() < 0.5 else items())) as results:
+            try:
+                for position, result in enumerate(results):
+                    read[position].end("result", result)
+                    if position >= stop:
+                        break
+            except ClosedError:
+                pass
+            except Exception as error:
+                next(call for call in read if call.outcome is None).end("error", error)
+        self.history.leave(submitter)
+
+    def flush(self) -> None:
+        self.options.flush()
+
+    def change(self) -> None:
+        self.options.change()
+
+
+class _Chained(Future[Any]):
+    """What becomes of an item that a callback submits."""
+
+    def __init__(self, submitted: "Future[Future[Any]]") -> None:
+        super().__init__()
+        self._submitted = submitted
+
+    def result(self, timeout: float | None = None) -> Any:
+        return self._submitted.result(timeout).result(timeout)
+
+    def cancel(self) -> bool:
+        return self._submitted.done() and self._submitted.exception() is None and self._submitted.result().cancel()
+
+
+class LoopCaller:
+    """A coroutine that calls a function in all ways there are: an `async def` one, or with `aio` a `def` one."""
+
+    def __init__(
+        self, name: str, function: Function, f: Any, rng: Random, timeouts: Sequence[float | None], *, aio: bool
+    ) -> None:
+        self.name, self.function, self.f, self.rng, self.aio = name, function, f, rng, aio
+        self.history = function.history
+        self.buffer = function.name if aio else buffer_here(function.name)
+        self.options = Options(function, f, rng, timeouts)
+        self.tasks: list[asyncio.Task[None]] = []
+        self.waiting: dict[CallRecord, asyncio.Future[Any]] = {}
+        self._others = count(1)
+
+    async def work(self, steps: int) -> None:
+        common = ("ask", "ask", "cancel", "flush", "change", "turn", "turn")
+        for _ in range(steps):
+            op = self.rng.choice(common if self.aio else (*common, "submit", "submit", "cancel_future", "map"))
+            if op == "turn":
+                await asyncio.sleep(0)
+            else:
+                getattr(self, op)()
+        await self.collect()
+
+    async def collect(self) -> None:
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for call, future in self.waiting.items():
+            await settle_there(call, future)
+        self.waiting.clear()
+
+    def ask(self) -> None:
+        for _ in range(self.rng.randint(1, 4)):
+            self.tasks.append(asyncio.create_task(self._ask()))
+
+    async def _ask(self) -> None:
+        call = self.history.call(self.name, self.buffer, "aio" if self.aio else "coroutine")
+        await settle_there(call, self.f.aio(call.token))
+
+    def cancel(self) -> None:
+        if self.tasks:
+            self.rng.choice(self.tasks).cancel()
+
+    def submit(self) -> None:
+        call = self.history.call(self.name, self.buffer, "loop submit")
+        try:
+            self.waiting[call] = self.f.submit(call.token)
+        except ClosedError:
+            call.end("refused")
+
+    def cancel_future(self) -> None:
+        if self.waiting:
+            call = self.rng.choice(list(self.waiting))
+            if self.waiting[call].cancel():
+                call.end("cancelled")
+                del self.waiting[call]
+
+    def map(self) -> None:
+        self.tasks.append(asyncio.create_task(self._map(f"{self.name} map {next(self._others)}")))
+
+    async def _map(self, submitter: str) -> None:
+        size, stop = self.rng.randint(0, 30), self.rng.choice((40, 40, 3))
+        read: list[CallRecord] = []
+
+        def items() -> Iterator[int]:
+            for _ in range(size):
+                read.append(self.history.call(submitter, self.buffer, "loop map"))
+                yield read[-1].token
+
+        async def items_there() -> AsyncIterator[int]:
+            for token in items():
+                yield token
+                await asyncio.sleep(0)
+
+        position = 0
+        try:
+            async with aclosing(self.f.map(self.rng.choice((items, items_there))())) as results:
+                async for result in results:
+                    read[position].end("result", result)
+                    position += 1
+                    if position > stop:
+                        break
+        except ClosedError:
+            pass
+        except Exception as error:
+            read[position].end("error", error)
+        finally:
+            self.history.leave(submitter)
+
+    def flush(self) -> None:
+        self.options.flush()
+
+    def change(self) -> None:
+        self.options.change()

@@ -1,0 +1,270 @@
+"""The checker of stress runs: a clean history passes, and each rule is seen to fail."""
+
+from collections.abc import Callable
+from math import inf
+
+import pytest
+
+from batchify import Stats
+
+from .history import BatchRecord, CallRecord, History, Planned, check, check_stats, moment, verdict
+
+
+def clean() -> History:
+    """Calls 1 to 4 of a, 5 and 6 of b; batches 1: [1, 5, 2], 2, which fails: [3, 6], 3, inside it: [7].
+
+    4 is cancelled, 8 refused, 9 left.
+    """
+    history = History()
+    with history.limit("f", 3):
+        pass
+    for submitter in "aaaabb":
+        history.call(submitter, "f", "call")
+    first = history.batch("f", [1, 5, 2])
+    first.end()
+    for token in (1, 5, 2):
+        _call(history, token).end("result", -token)
+    second = history.batch("f", [3, 6])
+    history.call("batch 2", "f", "call", nested=True)
+    third = history.batch("f", [7])
+    third.end()
+    _call(history, 7).end("result", -7)
+    second.fail(Planned)
+    second.end()
+    for token in (3, 6):
+        _call(history, token).end("error", Planned(2))
+    _call(history, 4).end("cancelled")
+    history.call("b", "f", "call").end("refused")
+    history.call("b", "f", "call")
+    history.leave("b")
+    return history
+
+
+def _call(history: History, token: int) -> CallRecord:
+    return next(call for call in history.calls if call.token == token)
+
+
+def stats(**changes: object) -> Stats:
+    figures: dict[str, object] = {
+        "accepted": 7,
+        "pending": 0,
+        "running": 0,
+        "in_flight": 0,
+        "answered": 4,
+        "failed": 2,
+        "cancelled": 1,
+        "batches": 3,
+        "sizes": {3: 1, 2: 1, 1: 1},
+        "reasons": {"full": 1, "timeout": 1, "nested": 1},
+        "waited": 0.0,
+        "longest_wait": 0.0,
+    }
+    return Stats(**(figures | changes))  # type: ignore[arg-type]
+
+
+def rules(history: History) -> set[str]:
+    return {violation.rule for violation in check(history)}
+
+
+def test_a_clean_history_passes() -> None:
+    assert check(clean()) == []
+    assert check_stats(clean(), "f", stats()) == []
+    assert verdict(check(clean())) == ""
+
+
+def _lose(history: History) -> None:
+    history.batches[0].tokens.remove(5)
+
+
+def _run_twice(history: History) -> None:
+    history.batches[1].tokens.insert(0, 2)
+    _call(history, 2).ended = moment()
+
+
+def _run_a_cancelled_one_twice(history: History) -> None:
+    for _ in range(2):
+        history.batch("f", [4]).end()
+
+
+def _run_a_refused_one(history: History) -> None:
+    history.batch("f", [8]).end()
+
+
+def _run_what_nobody_passed(history: History) -> None:
+    history.batch("f", [99]).end()
+
+
+def _forget_to_answer(history: History) -> None:
+    _call(history, 2).outcome = None
+
+
+def _swap_results(history: History) -> None:
+    _call(history, 1).value, _call(history, 2).value = -2, -1
+
+
+def _use_the_buffer_of_another(history: History) -> None:
+    _call(history, 5).buffer = "g"
+
+
+def _share_a_batch_with_a_nested_call(history: History) -> None:
+    _call(history, 6).nested = True
+
+
+def _spare_one_of_a_failed_batch(history: History) -> None:
+    _call(history, 6).end("result", -6)
+
+
+def _fail_a_neighbour_of_another_batch(history: History) -> None:
+    _call(history, 5).end("error", Planned(2))
+
+
+def _raise_the_error_of_another_batch(history: History) -> None:
+    _call(history, 6).end("error", Planned(1))
+
+
+def _raise_another_error(history: History) -> None:
+    _call(history, 6).end("error", ValueError())
+
+
+def _begin_before_the_call(history: History) -> None:
+    _call(history, 2).began = history.batches[0].ended + 1  # type: ignore[assignment]
+
+
+def _end_after_the_call(history: History) -> None:
+    _call(history, 2).ended = history.batches[0].ended - 0.5
+
+
+def _yield_after_the_call(history: History) -> None:
+    history.batches[0].given[2] = moment()
+
+
+def _never_end(history: History) -> None:
+    batch = BatchRecord(4, "f", [4], moment())
+    history.batches.append(batch)
+
+
+def _be_empty(history: History) -> None:
+    history.batch("f", []).end()
+
+
+def _be_too_large(history: History) -> None:
+    history.limits["f"][0].size = 2
+
+
+def _be_larger_than_was_set_meanwhile(history: History) -> None:
+    with history.limit("f", 1):
+        pass
+    for token in (4, 9):  # the first of these may have been taken before
+        _call(history, token).ended = moment()
+    history.batch("f", [4]).end()
+    history.call("a", "f", "call").end("cancelled")
+    history.batch("f", [9, 10]).end()
+
+
+def _change_the_order_within_a_batch(history: History) -> None:
+    history.batches[0].tokens = [2, 5, 1]
+
+
+def _change_the_order_across_batches(history: History) -> None:
+    first, second = _call(history, 2), _call(history, 3)
+    first.sequence, second.sequence = second.sequence, first.sequence
+
+
+def _run_at_once(history: History) -> None:
+    _call(history, 7).nested = False
+
+
+@pytest.mark.parametrize(
+    ("harm", "rule"),
+    [
+        (_lose, "lost"),
+        (_run_twice, "twice"),
+        (_run_a_cancelled_one_twice, "twice"),
+        (_run_a_refused_one, "refused"),
+        (_run_what_nobody_passed, "stranger"),
+        (_forget_to_answer, "unanswered"),
+        (_swap_results, "result"),
+        (_use_the_buffer_of_another, "buffer"),
+        (_share_a_batch_with_a_nested_call, "nested"),
+        (_spare_one_of_a_failed_batch, "error"),
+        (_fail_a_neighbour_of_another_batch, "error"),
+        (_raise_the_error_of_another_batch, "error"),
+        (_raise_another_error, "error"),
+        (_begin_before_the_call, "early"),
+        (_end_after_the_call, "late"),
+        (_yield_after_the_call, "late"),
+        (_never_end, "unfinished"),
+        (_be_empty, "size"),
+        (_be_too_large, "size"),
+        (_be_larger_than_was_set_meanwhile, "size"),
+        (_change_the_order_within_a_batch, "order"),
+        (_change_the_order_across_batches, "order"),
+        (_run_at_once, "overlap"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_each_rule_is_checked(harm: Callable[[History], None], rule: str) -> None:
+    history = clean()
+    harm(history)
+    assert rules(history) == {rule}
+    assert verdict(check(history)).count(f"\n{rule}: ") >= 1
+
+
+def test_two_batches_may_overlap_where_two_may_run_at_once() -> None:
+    history = clean()
+    _run_at_once(history)
+    assert check(history, concurrency=2) == []
+
+
+def test_a_larger_batch_is_allowed_as_long_as_it_may_have_been_taken_before() -> None:
+    history = clean()
+    with history.limit("f", 1):
+        pass
+    history.call("a", "f", "call")
+    history.call("a", "f", "call")
+    batch = history.batch("f", [10, 11])  # taken after the batch before had ended, perhaps before it was set
+    batch.end()
+    history.leave("a")
+    assert check(history) == []
+
+
+def test_a_batch_failed_by_ctrl_c_on_a_loop_is_known_to_be_disturbed() -> None:
+    history = clean()
+    call = history.call("a", "f", "call")
+    call.end("error", RuntimeError())
+    call.error = "BatchError"
+    assert rules(history) == {"lost"}
+    assert check(history, disturbed=True) == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pending": 1, "accepted": 8},
+        {"running": 1, "accepted": 8},
+        {"in_flight": 1},
+        {"batches": 4},
+        {"sizes": {3: 2, 1: 1}},
+        {"reasons": {"full": 1, "timeout": 2}},
+        {"answered": 3, "accepted": 6},
+        {"failed": 3, "answered": 3},
+        {"cancelled": 0, "accepted": 6},
+        {"cancelled": 3, "accepted": 9},
+        {"accepted": 9},
+    ],
+    ids=str,
+)
+def test_each_figure_is_checked(changes: dict[str, object]) -> None:
+    found = check_stats(clean(), "f", stats(**changes))
+    assert {violation.rule for violation in found} == {"stats"}
+
+
+def test_one_that_left_may_have_been_accepted_or_not() -> None:
+    assert check_stats(clean(), "f", stats(cancelled=2, accepted=8)) == []
+
+
+def test_an_unanswered_call_has_no_end() -> None:
+    history = clean()
+    call = history.call("a", "f", "call")
+    assert call.ended == inf
+    assert "no answer" in verdict(check(history))
