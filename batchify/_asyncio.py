@@ -420,20 +420,22 @@ class LoopFlusher:
         # From here on whoever adds sees to it that this is called again.
         self._looks_at = inf
         now = max(loop.time(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
-        with _lock:
-            taken = self.buffer.take(now)
-            if taken is not None:
-                calls, reason = taken
-                try:
+        taken = None
+        try:
+            with _lock:
+                taken = self.buffer.take(now)
+                if taken is not None:
+                    calls, reason = taken
                     batch = LoopBatch(self, calls, nested=False)
-                    self.tally.begin(reason, [call.arrival for call in calls], now)
                     self._in_flight.add(batch)
                     self._looks_at = -inf
+                    self.tally.begin(reason, [call.arrival for call in calls], now)
                     return batch
-                except BaseException as error:  # Ctrl-C: nobody else knows these calls
-                    self._in_flight.clear()
-                    LoopBatch(self, calls, nested=True).fail(error)
-                    raise
+        except BaseException:  # Ctrl-C: nobody else knows these calls
+            self._in_flight.clear()
+            if taken is not None:
+                self.buffer.put_back(taken[0])
+            raise
         self.look()
         return None
 
@@ -591,9 +593,13 @@ class LoopBatcher:
                     bell.ring()
 
         def ended(_: object) -> None:
-            if more:
-                flusher.flush()  # nothing of this map will join what is left
-            bell.ring()
+            try:
+                if more:
+                    flusher.flush()  # nothing of this map will join what is left
+                bell.ring()
+            except BaseException:  # Ctrl-C: the map must hear all the same
+                loop.call_soon(ended, None)
+                raise
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch

@@ -10,6 +10,7 @@ Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as lat
 
 import math
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Generic, Protocol, TypeVar
 
 from ._stats import Reason
@@ -99,16 +100,19 @@ class Buffer(Generic[C]):
             return None
         calls: list[C] = []
         try:
-            for _ in range(self.batch_size):
-                calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
-        except KeyError:  # It is empty. Counted beforehand that could be wrong: a finalizer may cancel meanwhile.
-            pass
+            with suppress(KeyError):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                for _ in range(self.batch_size):
+                    calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
+            return (calls, reason) if calls else None
         except BaseException:  # Ctrl-C
-            for call in reversed(calls):
-                waiting[call] = None
-                waiting.move_to_end(call, last=False)
+            self.put_back(calls)
             raise
-        return (calls, reason) if calls else None
+
+    def put_back(self, calls: list[C]) -> None:
+        """Let calls that take() handed out wait again, before all others."""
+        for call in reversed(calls):
+            self._waiting[call] = None
+            self._waiting.move_to_end(call, last=False)
 
     def _reason(self, now: float) -> Reason | None:
         if len(self._waiting) >= self.batch_size:

@@ -193,8 +193,10 @@ class NestedBatch(ThreadBatch):
     __slots__ = ()
 
     def expect(self, future: Any) -> None:
-        # Waits for it here. An engine that answered would need our lock, which this thread may hold.
-        self.settle_future(future)
+        if _lock._is_owned():  # type: ignore[attr-defined]
+            self.settle_future(future)  # waits for it here: whoever completed it would need the lock to answer
+        else:
+            super().expect(future)
 
     def finish(self) -> None:
         """It took no room."""

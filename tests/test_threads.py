@@ -683,6 +683,14 @@ def test_a_future_that_is_never_done_is_noticed_when_it_is_dropped() -> None:
             f(2)
 
 
+def test_a_future_that_is_never_done_is_noticed_in_a_call_from_inside() -> None:
+    def function(items: list[int]) -> Any:
+        return [f(1)] if items == [0] else Future()
+
+    with batched(batch_size=1)(function) as f, pytest.raises(BatchError, match="dropped it unfinished"):
+        f(0)
+
+
 @pytest.mark.parametrize("depth", range(0, 40, 2))
 def test_an_endless_recursion_is_an_error_and_no_end(depth: int) -> None:
     def deepen(levels: int, items: list[int]) -> list[Any]:
