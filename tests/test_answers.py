@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from batchify import BatchError, MissingResultError, ResultCountError
 
-from .tools import batched, in_threads, run_script
+from .tools import batched, in_threads, run_script, until
 
 
 def answers(function: Callable[[list[Any]], Any], *items: Any) -> list[Any]:
@@ -298,6 +298,31 @@ def test_a_yielded_result_is_delivered_at_once() -> None:
         go_on.release()
 
 
+def test_a_yielded_result_is_not_kept_until_the_next_one() -> None:
+    watched: list[weakref.ref[Thing]] = []
+    asked_again, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def thing() -> Thing:
+        made = Thing()
+        watched.append(weakref.ref(made))
+        return made
+
+    def function(items: list[int]) -> Iterator[Thing]:
+        for _ in items:
+            yield thing()
+            asked_again.release()
+            go_on.acquire()
+
+    with batched(batch_size=2, timeout=None)(function) as f:
+        one, two = f.submit(1), f.submit(2)
+        one.result()
+        del one
+        asked_again.acquire()
+        assert watched[0]() is None
+        go_on.release(2)
+        two.result()
+
+
 def test_a_generator_that_ends_early_fails_those_who_still_wait() -> None:
     one, two, three = answers(lambda _: iter(["x"]), 1, 2, 3)
     assert one == "x"
@@ -328,8 +353,12 @@ def test_what_stands_behind_the_last_yield_runs() -> None:
 
 
 def test_one_yield_too_many_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    assert answers(lambda _: iter("xyz"), 1, 2) == ["x", "y"]
-    assert "yielded more results than the 2 items it was given" in caplog.text
+    results = iter("uvwxyz")
+    assert answers(lambda _: results, 1, 2) == ["u", "v"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "<lambda>() yielded more results than the 2 items it was given"
+    ]
+    assert list(results) == ["x", "y", "z"]  # it is not asked any more
 
 
 def test_an_error_behind_the_last_yield_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -389,6 +418,26 @@ def test_a_future_that_calls_back_twice_is_heard_once() -> None:
             raise ValueError
 
     assert answers(lambda _: Twice(), 1, 2) == ["x", "y"]
+
+
+def test_an_engine_that_calls_back_twice_is_told_no_error() -> None:
+    callbacks: list[Callable[[Any], None]] = []
+
+    class Engine:
+        def result(self) -> list[str]:
+            return ["x"]
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            callbacks.append(callback)
+
+    engine = Engine()
+    with batched(batch_size=1)(lambda _: engine) as f:
+        future = f.submit(1)
+        until(lambda: len(callbacks) == 1)
+        for _ in range(2):
+            callbacks[0](engine)
+        assert future.result() == "x"
+        assert (f.stats.answered, f.stats.in_flight) == (1, 0)
 
 
 def test_a_future_of_a_future_is_refused() -> None:
