@@ -8,6 +8,7 @@ import weakref
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -331,7 +332,9 @@ def test_a_generator_that_ends_early_fails_those_who_still_wait() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, GeneratorExit])
-def test_a_generator_that_raises_fails_those_who_still_wait(error: type[BaseException]) -> None:
+def test_a_generator_that_raises_fails_those_who_still_wait(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     def function(_: list[int]) -> Iterator[str]:
         yield "x"
         raise error
@@ -339,6 +342,7 @@ def test_a_generator_that_raises_fails_those_who_still_wait(error: type[BaseExce
     one, two, three = answers(function, 1, 2, 3)
     assert one == "x"
     assert type(two) is type(three) is (error if issubclass(error, Exception) else BatchError)
+    assert not caplog.records  # since they were told
 
 
 def test_what_stands_behind_the_last_yield_runs() -> None:
@@ -597,6 +601,7 @@ class HidesItsTraceback(Exception):
         OwnOSError(2, "gone", "file"),
         HidesItsCause(),
         HidesItsTraceback(),
+        type("FromAnEarlyModule", (OwnInit,), {"__module__": "a"})(7),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -619,6 +624,7 @@ def test_exceptions_that_are_hard_to_copy_arrive(original: Exception) -> None:
         ImportError("no", name="a", path="b"),
         ExceptionGroup("several", [ValueError(1), KeyError(2)]),
         SyntaxError("bad", ("file", 1, 2, "text")),
+        AttributeError("no"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -630,6 +636,37 @@ def test_built_in_exceptions_keep_all_they_say(original: Exception) -> None:
     for name in names:
         assert getattr(outcome, name, None) == getattr(original, name, None)
     assert str(outcome) == str(original)
+
+
+def test_an_exception_that_cannot_be_copied_arrives_itself() -> None:
+    original = UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")
+    original.args = ()  # without them none can be made
+    assert answers(lambda _: [original], 1)[0] is original
+
+
+def test_what_is_no_exception_and_hides_its_name_becomes_a_batch_error() -> None:
+    class Nameless(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise RuntimeError
+
+    class Exits(BaseException, metaclass=Nameless):
+        pass
+
+    outcome = answers(lambda _: [Exits()], 1)[0]
+    assert type(outcome) is BatchError
+    assert outcome.args == ("<lambda>() raised an exception",)
+
+
+def test_the_cause_is_what_was_raised_or_the_cause_of_what_was_not() -> None:
+    never_raised, cause = KeyError(1), ValueError(2)
+    with_cause = KeyError(3)
+    with_cause.__cause__ = cause
+    raised = KeyError(4)
+    with suppress(KeyError):
+        raise raised
+    outcomes = answers(lambda _: [never_raised, with_cause, raised], 1, 2, 3)
+    assert [outcome.__cause__ for outcome in outcomes] == [None, cause, raised]
 
 
 def test_notes_are_each_callers_own() -> None:
