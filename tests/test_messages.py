@@ -6,7 +6,7 @@ import functools
 import inspect
 import pickle
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future  # noqa: TC003 - get_type_hints() looks for it
 from typing import Any
 
@@ -174,6 +174,42 @@ def bare(xs, /):  # type: ignore[no-untyped-def]
     return xs
 
 
+def future_of_a_mapping(xs: list[int] = []) -> "Future[dict[int, str]]":  # noqa: B006 - never changed
+    raise NotImplementedError
+
+
+def collection(xs: typing.Collection[int]) -> tuple[str, ...]:
+    return ()
+
+
+def unsaid(xs: list) -> typing.Any:  # type: ignore[type-arg]
+    return xs
+
+
+Shape = typing.TypeVar("Shape")
+
+
+class Array(typing.Generic[Shape]):
+    """As numpy's: what stands in brackets first is not the type of an entry."""
+
+
+def array(xs: Array[int]) -> Array[int]:
+    return xs
+
+
+async def asynchronous(xs: list[int]) -> AsyncIterator[str]:
+    yield ""
+
+
+async def asynchronous_iterable(xs: list[int]) -> AsyncIterable[str]:
+    yield ""
+
+
+class Model:
+    def encode(self, texts: list[str]) -> list[int]:
+        return []
+
+
 @pytest.mark.parametrize(
     ("function", "signature"),
     [
@@ -182,10 +218,17 @@ def bare(xs, /):  # type: ignore[no-untyped-def]
         (future, "(xs: int, /) -> str"),
         (unknown, "(xs, /)"),
         (bare, "(xs, /)"),
+        (future_of_a_mapping, "(xs: int, /) -> str"),
+        (collection, "(xs: int, /) -> str"),
+        (unsaid, "(xs, /)"),
+        (array, "(xs, /)"),
+        (asynchronous, "(xs: int, /) -> str"),
+        (asynchronous_iterable, "(xs: int, /) -> str"),
+        (Model.encode, "(self, texts: str, /) -> int"),
         (functools.partial(two, [1]), None),
         ([].extend, "(iterable, /)"),
     ],
-    ids=["mapping", "generator", "future", "unknown", "bare", "partial", "built in"],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_signature_is_that_of_one_item(function: Any, signature: str | None) -> None:
     assert signature is None or str(inspect.signature(batched(batch_size=1)(function))) == signature
