@@ -748,3 +748,26 @@ def test_nothing_of_a_batch_is_kept_after_the_answer(how: str) -> None:
         assert [reference() for reference in watched] == [None] * len(watched)
     finally:
         gc.enable()
+
+
+def test_an_error_of_the_items_of_a_map_is_not_kept() -> None:
+    watched: list[weakref.ref[Any]] = []
+
+    def items() -> Iterator[int]:
+        yield 1
+        error = OwnInit(1)
+        watched.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error  # a cycle of our own making
+
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        with batched(batch_size=1)(lambda xs: xs) as f, suppress(OwnInit):
+            for _ in f.map(items()):
+                pass
+        assert [reference() for reference in watched] == [None]
+    finally:
+        gc.enable()
