@@ -444,6 +444,32 @@ def test_an_engine_that_calls_back_twice_is_told_no_error() -> None:
         assert (f.stats.answered, f.stats.in_flight) == (1, 0)
 
 
+def test_an_engine_that_calls_back_while_its_results_are_read_is_heard_once() -> None:
+    callbacks: list[Callable[[Any], None]] = []
+
+    class Results(Sized):
+        def __iter__(self) -> Iterator[Any]:
+            if not self.iterations:
+                self.iterations = 1
+                callbacks[0](engine)
+            return super().__iter__()
+
+    class Engine:
+        def result(self) -> Results:
+            return results
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            callbacks.append(callback)
+
+    engine, results = Engine(), Results("x")
+    with batched(batch_size=1)(lambda _: engine) as f:
+        future = f.submit(1)
+        until(lambda: len(callbacks) == 1)
+        callbacks[0](engine)
+        assert future.result() == "x"
+        assert (f.stats.answered, f.stats.in_flight) == (1, 0)
+
+
 def test_a_future_of_a_future_is_refused() -> None:
     endless: Future[Any] = Future()
     endless.set_result(endless)
