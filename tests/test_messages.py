@@ -151,6 +151,7 @@ def test_it_says_of_itself_what_is_true() -> None:
     assert str(inspect.signature(decorated)) == "(texts: str, /) -> float"
     assert typing.get_type_hints(decorated) == {"texts": str, "return": float}
     assert isinstance(decorated, BatchedFunction)
+    assert decorated.__class__ is BatchedFunction
     assert callable(decorated)
 
 
@@ -197,6 +198,10 @@ def array(xs: Array[int]) -> Array[int]:
     return xs
 
 
+def literal(xs: typing.Literal["all"]) -> tuple[()]:
+    return ()
+
+
 async def asynchronous(xs: list[int]) -> AsyncIterator[str]:
     yield ""
 
@@ -222,6 +227,7 @@ class Model:
         (collection, "(xs: int, /) -> str"),
         (unsaid, "(xs, /)"),
         (array, "(xs, /)"),
+        (literal, "(xs, /)"),
         (asynchronous, "(xs: int, /) -> str"),
         (asynchronous_iterable, "(xs: int, /) -> str"),
         (Model.encode, "(self, texts: str, /) -> int"),
@@ -232,6 +238,24 @@ class Model:
 )
 def test_signature_is_that_of_one_item(function: Any, signature: str | None) -> None:
     assert signature is None or str(inspect.signature(batched(batch_size=1)(function))) == signature
+
+
+def test_annotations_hold_only_what_is_known() -> None:
+    assert batched(batch_size=1)(bare).__annotations__ == {}
+    assert batched(batch_size=1)(future).__annotations__ == {"xs": int, "return": str}
+
+
+def test_a_function_without_a_signature_is_taken_at_its_word() -> None:
+    with pytest.raises(ValueError, match="signature"):
+        inspect.signature(max)
+    with batched(batch_size=1)(max) as f:
+        assert f([5]) == 5
+
+
+def test_only_what_is_written_in_a_class_and_not_bound_is_named_after_it() -> None:
+    functions: list[Any] = [Model.encode, Model().encode, [].extend]
+    names = [repr(batched(batch_size=1)(function)) for function in functions]
+    assert [name.partition("(")[0] for name in names] == ["<batched Model.encode", "<batched encode", "<batched extend"]
 
 
 def test_it_is_copied_and_pickled_by_reference() -> None:
