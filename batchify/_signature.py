@@ -106,7 +106,7 @@ def _entry(annotation: Any) -> Any:
     if not isinstance(origin, type) or not arguments:
         return Parameter.empty
     if issubclass(origin, Mapping):
-        return arguments[-1]
+        return arguments[1] if len(arguments) == 2 else Parameter.empty  # Counter[str] does not hold strings
     if hasattr(origin, "add_done_callback"):
         return _entry(arguments[0])
     # Not every generic class: the first argument of a numpy array's annotation is its shape.

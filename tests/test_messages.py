@@ -1,6 +1,7 @@
 """Every message in full: the rule, the value, and whose function."""
 
 import asyncio
+import collections
 import copy
 import functools
 import inspect
@@ -202,6 +203,10 @@ def literal(xs: typing.Literal["all"]) -> tuple[()]:
     return ()
 
 
+def counter(xs: list[str]) -> collections.Counter[str]:
+    return collections.Counter(xs)
+
+
 async def asynchronous(xs: list[int]) -> AsyncIterator[str]:
     yield ""
 
@@ -228,6 +233,7 @@ class Model:
         (unsaid, "(xs, /)"),
         (array, "(xs, /)"),
         (literal, "(xs, /)"),
+        (counter, "(xs: str, /)"),
         (asynchronous, "(xs: int, /) -> str"),
         (asynchronous_iterable, "(xs: int, /) -> str"),
         (Model.encode, "(self, texts: str, /) -> int"),
