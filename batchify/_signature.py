@@ -46,7 +46,7 @@ def check_function(name: str, function: Callable[..., Any], *, method: bool) -> 
     kinds = [parameter.kind for parameter in parameters]
     if all(kind in _POSITIONAL for kind in kinds) and len(kinds) == 1 + method:
         return
-    if not parameters and _signature(function) is None:
+    if _signature(function) is None:
         return
     takes = Signature([parameter.replace(annotation=Parameter.empty) for parameter in parameters])
     must = "the instance and one more parameter" if method else "one parameter"

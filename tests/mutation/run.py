@@ -89,40 +89,51 @@ def test_all(todo: Iterable[Mutant], workers: int, *, quick: bool) -> Iterator[t
     phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # no time for a smaller example
     hypothesis.settings.register_profile("mutation", phases=phases, derandomize=True, database=None)
     hypothesis.settings.load_profile("mutation")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     todo = iter(todo)
+    running: dict[int, Run] = {}
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         original = copy_project(Path(directory) / "original")
         free = [Path(shutil.copytree(original, Path(directory) / str(number))) for number in range(workers)]
-        running: dict[int, Run] = {}
-        while True:
-            while free and (mutant := next(todo, None)) is not None:
-                first = FIRST[mutant.file]
-                stages = [first] if quick else [first, [name for name in OTHERS if name not in first]]
-                run = Run(mutant, free.pop(), stages)
-                (run.copy / "batchify" / mutant.file).write_text(mutant.code)
-                running[start(run)] = run
-            if not running:
-                return
-            time.sleep(0.01)
-            for pid, run in list(running.items()):
-                ended, status = os.waitpid(pid, os.WNOHANG)
-                hangs = not ended and time.monotonic() > run.started + SECONDS
-                if not ended and not hangs:
-                    continue
-                with suppress(ProcessLookupError):
-                    os.killpg(pid, signal.SIGKILL)  # with all that it started
-                if hangs:
-                    os.waitpid(pid, 0)
-                del running[pid]
-                code = os.waitstatus_to_exitcode(status) if not hangs else 1
-                assert code != 99, "another batchify was imported"
+        try:
+            while True:
+                while free and (mutant := next(todo, None)) is not None:
+                    first = FIRST[mutant.file]
+                    stages = [first] if quick else [first, [name for name in OTHERS if name not in first]]
+                    run = Run(mutant, free.pop(), stages)
+                    (run.copy / "batchify" / mutant.file).write_text(mutant.code)
+                    running[start(run)] = run
+                if not running:
+                    return
+                pid, code = wait_for_one(running)
+                run = running.pop(pid)
                 if code == 0 and run.stages:
                     running[start(run)] = run
                     continue
-                file = run.copy / "batchify" / run.mutant.file
-                shutil.copyfile(ROOT / "batchify" / run.mutant.file, file)
+                file = Path("batchify", run.mutant.file)
+                shutil.copyfile(original / file, run.copy / file)
                 free.append(run.copy)
                 yield run.mutant, "" if code == 0 else what_failed(run.copy) or f"exit status {code}"
+        finally:
+            for pid in running:
+                os.killpg(pid, signal.SIGKILL)
+
+
+def wait_for_one(running: dict[int, Run]) -> tuple[int, int]:
+    """Return the process that ended first, and its exit status; one that hangs is ended."""
+    while True:
+        for pid, run in running.items():
+            hangs = time.monotonic() > run.started + SECONDS
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended or hangs:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)  # with all that it started
+                if not ended:
+                    _, status = os.waitpid(pid, 0)
+                code = os.waitstatus_to_exitcode(status)
+                assert code != 99, "another batchify was imported"
+                return pid, code
+        time.sleep(0.01)
 
 
 def copy_project(copy: Path) -> Path:
@@ -153,6 +164,7 @@ def start(run: Run) -> int:
         return pid
     try:
         os.setsid()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_AS, (BYTES, BYTES))
         os.chdir(run.copy)
         os.environ["PYTHONPATH"] = str(run.copy)
