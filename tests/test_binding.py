@@ -319,6 +319,14 @@ def test_a_class_method_is_named_after_its_class() -> None:
     assert repr(OtherRegistry.of_class) == "<batched OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
 
 
+def test_a_class_method_may_be_made_of_a_function_from_elsewhere() -> None:
+    def of_class(cls: type, xs: list[int]) -> list[str]:
+        return [f"{cls.__name__} {x}" for x in xs]
+
+    kind: Any = type("Kind", (), {"of_class": batched(batch_size=2)(classmethod(of_class))})
+    assert kind.of_class(1) == "Kind 1"
+
+
 def test_an_entry_that_another_thread_made_first_is_taken() -> None:
     class NotFoundAtFirst(dict[Any, Any]):
         def get(self, key: Any, default: Any = None) -> Any:
@@ -338,7 +346,7 @@ def test_what_runs_for_an_instance_that_is_gone_says_so() -> None:
     one = Scaler(10)
     run = one.scale._self_batcher.function
     del one
-    with pytest.raises(ReferenceError, match="^the instance that was to answer is gone$"):
+    with pytest.raises(ReferenceError, match=r"^the instance that was to answer is gone$"):
         run([1])
 
 
