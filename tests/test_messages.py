@@ -199,6 +199,19 @@ def array(xs: Array[int]) -> Array[int]:
     return xs
 
 
+K = typing.TypeVar("K")
+V = typing.TypeVar("V")
+More = typing.TypeVar("More")
+
+
+class Tagged(dict[V, K], typing.Generic[K, V, More]):
+    """Which of its arguments is the value is not known."""
+
+
+def tagged(xs: list[str]) -> Tagged[int, str, bool]:
+    return Tagged()
+
+
 def literal(xs: typing.Literal["all"]) -> tuple[()]:
     return ()
 
@@ -234,6 +247,7 @@ class Model:
         (array, "(xs, /)"),
         (literal, "(xs, /)"),
         (counter, "(xs: str, /)"),
+        (tagged, "(xs: str, /)"),
         (asynchronous, "(xs: int, /) -> str"),
         (asynchronous_iterable, "(xs: int, /) -> str"),
         (Model.encode, "(self, texts: str, /) -> int"),
