@@ -467,7 +467,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            if not name.startswith("_") and hasattr(BatchedFunction, name):  # both kinds have the same names
+            if hasattr(BatchedFunction, name):  # both kinds have the same names
                 raise AttributeError(
                     f"{name_of(self.__wrapped__)}() has a buffer for each instance, so {name} must be asked of the "
                     f"method of an instance (if it is a class method, put @batched above @classmethod)"
