@@ -216,7 +216,7 @@ def print_score(results: dict[str, str], current: dict[str, Mutant]) -> None:
                 row[3] += 1
             else:
                 print(f"survived: {mutant.line}: {key}")
-    for key in sorted(set(reasons)):
+    for key in sorted(key for key in reasons if key.partition(":")[0] in rows):
         if key not in current:
             print(f"not there (any more): {key}")
         elif results.get(key):
