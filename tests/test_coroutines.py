@@ -1100,6 +1100,22 @@ def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
     assert inner.stats.reasons == {"full": 1}
 
 
+def test_calls_from_inside_do_not_wait_past_the_deadline_of_the_first() -> None:
+    inner = batched(batch_size=9, timeout=1.0)(negate)
+
+    async def function(items: list[int]) -> list[Any]:
+        first = inner.submit(1)
+        await move(0.5)
+        second = inner.submit(2)
+        await move(0.5)
+        return [(first.done(), second.done())]
+
+    async def main() -> None:
+        assert await batched(batch_size=1)(function)(1) == (True, True)
+
+    run(main())
+
+
 def test_a_task_that_outlives_its_batch_calls_like_any_other() -> None:
     left_behind: list[asyncio.Task[Any]] = []
 
@@ -1395,6 +1411,20 @@ def test_a_map_that_is_cancelled_takes_its_items_out(asynchronous: bool) -> None
     run(main())
 
 
+def test_the_reader_of_a_map_is_named_after_the_function() -> None:
+    names: set[str] = set()
+
+    async def items() -> AsyncIterator[int]:
+        names.update(task.get_name() for task in asyncio.all_tasks())
+        yield 1
+
+    async def main() -> None:
+        assert [result async for result in batched(batch_size=1)(negate).map(items())] == [-1]
+
+    run(main())
+    assert "batchify reader of a map of negate()" in names
+
+
 def test_map_refuses_what_is_not_iterable() -> None:
     f = batched(batch_size=2)(negate)
     with pytest.raises(TypeError, match="'int' object is not iterable"):
@@ -1593,6 +1623,21 @@ def test_close_from_inside_does_not_wait_for_itself() -> None:
         assert await f(1) == 1
         with pytest.raises(ClosedError):
             await f(2)
+
+    run(main())
+
+
+def test_close_of_another_function_from_inside_waits_for_it() -> None:
+    waiting: list[Any] = []
+    other = batched(batch_size=9, timeout=None)(negate)
+
+    async def function(items: list[int]) -> list[bool]:
+        await other.aclose()
+        return [waiting[0].done()]
+
+    async def main() -> None:
+        waiting.append(other.submit(1))
+        assert await batched(batch_size=1)(function)(1) is True
 
     run(main())
 
