@@ -577,7 +577,6 @@ class LoopBatcher:
                     flusher.put(call, loop)
                     calls.append(call)
                     del call
-                    bell.ring()
 
         def ended(_: object) -> None:
             if more:
