@@ -1411,6 +1411,21 @@ def test_a_map_that_is_cancelled_takes_its_items_out(asynchronous: bool) -> None
     run(main())
 
 
+def test_map_cuts_no_batch_before_its_items_end() -> None:
+    async def main() -> None:
+        other = f.submit(0)
+        results = f.map(range(1, 24))
+        assert await anext(results) == -1
+        await settle()
+        assert f.stats.pending == 1
+        assert [result async for result in results] == [-item for item in range(2, 24)]
+        assert await other == 0
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+    assert f.stats.reasons == {"full": 6}
+
+
 def test_the_reader_of_a_map_is_named_after_the_function() -> None:
     names: set[str] = set()
 

@@ -524,6 +524,14 @@ def test_map_raises_an_error_in_its_place() -> None:
             list(f.map(cast("Any", 3)))
 
 
+def test_map_cuts_no_batch_before_its_items_end() -> None:
+    with batched(batch_size=4, timeout=None)(lambda items: items) as f:
+        other = f.submit(0)
+        assert list(f.map(range(1, 24))) == list(range(1, 24))
+        assert other.result() == 0
+        assert f.stats.reasons == {"full": 6}
+
+
 def test_map_joins_the_batches_of_others() -> None:
     with batched(batch_size=4, timeout=None)(lambda items: items) as f:
         other = f.submit("x")
