@@ -265,6 +265,17 @@ def test_one_timer_for_an_open_batch_and_none_without() -> None:
     assert threading.active_count() == threads
 
 
+def test_a_change_sets_no_timer_where_nothing_waits() -> None:
+    async def main() -> None:
+        assert await f(1) == -1
+        f.timeout = 2.0
+        await settle()
+        assert here().timers() == 0
+
+    f = batched(batch_size=2)(negate)
+    run(main())
+
+
 def test_timeout_none_waits_for_a_full_batch_or_flush() -> None:
     async def main() -> None:
         first = f.submit(1)
