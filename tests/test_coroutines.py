@@ -1054,6 +1054,34 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
     run(main())
 
 
+def test_a_call_into_a_ring_of_others_is_answered() -> None:
+    go_on = asyncio.Event()
+
+    async def one(items: list[int]) -> list[int]:
+        if items == [0]:
+            return await together(second(1))
+        if items == [2]:
+            await go_on.wait()
+        return items
+
+    async def two(items: list[int]) -> list[int]:
+        return await together(first(2))
+
+    async def three(items: list[int]) -> list[int]:
+        return await together(first(3))
+
+    async def main() -> None:
+        ring, *_ = tasks([first(0)])
+        await settle()
+        outside, *_ = tasks([third(9)])
+        await settle()
+        go_on.set()
+        assert await together(ring, outside) == [2, 3]
+
+    first, second, third = (batched(batch_size=1)(each) for each in (one, two, three))
+    run(main())
+
+
 def test_closing_each_other_from_inside_ends() -> None:
     closes = asyncio.Event()
 
