@@ -44,14 +44,14 @@ EQUIVALENT = HERE / "equivalent.md"
 # The tests most likely to notice, for each file; the others come after them.
 FIRST = {
     "_buffer.py": ["buffer", "messages"],
-    "_batch.py": ["answers", "coroutines", "asyncio", "threads"],
+    "_batch.py": ["answers", "coroutines", "asyncio", "threads", "any_line"],
     "_errors.py": ["answers", "messages"],
     "_stats.py": ["stats"],
     "_processor.py": ["processor"],
     "_signature.py": ["messages", "binding", "structure"],
-    "_threads.py": ["answers", "threads"],
+    "_threads.py": ["answers", "asyncio", "threads"],
     "_asyncio.py": ["asyncio", "coroutines"],
-    "_decorator.py": ["messages", "binding", "pickle", "asyncio"],
+    "_decorator.py": ["messages", "binding", "pickle", "asyncio", "coroutines"],
 }
 OTHERS = [
     "stats",
