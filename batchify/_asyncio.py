@@ -186,14 +186,13 @@ class LoopBell:
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_flusher", "_waits_for", "nested")
+    __slots__ = ("_flusher", "_waits_for")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
-    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], *, nested: bool) -> None:
+    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any]) -> None:
         super().__init__(flusher.batcher.name, calls, call_directly)
         self._flusher = flusher
-        self.nested = nested
         # Calls made from inside the function, and where; those answered are taken out now and then.
         self._waits_for: dict[LoopFlusher, list[Any]] = {}
 
@@ -282,7 +281,7 @@ class LoopFlusher:
         if nested:
             with _lock:
                 self.tally.begin("nested", [0.0] * len(calls), 0.0)
-            self._start(self._run_nested(LoopBatch(self, calls, nested=True)), loop)
+            self._start(self._run_nested(LoopBatch(self, calls)), loop)
             return
         add, now = self.buffer.add, loop.time()
         for call in calls:
@@ -426,7 +425,7 @@ class LoopFlusher:
                 taken = self.buffer.take(now)
                 if taken is not None:
                     calls, reason = taken
-                    batch = LoopBatch(self, calls, nested=False)
+                    batch = LoopBatch(self, calls)
                     self._in_flight.add(batch)
                     self._looks_at = -inf
                     self.tally.begin(reason, [call.arrival for call in calls], now)
@@ -590,7 +589,6 @@ class LoopBatcher:
                     flusher.put(call, loop)
                     calls.append(call)
                     del call
-                    bell.ring()
 
         def ended(_: object) -> None:
             try:

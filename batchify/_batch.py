@@ -91,7 +91,7 @@ class Ahead:
                 calls.append(MapCall(item, self._wake))  # noqa: PERF401 - what was read must not be lost
         except Exception as error:  # noqa: BLE001 - whatever they raise; see raise_error()
             self._error = error
-        self.more = len(calls) == size and self._error is None
+        self.more = len(calls) == size
         self.calls.extend(calls)
         return calls
 

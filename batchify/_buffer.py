@@ -53,16 +53,14 @@ class Buffer(Generic[C]):
     def add(self, call: C, now: float) -> float:
         """Let a call wait. `now` must not be smaller than at any earlier call.
 
-        Returns the moment at which a batch is due because of this call: -inf for now, inf if it changes nothing.
+        Returns the latest moment at which a batch with this call is due: -inf for now, inf if something must happen
+        first.
         """
         call.arrival = now
-        waiting = self._waiting
-        # Asked before it is in: a finalizer that adds one just now is first too, and one of the two must say so.
-        first = not waiting
-        waiting[call] = None
-        if len(waiting) >= self.batch_size or now <= self._flushed_at:
+        self._waiting[call] = None
+        if len(self._waiting) >= self.batch_size or now <= self._flushed_at:
             return -math.inf
-        return now + self.timeout if first and self.timeout is not None else math.inf
+        return math.inf if self.timeout is None else now + self.timeout
 
     def remove(self, call: C) -> bool:
         """Take out a call whose caller left. False if it is not here (any more)."""
@@ -82,8 +80,6 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        if not self._waiting:
-            return math.inf
         if len(self._waiting) >= self.batch_size:
             return -math.inf
         oldest = self._oldest()

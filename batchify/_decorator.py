@@ -455,7 +455,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
     ) -> Coroutine[Any, Any, R]: ...
     def __call__(self, instance: Any, item: Any, /) -> Any:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
-        return self.__get__(instance, instance)(item) if self._self_of_class else self.__get__(instance)(item)
+        return self.__get__(instance, instance)(item)
 
     def __repr__(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self._self_options.items())
@@ -467,7 +467,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            if not name.startswith("_") and (hasattr(BatchedFunction, name) or hasattr(BatchedCoroutineFunction, name)):
+            if hasattr(BatchedFunction, name):  # both kinds have the same names
                 raise AttributeError(
                     f"{name_of(self.__wrapped__)}() has a buffer for each instance, so {name} must be asked of the "
                     f"method of an instance (if it is a class method, put @batched above @classmethod)"

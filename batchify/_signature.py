@@ -46,7 +46,7 @@ def check_function(name: str, function: Callable[..., Any], *, method: bool) -> 
     kinds = [parameter.kind for parameter in parameters]
     if all(kind in _POSITIONAL for kind in kinds) and len(kinds) == 1 + method:
         return
-    if not parameters and _signature(function) is None:
+    if _signature(function) is None:
         return
     takes = Signature([parameter.replace(annotation=Parameter.empty) for parameter in parameters])
     must = "the instance and one more parameter" if method else "one parameter"
@@ -106,7 +106,7 @@ def _entry(annotation: Any) -> Any:
     if not isinstance(origin, type) or not arguments:
         return Parameter.empty
     if issubclass(origin, Mapping):
-        return arguments[-1]
+        return arguments[1] if len(arguments) == 2 else Parameter.empty  # Counter[str] does not hold strings
     if hasattr(origin, "add_done_callback"):
         return _entry(arguments[0])
     # Not every generic class: the first argument of a numpy array's annotation is its shape.

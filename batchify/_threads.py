@@ -544,8 +544,12 @@ class ThreadBatcher:
             if taken is not None:
                 self._wakes_at = -inf
                 calls, reason = taken
+                try:
+                    batch = ThreadBatch(self, calls)
+                except BaseException:  # no memory, or from outside (PyThreadState_SetAsyncExc)
+                    self._buffer.put_back(calls)
+                    raise
                 self._tally.begin(reason, [call.arrival for call in calls], now)
-                batch = ThreadBatch(self, calls)
                 self._unfinished.add(id(batch))
                 return batch
             if self._buffer.closed and not len(self._buffer):

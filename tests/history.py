@@ -241,7 +241,7 @@ def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
     """A batch lies in the interval of each of its calls, and ends."""
     calls = {call.token: call for call in history.calls}
     for batch in history.batches:
-        if batch.ended == inf:
+        if batch.ended == inf and not (disturbed and _was_cut_off(batch)):
             yield Violation("unfinished", str(batch))
         for token in batch.tokens:
             call = calls.get(token)
@@ -297,12 +297,17 @@ def _check_order(history: History, *, across: bool) -> Iterator[Violation]:
             latest[call.submitter, batch.buffer] = call
 
 
+def _was_cut_off(batch: BatchRecord) -> bool:
+    """Whether Ctrl-C on a loop may have ended it: a generator ends when it is collected."""
+    return batch.way == "generator" or "BatchError" in batch.errors.values()
+
+
 def _check_overlap(history: History, concurrency: int, *, disturbed: bool) -> Iterator[Violation]:
     """No more batches of a buffer run at once than may, but for nested ones."""
     nested = {call.token for call in history.calls if call.nested}
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
-        if nested.issuperset(batch.tokens) or (disturbed and "BatchError" in batch.errors.values()):
+        if nested.issuperset(batch.tokens) or (disturbed and _was_cut_off(batch)):
             continue
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]

@@ -8,6 +8,7 @@ import weakref
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -298,6 +299,31 @@ def test_a_yielded_result_is_delivered_at_once() -> None:
         go_on.release()
 
 
+def test_a_yielded_result_is_not_kept_until_the_next_one() -> None:
+    watched: list[weakref.ref[Thing]] = []
+    asked_again, go_on = threading.Semaphore(0), threading.Semaphore(0)
+
+    def thing() -> Thing:
+        made = Thing()
+        watched.append(weakref.ref(made))
+        return made
+
+    def function(items: list[int]) -> Iterator[Thing]:
+        for _ in items:
+            yield thing()
+            asked_again.release()
+            go_on.acquire()
+
+    with batched(batch_size=2, timeout=None)(function) as f:
+        one, two = f.submit(1), f.submit(2)
+        one.result()
+        del one
+        asked_again.acquire()
+        assert watched[0]() is None
+        go_on.release(2)
+        two.result()
+
+
 def test_a_generator_that_ends_early_fails_those_who_still_wait() -> None:
     one, two, three = answers(lambda _: iter(["x"]), 1, 2, 3)
     assert one == "x"
@@ -306,7 +332,9 @@ def test_a_generator_that_ends_early_fails_those_who_still_wait() -> None:
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit, GeneratorExit])
-def test_a_generator_that_raises_fails_those_who_still_wait(error: type[BaseException]) -> None:
+def test_a_generator_that_raises_fails_those_who_still_wait(
+    error: type[BaseException], caplog: pytest.LogCaptureFixture
+) -> None:
     def function(_: list[int]) -> Iterator[str]:
         yield "x"
         raise error
@@ -314,6 +342,7 @@ def test_a_generator_that_raises_fails_those_who_still_wait(error: type[BaseExce
     one, two, three = answers(function, 1, 2, 3)
     assert one == "x"
     assert type(two) is type(three) is (error if issubclass(error, Exception) else BatchError)
+    assert not caplog.records  # since they were told
 
 
 def test_what_stands_behind_the_last_yield_runs() -> None:
@@ -328,8 +357,12 @@ def test_what_stands_behind_the_last_yield_runs() -> None:
 
 
 def test_one_yield_too_many_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    assert answers(lambda _: iter("xyz"), 1, 2) == ["x", "y"]
-    assert "yielded more results than the 2 items it was given" in caplog.text
+    results = iter("uvwxyz")
+    assert answers(lambda _: results, 1, 2) == ["u", "v"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "<lambda>() yielded more results than the 2 items it was given"
+    ]
+    assert list(results) == ["x", "y", "z"]  # it is not asked any more
 
 
 def test_an_error_behind_the_last_yield_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -389,6 +422,52 @@ def test_a_future_that_calls_back_twice_is_heard_once() -> None:
             raise ValueError
 
     assert answers(lambda _: Twice(), 1, 2) == ["x", "y"]
+
+
+def test_an_engine_that_calls_back_twice_is_told_no_error() -> None:
+    callbacks: list[Callable[[Any], None]] = []
+
+    class Engine:
+        def result(self) -> list[str]:
+            return ["x"]
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            callbacks.append(callback)
+
+    engine = Engine()
+    with batched(batch_size=1)(lambda _: engine) as f:
+        future = f.submit(1)
+        until(lambda: len(callbacks) == 1)
+        for _ in range(2):
+            callbacks[0](engine)
+        assert future.result() == "x"
+        assert (f.stats.answered, f.stats.in_flight) == (1, 0)
+
+
+def test_an_engine_that_calls_back_while_its_results_are_read_is_heard_once() -> None:
+    callbacks: list[Callable[[Any], None]] = []
+
+    class Results(Sized):
+        def __iter__(self) -> Iterator[Any]:
+            if not self.iterations:
+                self.iterations = 1
+                callbacks[0](engine)
+            return super().__iter__()
+
+    class Engine:
+        def result(self) -> Results:
+            return results
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            callbacks.append(callback)
+
+    engine, results = Engine(), Results("x")
+    with batched(batch_size=1)(lambda _: engine) as f:
+        future = f.submit(1)
+        until(lambda: len(callbacks) == 1)
+        callbacks[0](engine)
+        assert future.result() == "x"
+        assert (f.stats.answered, f.stats.in_flight) == (1, 0)
 
 
 def test_a_future_of_a_future_is_refused() -> None:
@@ -548,6 +627,7 @@ class HidesItsTraceback(Exception):
         OwnOSError(2, "gone", "file"),
         HidesItsCause(),
         HidesItsTraceback(),
+        type("FromAnEarlyModule", (OwnInit,), {"__module__": "a"})(7),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -570,6 +650,7 @@ def test_exceptions_that_are_hard_to_copy_arrive(original: Exception) -> None:
         ImportError("no", name="a", path="b"),
         ExceptionGroup("several", [ValueError(1), KeyError(2)]),
         SyntaxError("bad", ("file", 1, 2, "text")),
+        AttributeError("no"),
     ],
     ids=lambda error: type(error).__name__,
 )
@@ -581,6 +662,37 @@ def test_built_in_exceptions_keep_all_they_say(original: Exception) -> None:
     for name in names:
         assert getattr(outcome, name, None) == getattr(original, name, None)
     assert str(outcome) == str(original)
+
+
+def test_an_exception_that_cannot_be_copied_arrives_itself() -> None:
+    original = UnicodeDecodeError("utf-8", b"x", 0, 1, "bad")
+    original.args = ()  # without them none can be made
+    assert answers(lambda _: [original], 1)[0] is original
+
+
+def test_what_is_no_exception_and_hides_its_name_becomes_a_batch_error() -> None:
+    class Nameless(type):
+        @property
+        def __name__(cls) -> str:  # type: ignore[override]
+            raise RuntimeError
+
+    class Exits(BaseException, metaclass=Nameless):
+        pass
+
+    outcome = answers(lambda _: [Exits()], 1)[0]
+    assert type(outcome) is BatchError
+    assert outcome.args == ("<lambda>() raised an exception",)
+
+
+def test_the_cause_is_what_was_raised_or_the_cause_of_what_was_not() -> None:
+    never_raised, cause = KeyError(1), ValueError(2)
+    with_cause = KeyError(3)
+    with_cause.__cause__ = cause
+    raised = KeyError(4)
+    with suppress(KeyError):
+        raise raised
+    outcomes = answers(lambda _: [never_raised, with_cause, raised], 1, 2, 3)
+    assert [outcome.__cause__ for outcome in outcomes] == [None, cause, raised]
 
 
 def test_notes_are_each_callers_own() -> None:
@@ -658,5 +770,28 @@ def test_nothing_of_a_batch_is_kept_after_the_answer(how: str) -> None:
             f(Thing())
         assert watched
         until(lambda: not any(reference() for reference in watched))  # neither by the thread, which sleeps by now
+    finally:
+        gc.enable()
+
+
+def test_an_error_of_the_items_of_a_map_is_not_kept() -> None:
+    watched: list[weakref.ref[Any]] = []
+
+    def items() -> Iterator[int]:
+        yield 1
+        error = OwnInit(1)
+        watched.append(weakref.ref(error))
+        try:
+            raise error
+        finally:
+            del error  # a cycle of our own making
+
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        with batched(batch_size=1)(lambda xs: xs) as f, suppress(OwnInit):
+            for _ in f.map(items()):
+                pass
+        assert [reference() for reference in watched] == [None]
     finally:
         gc.enable()

@@ -243,6 +243,7 @@ def test_a_function_that_awaits_itself_is_answered() -> None:
 
     with batched(batch_size=2)(function) as f:
         assert asyncio.run(f.aio(1)) == 1
+    assert f.stats.reasons == {"timeout": 1, "nested": 1}
 
 
 def test_context_variables_do_not_leak_from_the_first_caller() -> None:

@@ -308,6 +308,54 @@ def test_a_private_method_is_found_under_its_own_name() -> None:
         Private().scale(1)
 
 
+def test_the_descriptor_can_be_asked_and_called_as_python_does() -> None:
+    of_class = vars(Registry)["of_class"]
+    assert of_class.__get__(Registry())(1) == 10
+    assert of_class.__get__(None, OtherRegistry)(1) == 20
+    assert of_class(OtherRegistry, 2) == 40
+    assert vars(Scaler)["scale"].__get__(Scaler(3))(1) == 3
+    assert Scaler.fetch.__code__ is Scaler.fetch.__wrapped__.__code__
+
+
+def test_a_class_method_is_named_after_its_class() -> None:
+    assert repr(OtherRegistry.of_class) == "<batched OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
+
+
+def test_a_class_method_may_be_made_of_a_function_from_elsewhere() -> None:
+    def of_class(cls: type, xs: list[int]) -> list[str]:
+        return [f"{cls.__name__} {x}" for x in xs]
+
+    kind: Any = type("Kind", (), {"of_class": batched(batch_size=2)(classmethod(of_class))})
+    assert kind.of_class(1) == "Kind 1"
+
+
+def test_an_entry_that_another_thread_made_first_is_taken() -> None:
+    class NotFoundAtFirst(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            return None
+
+    class Model:
+        @batched(batch_size=2)
+        def encode(self, texts: list[str]) -> list[str]:
+            return texts
+
+    Model.encode._self_batchers = NotFoundAtFirst()
+    model = Model()
+    assert model.encode._self_batcher is model.encode._self_batcher
+
+
+def test_what_runs_for_an_instance_that_is_gone_says_so() -> None:
+    one = Scaler(10)
+    run = one.scale._self_batcher.function
+    del one
+    with pytest.raises(ReferenceError, match=r"^the instance that was to answer is gone$"):
+        run([1])
+
+
+def test_aio_of_a_coroutine_function_is_the_same_as_a_call() -> None:
+    assert asyncio.run(awaited(Scaler(10).fetch.aio(3))) == 30
+
+
 def test_closing_one_closes_one() -> None:
     one, two = Scaler(10), Scaler(20)
     one.scale.close()
@@ -324,7 +372,7 @@ def test_what_only_an_instance_has_says_so(attribute: str) -> None:
         f"Scaler.scale() has a buffer for each instance, so {attribute} must be asked of the method of an instance "
         "(if it is a class method, put @batched above @classmethod)"
     )
-    with pytest.raises(AttributeError, match="sumbit"):
+    with pytest.raises(AttributeError, match=r"^'function' object has no attribute 'sumbit'$"):
         _ = Scaler.scale.sumbit
 
 

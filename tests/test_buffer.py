@@ -2,7 +2,8 @@
 
 import math
 import sys
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -272,6 +273,54 @@ def test_every_line_survives_being_entered(step: str, entering: str) -> None:
         assert len(taken) == len(expected)
         assert set(taken) == expected
     assert lines < 20, "not every line was tried"
+
+
+def test_a_call_that_leaves_at_any_line_of_a_take_leaves_no_empty_batch() -> None:
+    for number in range(40):
+        buffer, (call,) = filled(0.0)
+        left: list[bool] = []
+        taken: list[Any] = []
+        lines = at_line(
+            number,
+            lambda: left.append(buffer.remove(call)),  # noqa: B023 - run at once
+            lambda: taken.append(buffer.take(1.0)),  # noqa: B023
+        )
+        assert taken == [None if left == [True] else ([call], "timeout")]
+    assert lines < 40, "not every line was tried"
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3])
+def test_ctrl_c_in_the_midst_of_a_take_puts_all_back_in_order(taken: int) -> None:
+    class Interrupted(OrderedDict[Entry, None]):
+        pops = 0
+
+        def popitem(self, last: bool = True) -> tuple[Entry, None]:
+            self.pops += 1
+            if self.pops == taken:
+                raise KeyboardInterrupt
+            return super().popitem(last)
+
+    buffer, entries = filled(0.0, 0.0, 0.0, 0.0)
+    buffer._waiting = Interrupted(buffer._waiting)
+    with pytest.raises(KeyboardInterrupt):
+        buffer.take(1.0)
+    buffer.batch_size = 4
+    assert buffer.take(1.0) == (entries, "full")
+
+
+def test_a_change_while_the_oldest_is_looked_for_is_survived() -> None:
+    class ChangedOnce(OrderedDict[Entry, None]):
+        looks = 0
+
+        def __iter__(self) -> Iterator[Entry]:
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("OrderedDict mutated during iteration")
+            return super().__iter__()
+
+    buffer, _ = filled(5.0)
+    buffer._waiting = ChangedOnce(buffer._waiting)
+    assert buffer.due_at == 6.0
 
 
 def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:

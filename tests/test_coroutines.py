@@ -266,6 +266,17 @@ def test_one_timer_for_an_open_batch_and_none_without() -> None:
     assert threading.active_count() == threads
 
 
+def test_a_change_sets_no_timer_where_nothing_waits() -> None:
+    async def main() -> None:
+        assert await f(1) == -1
+        f.timeout = 2.0
+        await settle()
+        assert here().timers() == 0
+
+    f = batched(batch_size=2)(negate)
+    run(main())
+
+
 def test_timeout_none_waits_for_a_full_batch_or_flush() -> None:
     async def main() -> None:
         first = f.submit(1)
@@ -1063,6 +1074,34 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
     run(main())
 
 
+def test_a_call_into_a_ring_of_others_is_answered() -> None:
+    go_on = asyncio.Event()
+
+    async def one(items: list[int]) -> list[int]:
+        if items == [0]:
+            return await together(second(1))
+        if items == [2]:
+            await go_on.wait()
+        return items
+
+    async def two(items: list[int]) -> list[int]:
+        return await together(first(2))
+
+    async def three(items: list[int]) -> list[int]:
+        return await together(first(3))
+
+    async def main() -> None:
+        ring, *_ = tasks([first(0)])
+        await settle()
+        outside, *_ = tasks([third(9)])
+        await settle()
+        go_on.set()
+        assert await together(ring, outside) == [2, 3]
+
+    first, second, third = (batched(batch_size=1)(each) for each in (one, two, three))
+    run(main())
+
+
 def test_closing_each_other_from_inside_ends() -> None:
     closes = asyncio.Event()
 
@@ -1118,6 +1157,22 @@ def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
 
     run(main())
     assert inner.stats.reasons == {"full": 1}
+
+
+def test_calls_from_inside_do_not_wait_past_the_deadline_of_the_first() -> None:
+    inner = batched(batch_size=9, timeout=1.0)(negate)
+
+    async def function(items: list[int]) -> list[Any]:
+        first = inner.submit(1)
+        await move(0.5)
+        second = inner.submit(2)
+        await move(0.5)
+        return [(first.done(), second.done())]
+
+    async def main() -> None:
+        assert await batched(batch_size=1)(function)(1) == (True, True)
+
+    run(main())
 
 
 def test_a_task_that_outlives_its_batch_calls_like_any_other() -> None:
@@ -1415,6 +1470,35 @@ def test_a_map_that_is_cancelled_takes_its_items_out(asynchronous: bool) -> None
     run(main())
 
 
+def test_map_cuts_no_batch_before_its_items_end() -> None:
+    async def main() -> None:
+        other = f.submit(0)
+        results = f.map(range(1, 24))
+        assert await anext(results) == -1
+        await settle()
+        assert f.stats.pending == 1
+        assert [result async for result in results] == [-item for item in range(2, 24)]
+        assert await other == 0
+
+    f = batched(batch_size=4, timeout=None)(negate)
+    run(main())
+    assert f.stats.reasons == {"full": 6}
+
+
+def test_the_reader_of_a_map_is_named_after_the_function() -> None:
+    names: set[str] = set()
+
+    async def items() -> AsyncIterator[int]:
+        names.update(task.get_name() for task in asyncio.all_tasks())
+        yield 1
+
+    async def main() -> None:
+        assert [result async for result in batched(batch_size=1)(negate).map(items())] == [-1]
+
+    run(main())
+    assert "batchify reader of a map of negate()" in names
+
+
 def test_map_refuses_what_is_not_iterable() -> None:
     f = batched(batch_size=2)(negate)
     with pytest.raises(TypeError, match="'int' object is not iterable"):
@@ -1613,6 +1697,21 @@ def test_close_from_inside_does_not_wait_for_itself() -> None:
         assert await f(1) == 1
         with pytest.raises(ClosedError):
             await f(2)
+
+    run(main())
+
+
+def test_close_of_another_function_from_inside_waits_for_it() -> None:
+    waiting: list[Any] = []
+    other = batched(batch_size=9, timeout=None)(negate)
+
+    async def function(items: list[int]) -> list[bool]:
+        await other.aclose()
+        return [waiting[0].done()]
+
+    async def main() -> None:
+        waiting.append(other.submit(1))
+        assert await batched(batch_size=1)(function)(1) is True
 
     run(main())
 

@@ -1,12 +1,13 @@
 """Every message in full: the rule, the value, and whose function."""
 
 import asyncio
+import collections
 import copy
 import functools
 import inspect
 import pickle
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future  # noqa: TC003 - get_type_hints() looks for it
 from typing import Any
 
@@ -151,6 +152,7 @@ def test_it_says_of_itself_what_is_true() -> None:
     assert str(inspect.signature(decorated)) == "(texts: str, /) -> float"
     assert typing.get_type_hints(decorated) == {"texts": str, "return": float}
     assert isinstance(decorated, BatchedFunction)
+    assert decorated.__class__ is BatchedFunction
     assert callable(decorated)
 
 
@@ -174,6 +176,63 @@ def bare(xs, /):  # type: ignore[no-untyped-def]
     return xs
 
 
+def future_of_a_mapping(xs: list[int] = []) -> "Future[dict[int, str]]":  # noqa: B006 - never changed
+    raise NotImplementedError
+
+
+def collection(xs: typing.Collection[int]) -> tuple[str, ...]:
+    return ()
+
+
+def unsaid(xs: list) -> typing.Any:  # type: ignore[type-arg]
+    return xs
+
+
+Shape = typing.TypeVar("Shape")
+
+
+class Array(typing.Generic[Shape]):
+    """As numpy's: what stands in brackets first is not the type of an entry."""
+
+
+def array(xs: Array[int]) -> Array[int]:
+    return xs
+
+
+K = typing.TypeVar("K")
+V = typing.TypeVar("V")
+More = typing.TypeVar("More")
+
+
+class Tagged(dict[V, K], typing.Generic[K, V, More]):
+    """Which of its arguments is the value is not known."""
+
+
+def tagged(xs: list[str]) -> Tagged[int, str, bool]:
+    return Tagged()
+
+
+def literal(xs: typing.Literal["all"]) -> tuple[()]:
+    return ()
+
+
+def counter(xs: list[str]) -> collections.Counter[str]:
+    return collections.Counter(xs)
+
+
+async def asynchronous(xs: list[int]) -> AsyncIterator[str]:
+    yield ""
+
+
+async def asynchronous_iterable(xs: list[int]) -> AsyncIterable[str]:
+    yield ""
+
+
+class Model:
+    def encode(self, texts: list[str]) -> list[int]:
+        return []
+
+
 @pytest.mark.parametrize(
     ("function", "signature"),
     [
@@ -182,13 +241,41 @@ def bare(xs, /):  # type: ignore[no-untyped-def]
         (future, "(xs: int, /) -> str"),
         (unknown, "(xs, /)"),
         (bare, "(xs, /)"),
+        (future_of_a_mapping, "(xs: int, /) -> str"),
+        (collection, "(xs: int, /) -> str"),
+        (unsaid, "(xs, /)"),
+        (array, "(xs, /)"),
+        (literal, "(xs, /)"),
+        (counter, "(xs: str, /)"),
+        (tagged, "(xs: str, /)"),
+        (asynchronous, "(xs: int, /) -> str"),
+        (asynchronous_iterable, "(xs: int, /) -> str"),
+        (Model.encode, "(self, texts: str, /) -> int"),
         (functools.partial(two, [1]), None),
         ([].extend, "(iterable, /)"),
     ],
-    ids=["mapping", "generator", "future", "unknown", "bare", "partial", "built in"],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_signature_is_that_of_one_item(function: Any, signature: str | None) -> None:
     assert signature is None or str(inspect.signature(batched(batch_size=1)(function))) == signature
+
+
+def test_annotations_hold_only_what_is_known() -> None:
+    assert batched(batch_size=1)(bare).__annotations__ == {}
+    assert batched(batch_size=1)(future).__annotations__ == {"xs": int, "return": str}
+
+
+def test_a_function_without_a_signature_is_taken_at_its_word() -> None:
+    with pytest.raises(ValueError, match="signature"):
+        inspect.signature(max)
+    with batched(batch_size=1)(max) as f:
+        assert f([5]) == 5
+
+
+def test_only_what_is_written_in_a_class_and_not_bound_is_named_after_it() -> None:
+    functions: list[Any] = [Model.encode, Model().encode, [].extend]
+    names = [repr(batched(batch_size=1)(function)) for function in functions]
+    assert [name.partition("(")[0] for name in names] == ["<batched Model.encode", "<batched encode", "<batched extend"]
 
 
 def test_it_is_copied_and_pickled_by_reference() -> None:

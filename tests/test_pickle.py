@@ -236,6 +236,16 @@ def test_what_stands_elsewhere_by_now_is_made_anew() -> None:
     assert (other(3), other is function, other.__qualname__) == (30, False, "gone")
 
 
+def test_another_function_at_its_place_is_not_taken_for_it() -> None:
+    def other(xs: list[int]) -> list[int]:
+        return [20 * x for x in xs]
+
+    restore, arguments = scale.__reduce_ex__(4)
+    assert restore(*arguments) is scale
+    made = restore(other, *arguments[1:])
+    assert (made is scale, made(3), made.__wrapped__ is other) == (False, 60, True)
+
+
 def test_a_callable_object_is_pickled_with_its_state() -> None:
     function = batched(batch_size=5)(Tenfold(10))
     other = there_and_back(pickle, function)
@@ -256,3 +266,4 @@ class Tenfold:
 def test_nothing_is_left_on_the_users_function() -> None:
     assert type(scale.__wrapped__) is FunctionType
     assert (scale.__wrapped__.__qualname__, vars(scale.__wrapped__)) == ("scale", {})
+    assert not hasattr(scale._self_list_function, "__wrapped__")

@@ -1,7 +1,9 @@
 """The class form, and the example of the batch processor this library grew from."""
 
+import asyncio
 import copy
 import gc
+import inspect
 import pickle
 import threading
 from typing import Any
@@ -129,3 +131,33 @@ def test_two_instances_never_share_a_batch() -> None:
     assert in_threads(lambda p: p.request(x=1), [first, second]) == [1, 1]
     assert (first.stats.accepted, second.stats.accepted) == (1, 1)
     assert issubclass(ResultCountError, BatchError)
+
+
+def test_with_closes() -> None:
+    with Processor(batch_size=1) as processor:
+        assert processor.request(x=1) == 1
+    with pytest.raises(ClosedError):
+        processor.request(x=1)
+
+
+def test_without_a_timeout_nobody_waits_for_company() -> None:
+    assert inspect.signature(BatchProcessor).parameters["timeout"].default == 0.0
+    with Processor(batch_size=2) as processor:
+        assert processor.request(x=1) == 1
+
+
+def test_what_runs_for_a_processor_that_is_gone_says_so() -> None:
+    processor = Processor(batch_size=1)
+    process = processor._batcher.function
+    del processor
+    with pytest.raises(ReferenceError, match=r"^the Processor\.process that was to answer is gone$"):
+        process([{"x": 1}])
+
+
+def test_on_a_running_loop_it_warns_and_says_what_to_await() -> None:
+    async def main() -> int:
+        with pytest.warns(RuntimeWarning, match=r"use `await asyncio\.to_thread\(processor\.request, \.\.\.\)`$"):
+            return processor.request(x=1)
+
+    with Processor(batch_size=1) as processor:
+        assert asyncio.run(main()) == 1

@@ -21,6 +21,8 @@ import pytest
 
 from batchify import BatchError, ClosedError
 from batchify import _threads as threads_module
+from batchify._buffer import Buffer
+from batchify._stats import Tally
 
 from .tools import Gated, batched, in_threads, run_script, until
 
@@ -251,8 +253,52 @@ def test_an_idle_flush_thread_sleeps_without_end() -> None:
     count = len(sleeps)
     # until() itself takes longer than the timeout, many times
     assert count <= 4
+    # Once it slept for as long as an item may wait, so that the next one need not wake it to be timed.
+    assert sleeps[-2:] == [pytest.approx(0.01), float("inf")]
     f.close()
     assert len(sleeps) == count
+
+
+def test_a_flush_thread_that_waits_for_no_deadline_sets_no_timer(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts: list[float] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.release = self.lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            timeouts.append(timeout)
+            return self.lock.acquire(blocking, timeout)
+
+    monkeypatch.setattr(threads_module, "allocate_lock", Lock)
+    with batched(batch_size=1)(lambda items: items) as f:
+        assert [f(1), f(2)] == [1, 2]
+    assert set(timeouts) == {-1}
+
+
+def test_an_item_that_is_due_later_wakes_nobody() -> None:
+    f = batched(batch_size=9, timeout=10**9)(lambda items: items)
+    batcher = f._self_batcher
+    step, wake = batcher._next, batcher._wake_locked
+    sleeps: list[Any] = []
+    woken: list[int] = []
+
+    def spy(*, flushed: bool) -> Any:
+        sleeps.append(step(flushed=flushed))
+        return sleeps[-1]
+
+    def count() -> None:
+        woken.append(len(batcher._buffer))
+        wake()
+
+    batcher._next, batcher._wake_locked = spy, count  # type: ignore[method-assign]
+    futures = [f.submit(1)]
+    until(lambda: len(sleeps) == 1)
+    futures += [f.submit(2), f.submit(3)]
+    assert woken == [1]
+    f.close()
+    assert [future.result() for future in futures] == [1, 2, 3]
 
 
 def test_a_huge_timeout_is_no_overflow() -> None:
@@ -293,7 +339,8 @@ def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> 
 
 def test_every_shared_field_is_changed_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a build without a GIL needs, seen on any build."""
-    locked, unlocked = set(), set()
+    locked: set[str] = set()
+    unlocked: set[str] = set()
 
     def note(what: str) -> None:
         (locked if threads_module._lock._is_owned() else unlocked).add(what)  # type: ignore[attr-defined]
@@ -315,12 +362,12 @@ def test_every_shared_field_is_changed_under_its_lock(monkeypatch: pytest.Monkey
         for name in methods:
             monkeypatch.setattr(kind, name, noted(name, getattr(kind, name)))
 
-    async def awaited() -> int:
+    async def awaited() -> Any:
         return await f.aio(1)
 
     watch(threads_module.ThreadBatcher)
-    watch(threads_module.Buffer, "add", "remove", "take", "flush", "close")
-    watch(threads_module.Tally, "begin", "answer", "snapshot")
+    watch(Buffer, "add", "remove", "take", "flush", "close")
+    watch(Tally, "begin", "answer", "snapshot")
     f = batched(batch_size=2, timeout=0.0)(lambda items: items)
     assert in_threads(f, range(8)) == list(range(8))
     assert list(f.map(range(5))) == [0, 1, 2, 3, 4]
@@ -527,6 +574,14 @@ def test_map_raises_an_error_in_its_place() -> None:
         assert list(results) == []
         with pytest.raises(TypeError, match="not iterable"):
             list(f.map(cast("Any", 3)))
+
+
+def test_map_cuts_no_batch_before_its_items_end() -> None:
+    with batched(batch_size=4, timeout=None)(lambda items: items) as f:
+        other = f.submit(0)
+        assert list(f.map(range(1, 24))) == list(range(1, 24))
+        assert other.result() == 0
+        assert f.stats.reasons == {"full": 6}
 
 
 def test_map_joins_the_batches_of_others() -> None:
@@ -962,6 +1017,41 @@ def test_a_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
         assert in_threads(f, range(20)) == list(range(20))
 
 
+def test_a_batch_that_the_thread_could_not_run_fails_at_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def run(*_: object) -> None:
+        raise MemoryError
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        with monkeypatch.context() as patch:
+            patch.setattr(threads_module.ThreadBatch, "run", run)
+            with pytest.raises(MemoryError):
+                f(1)
+        assert f(2) == 2
+    assert [record.getMessage() for record in caplog.records] == ["the flush thread of <lambda>() was disturbed"]
+
+
+def test_a_batch_that_could_not_be_made_is_made_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [MemoryError()]
+
+    class FailsOnce(threads_module.ThreadBatch):
+        def __new__(cls, *_: Any) -> "FailsOnce":
+            if errors:
+                raise errors.pop()
+            return super().__new__(cls)
+
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        futures = [f.submit(1)]
+        monkeypatch.setattr(threads_module, "ThreadBatch", FailsOnce)
+        futures.append(f.submit(2))
+        assert [future.result() for future in futures] == [1, 2]
+        assert f.stats.sizes == {2: 1}
+    assert not errors
+
+
 @pytest.mark.thread_unsafe(reason="looks for threads by name")
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
     causes: list[type] = []
@@ -1094,7 +1184,7 @@ def test_a_blocking_call_on_a_running_loop_warns_once_and_works() -> None:
         return [f(1), f(2)]
 
     with batched(batch_size=1)(lambda items: items) as f:
-        with pytest.warns(RuntimeWarning, match="running event loop") as warned:
+        with pytest.warns(RuntimeWarning, match=r"running event loop.* use `await <lambda>\.aio\(item\)`$") as warned:
             assert asyncio.run(main()) == [1, 2]
         assert len(warned) == 1
         assert warned[0].filename == __file__
@@ -1159,6 +1249,22 @@ def test_a_forked_child_starts_clean() -> None:
             "child = os.fork()",
             "futures = [function.submit(n) for n in range(5)]; entered.wait()\n    child = os.fork()",
         )
+    )
+
+
+def test_what_was_closed_is_closed_in_a_forked_child_too() -> None:
+    run_script(
+        in_child("""
+        assert function._self_batcher._buffer.closed
+        try:
+            function(7)
+        except ClosedError:
+            pass
+        else:
+            raise AssertionError
+        """)
+        .replace("import _threads, batched", "import ClosedError, _threads, batched")
+        .replace("child = os.fork()", "futures = []; function.close()\n    child = os.fork()")
     )
 
 
