@@ -212,7 +212,7 @@ class Batch:
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
-        failed = 0
+        failed, stored = 0, False
         try:
             calls = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
@@ -228,13 +228,14 @@ class Batch:
                 for call, result in zip(calls, results, strict=True):
                     call.value = result
                     call.error = None
+            stored = True
             self.answer(calls, failed, done=True)
         except BaseException as error:  # Ctrl-C, where the main thread completes the future of an engine
-            for call in calls:
-                if not hasattr(call, "error"):
-                    self._store(call, error)
-                with suppress(RuntimeError):  # it was told before
-                    call.deliver_all((call,))
+            if stored:
+                self._deliver_again(calls)
+            else:
+                failed = sum(self._store_if_missing(call, error) for call in calls)
+                self.answer(calls, failed, done=True)
             raise
         finally:
             self.finish()
@@ -277,10 +278,8 @@ class Batch:
         try:
             self.answer((call,), self._store(call, result), done=False)
         except BaseException as error:  # Ctrl-C: nobody else knows this call
-            if not hasattr(call, "error"):
-                self._store(call, error)
-            with suppress(RuntimeError):  # it was told before
-                call.deliver_all((call,))
+            self._store_if_missing(call, error)
+            self._deliver_again((call,))
             raise
         return True
 
@@ -300,6 +299,14 @@ class Batch:
         call.value = result
         call.error = None
         return False
+
+    def _store_if_missing(self, call: Call, error: BaseException) -> bool:
+        return self._store(call, error) if not hasattr(call, "error") else call.error is not None
+
+    def _deliver_again(self, calls: Sequence[Call]) -> None:
+        for call in calls:
+            with suppress(RuntimeError):  # it was told before
+                call.deliver_all((call,))
 
     def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:
         """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
