@@ -34,7 +34,7 @@ from types import coroutine
 from typing import Any, Protocol
 
 from ._batch import Ahead, Batch, Call, MapCall
-from ._buffer import Buffer, check_batch_size, check_timeout
+from ._buffer import Buffer, arrival_of, check_batch_size, check_timeout
 from ._errors import ClosedError
 from ._stats import Stats, Tally
 
@@ -428,7 +428,7 @@ class LoopFlusher:
                     batch = LoopBatch(self, calls)
                     self._in_flight.add(batch)
                     self._looks_at = -inf
-                    self.tally.begin(reason, [call.arrival for call in calls], now)
+                    self.tally.begin(reason, list(map(arrival_of, calls)), now)
                     return batch
         except BaseException:  # Ctrl-C: nobody else knows these calls
             self._in_flight.clear()

@@ -27,7 +27,7 @@ from time import monotonic
 from typing import Any, TypeVar
 
 from ._batch import Ahead, Batch, Call, complain
-from ._buffer import Buffer, check_batch_size, check_timeout
+from ._buffer import Buffer, arrival_of, check_batch_size, check_timeout
 from ._errors import BatchError, ClosedError
 from ._stats import Stats, Tally
 
@@ -549,7 +549,7 @@ class ThreadBatcher:
                 except BaseException:  # no memory, or from outside (PyThreadState_SetAsyncExc)
                     self._buffer.put_back(calls)
                     raise
-                self._tally.begin(reason, [call.arrival for call in calls], now)
+                self._tally.begin(reason, list(map(arrival_of, calls)), now)
                 self._unfinished.add(id(batch))
                 return batch
             if self._buffer.closed and not len(self._buffer):

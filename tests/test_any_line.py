@@ -22,6 +22,7 @@ import pytest
 
 import batchify
 from batchify import BatchError, ClosedError
+from batchify import _asyncio as asyncio_module
 from batchify import _threads as threads_module
 
 from .tools import batched, until
@@ -36,6 +37,7 @@ THREADS = (threads_module._flushing, threads_module._delivering)
 def nothing_is_left() -> Iterator[None]:
     yield
     assert not threads_module._lock._is_owned()  # type: ignore[attr-defined]
+    assert not asyncio_module._lock._is_owned()  # type: ignore[attr-defined]
     assert not any(threading.get_ident() in table for table in THREADS)
     assert not threads_module._waits_for
 
