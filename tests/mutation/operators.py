@@ -61,7 +61,7 @@ class _Replace:
 
     def mutate(self, node: Any, index: int) -> Any:
         old, new = list(self.variants(node))[index]
-        tree: Any = parso.parse(  # type: ignore[no-untyped-call]
+        tree: Any = parso.parse(  # type: ignore[no-untyped-call, unused-ignore]
             old.get_first_leaf().prefix + new
         )
         if old is node:

@@ -288,7 +288,7 @@ def ctrl_c_on_a_loop(world: World) -> None:
     while not all(work.done() for work in works):
         waiting = loop.create_task(all_done())
         intruder = Intruder(world.rng.randrange(1, 1000), ctrl_c_now)
-        with suppress(KeyboardInterrupt), intruder.on_this_thread():
+        with suppress(KeyboardInterrupt, RuntimeError), intruder.on_this_thread():  # the loop stopped before its time
             loop.run_until_complete(waiting)
         waiting.cancel()
         if intruder.where:
@@ -312,7 +312,7 @@ def ctrl_c_on_a_loop(world: World) -> None:
 def _until_done(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]") -> None:
     """Run until a task is done; what was interrupted before comes through those that wait for it."""
     while not task.done():
-        with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        with suppress(KeyboardInterrupt, RuntimeError, asyncio.CancelledError):
             loop.run_until_complete(asyncio.wait([task]))
     if not task.cancelled():
         task.exception()
