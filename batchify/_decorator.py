@@ -86,6 +86,9 @@ class _Decorated(_Wrapper):
             # Not that of the function: cloudpickle would take this for it, and leave the decorator behind.
             return type(self)
 
+        def __str__(self) -> str:
+            return repr(self)
+
     # What inspect asks a function for; a callable object has none of it.
 
     @property

@@ -280,7 +280,7 @@ def test_all_that_a_function_has_a_method_has() -> None:
     assert asyncio.run(awaited(Scaler.fetch(one, 3))) == 30
     one.scale.batch_size = 7
     assert (one.scale.batch_size, Scaler(1).scale.batch_size) == (7, 2)
-    assert repr(one.scale) == "<batched Scaler.scale(), batch_size=7, timeout=0.0>"
+    assert repr(one.scale) == str(one.scale) == "<batched Scaler.scale(), batch_size=7, timeout=0.0>"
     assert repr(Scaler.scale) == "<batched Scaler.scale(), batch_size=2, timeout=0.0, a buffer per instance>"
     assert inspect.iscoroutinefunction(one.fetch)
     assert inspect.iscoroutinefunction(one.stream)
