@@ -388,9 +388,10 @@ def test_a_method_that_takes_something_else_is_refused() -> None:
 
 @pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_an_instance_is_collected_at_once_and_its_thread_ends() -> None:
+    before = threading.enumerate()
     one = Scaler(10)
     assert one.scale(1) == 10
-    (thread,) = [each for each in threading.enumerate() if "Scaler.scale" in each.name]
+    (thread,) = [each for each in threading.enumerate() if each not in before and "Scaler.scale" in each.name]
     gone = weakref.ref(one)
     gc.disable()
     try:
