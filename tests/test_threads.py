@@ -780,7 +780,8 @@ def test_close_answers_everyone_who_waits() -> None:
     assert all(future.done() for future in futures)
     assert [future.result() for future in futures] == list(range(5))
     assert f.stats.reasons == {"full": 2, "close": 1}
-    assert not flush_threads("Gated")
+    assert f._self_batcher._thread is not None
+    assert not f._self_batcher._thread.is_alive()
 
 
 def test_close_waits_for_a_future() -> None:
@@ -917,7 +918,7 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
 
     f: Any = batched(batch_size=1)(dropped)
     assert f(1) == 1
-    (thread,) = flush_threads("dropped")
+    thread = f._self_batcher._thread
     until(lambda: f._self_batcher._wakes_at == float("inf"))  # it sleeps
     function = weakref.ref(dropped)
     if not refers_to_itself:
@@ -937,7 +938,7 @@ def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive() -> None:
 
     f: Any = batched(batch_size=1)(dropped)
     error = f.submit(1).exception()
-    (thread,) = flush_threads("dropped")
+    thread = f._self_batcher._thread
     del f
     gc.collect()
     thread.join()
