@@ -950,6 +950,44 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
     assert loop_reference() is None
 
 
+@pytest.mark.parametrize("how", ["stats", "flush"])
+def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
+    async def start() -> None:
+        f.submit(1)
+
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    reference = weakref.ref(loop)
+    del loop
+    if how == "stats":
+        assert f.stats.cancelled == 1
+    else:
+        f.flush()
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_loop_that_closes_just_now_disturbs_no_flush() -> None:
+    class LyingLoop(HandLoop):
+        lies = False
+
+        def is_closed(self) -> bool:
+            return not self.lies and super().is_closed()
+
+    async def start() -> None:
+        f.submit(1)
+
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loop = LyingLoop()
+    loop.run_until_complete(start())
+    loop.close()
+    loop.lies = True
+    f.flush()
+    loop.lies = False
+
+
 def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works() -> None:
     script = """if True:
         import asyncio, gc

@@ -470,6 +470,8 @@ def test_a_callback_that_raises_harms_nobody(error: type[BaseException], caplog:
         f.submit(1).add_done_callback(refuse)
         assert f.submit(2).result() == 2
         assert in_threads(f, [3, 4]) == [3, 4]
+    if not issubclass(error, Exception):  # else the future tells of it
+        assert caplog.messages == ["a callback of a future raised"]
 
 
 def test_a_chain_of_callbacks_is_no_recursion() -> None:
@@ -737,6 +739,19 @@ def test_a_future_that_is_never_done_is_noticed_when_it_is_dropped() -> None:
             f(1)
         with pytest.raises(BatchError, match="dropped it unfinished"):
             f(2)
+
+
+def test_an_engine_may_answer_a_call_from_inside() -> None:
+    engine: concurrent.futures.Future[list[int]] = concurrent.futures.Future()
+
+    def function(items: list[int]) -> Any:
+        if items == [0]:
+            return [f(1)]
+        threading.Thread(target=engine.set_result, args=([-1],)).start()
+        return engine
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == -1
 
 
 def test_a_future_that_is_never_done_is_noticed_in_a_call_from_inside() -> None:
