@@ -13,10 +13,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchify import BatchedCoroutineFunction, BatchError, ClosedError, MissingResultError, ResultCountError
+from batchify._asyncio import LoopBatch, LoopFlusher
+from batchify._buffer import Buffer
 
 from .tools import batched as batched_untyped
 from .tools import in_threads, run_script
@@ -277,6 +279,38 @@ def test_a_change_sets_no_timer_where_nothing_waits() -> None:
     run(main())
 
 
+def test_while_a_batch_runs_no_timer_is_set() -> None:
+    async def main() -> None:
+        futures = [f.submit(1), f.submit(2)]
+        await settle()
+        futures.append(f.submit(3))
+        f.timeout = 2.0
+        assert here().timers() == 0
+        await gated.go_on(1)
+        assert here().timers() == 1
+        await move(2.0)
+        await gated.go_on(1)
+        assert await together(*futures) == [-1, -2, -3]
+
+    gated = Gated()
+    f = batched(batch_size=2, timeout=1.0)(gated)
+    run(main())
+
+
+def test_who_leaves_a_full_batch_before_it_is_taken_leaves_the_others_their_time() -> None:
+    async def main() -> None:
+        first, second = f.submit(1), f.submit(2)
+        second.cancel()
+        await settle()
+        assert not first.done()
+        await move(1.0)
+        assert first.result() == -1
+
+    f = batched(batch_size=2, timeout=1.0)(negate)
+    run(main())
+    assert f.stats.reasons == {"timeout": 1}
+
+
 def test_timeout_none_waits_for_a_full_batch_or_flush() -> None:
     async def main() -> None:
         first = f.submit(1)
@@ -333,6 +367,7 @@ def test_a_bad_option_is_refused_and_changes_nothing() -> None:
 # What each caller gets
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.integers()), st.integers(1, 5), st.sampled_from([0.0, None]), st.sampled_from(["call", "submit", "map"])
 )
@@ -915,6 +950,44 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
     assert loop_reference() is None
 
 
+@pytest.mark.parametrize("how", ["stats", "flush"])
+def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
+    async def start() -> None:
+        f.submit(1)
+
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    loop.close()
+    reference = weakref.ref(loop)
+    del loop
+    if how == "stats":
+        assert f.stats.cancelled == 1
+    else:
+        f.flush()
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_loop_that_closes_just_now_disturbs_no_flush() -> None:
+    class LyingLoop(HandLoop):
+        lies = False
+
+        def is_closed(self) -> bool:
+            return not self.lies and super().is_closed()
+
+    async def start() -> None:
+        f.submit(1)
+
+    f = batched(batch_size=4, timeout=60.0)(negate)
+    loop = LyingLoop()
+    loop.run_until_complete(start())
+    loop.close()
+    loop.lies = True
+    f.flush()
+    loop.lies = False
+
+
 def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works() -> None:
     script = """if True:
         import asyncio, gc
@@ -1159,6 +1232,18 @@ def test_a_call_of_another_function_from_inside_joins_its_batch() -> None:
     assert inner.stats.reasons == {"full": 1}
 
 
+def test_a_call_from_inside_sets_no_timer_where_there_is_no_timeout() -> None:
+    inner = batched(batch_size=9, timeout=None)(negate)
+
+    async def function(items: list[int]) -> list[int]:
+        future = inner.submit(1)
+        assert here().timers() == 0
+        inner.flush()
+        return [await future]
+
+    assert run(batched(batch_size=1)(function)(1)) == -1
+
+
 def test_calls_from_inside_do_not_wait_past_the_deadline_of_the_first() -> None:
     inner = batched(batch_size=9, timeout=1.0)(negate)
 
@@ -1233,6 +1318,38 @@ def test_a_call_that_was_given_up_inside_is_not_waited_for() -> None:
     assert f.stats.reasons == {"full": 2}
 
 
+def test_a_close_that_was_given_up_inside_is_not_waited_for() -> None:
+    given_up, go_on = asyncio.Event(), asyncio.Event()
+
+    async def first(items: list[int]) -> list[int]:
+        if items == [1]:
+            (task,) = tasks([g.aclose()])
+            await settle()
+            task.cancel()
+            await settle()
+            given_up.set()
+            await go_on.wait()
+        return items
+
+    async def second(items: list[int]) -> list[int]:
+        await given_up.wait()
+        return [await f(item) for item in items]
+
+    f = batched(batch_size=1)(first)
+    g = batched(batch_size=1)(second)
+
+    async def main() -> None:
+        waiting = tasks([g(2), f(1)])
+        await given_up.wait()
+        await settle()
+        assert f.stats.pending == 1
+        go_on.set()
+        assert await together(*waiting) == [2, 1]
+
+    run(main())
+    assert f.stats.reasons == {"full": 2}
+
+
 def test_a_task_that_outlives_its_batch_keeps_no_items() -> None:
     kept: list[weakref.ref[Any]] = []
     left_behind: list[asyncio.Task[Any]] = []
@@ -1262,6 +1379,32 @@ def test_a_task_that_outlives_its_batch_keeps_no_items() -> None:
     run(main())
 
 
+def test_a_task_that_outlives_its_batch_keeps_no_items_that_the_batch_passed_on() -> None:
+    class Item:
+        def __neg__(self) -> "Item":
+            return self
+
+    kept: list[weakref.ref[Any]] = []
+    left_behind: list[asyncio.Task[Any]] = []
+    inner = batched(batch_size=1)(negate)
+
+    async def function(items: list[int]) -> list[int]:
+        left_behind.extend(tasks([asyncio.Event().wait()]))
+        item = Item()
+        kept.append(weakref.ref(item))
+        await inner(item)
+        return items
+
+    async def main() -> None:
+        assert await batched(batch_size=1)(function)(1) == 1
+        await settle()
+        gc.collect()
+        assert kept[0]() is None
+        left_behind[0].cancel()
+
+    run(main())
+
+
 def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None:
     async def function(items: list[int]) -> list[int]:
         if items == [1]:
@@ -1276,6 +1419,115 @@ def test_a_nested_batch_whose_task_is_cancelled_before_it_begins_fails() -> None
     f = batched(batch_size=1)(function)
     assert run(f(1)) == 1
     assert f.stats.reasons["nested"] == 1
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_ctrl_c_as_a_batch_begins_fails_it_and_is_not_lost(
+    nested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    async def function(items: list[int]) -> list[int]:
+        if items == [1]:
+            monkeypatch.setattr(LoopFlusher, "_run", interrupted)
+            with pytest.raises(BatchError):
+                await f(2)
+        return items
+
+    f = batched(batch_size=1)(function)
+    if not nested:
+        monkeypatch.setattr(LoopFlusher, "_run", interrupted)
+    loop = HandLoop()
+    caller = loop.create_task(f(1) if nested else f(2))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(caller)
+    if nested:
+        assert loop.run_until_complete(caller) == 1
+    else:
+        with pytest.raises(BatchError):
+            loop.run_until_complete(caller)
+    assert loop.run_until_complete(f(3)) == 3
+    loop.close()
+    assert (f.stats.answered, f.stats.failed, f.stats.in_flight) == (1 + nested, 1, 0)
+    del caller
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
+    nested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flushers: list[LoopFlusher] = []
+
+    def interrupted(batch: LoopBatch) -> None:
+        monkeypatch.undo()
+        flushers.append(batch._flusher)
+        raise KeyboardInterrupt
+
+    async def function(items: list[int]) -> list[int]:
+        if items == [1]:
+            monkeypatch.setattr(LoopBatch, "finish", interrupted)
+            assert await f(2) == 2
+        return items
+
+    f = batched(batch_size=1)(function)
+    if not nested:
+        monkeypatch.setattr(LoopBatch, "finish", interrupted)
+    loop = HandLoop()
+    caller = loop.create_task(f(1) if nested else f(2))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(caller)
+    assert loop.run_until_complete(caller) == (1 if nested else 2)
+    assert not flushers[0].batches
+    loop.close()
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    f = batched(batch_size=1)(negate)
+    monkeypatch.setattr(Buffer, "take", interrupted)
+    loop = HandLoop()
+    caller = loop.create_task(f(1))
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(caller)
+    assert loop.run_until_complete(caller) == -1
+    loop.close()
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+def test_ctrl_c_as_the_items_of_a_map_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+
+    async def results() -> list[int]:
+        return [result async for result in f.map(items())]
+
+    f = batched(batch_size=2, timeout=None)(negate)
+    monkeypatch.setattr(LoopFlusher, "flush", interrupted)
+    loop = HandLoop()
+    caller = loop.create_task(results())
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(caller)
+    assert loop.run_until_complete(caller) == [-1]
+    loop.close()
 
 
 # Contexts
@@ -1302,7 +1554,8 @@ def test_context_variables_do_not_leak() -> None:
     run(main())
 
 
-def test_a_timer_does_not_keep_its_callers_context() -> None:
+@pytest.mark.parametrize("batch_size", [1, 9])
+def test_neither_a_timer_nor_a_batch_keeps_its_callers_context(batch_size: int) -> None:
     class Thing:
         pass
 
@@ -1319,8 +1572,10 @@ def test_a_timer_does_not_keep_its_callers_context() -> None:
         await settle()
         gc.collect()
         assert reference() is None
+        await gated.go_on()
 
-    f = batched(batch_size=9, timeout=60.0)(negate)
+    gated = Gated()
+    f = batched(batch_size=batch_size, timeout=60.0)(gated)
     run(main())
 
 
@@ -1684,6 +1939,22 @@ def test_close_when_the_last_item_is_cancelled_ends() -> None:
     gated = Gated()
     f = batched(batch_size=1, timeout=None)(gated)
     run(main())
+
+
+def test_close_ends_though_ctrl_c_came_when_the_loop_was_told_that_a_task_had_ended() -> None:
+    class DeafLoop(HandLoop):
+        def call_soon(self, callback: Callable[..., Any], *args: Any, **options: Any) -> asyncio.Handle:
+            if getattr(callback, "__name__", "") == "discard":
+                callback = {"nothing"}.discard
+            return super().call_soon(callback, *args, **options)
+
+    async def main() -> None:
+        assert await f(1) == -1
+        await f.aclose()
+
+    f = batched(batch_size=1)(negate)
+    with asyncio.Runner(loop_factory=DeafLoop) as runner:
+        runner.run(main())
 
 
 def test_close_from_inside_does_not_wait_for_itself() -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from batchify import BatchError, ClosedError
 from batchify import _threads as threads_module
+from batchify._batch import Call
 from batchify._buffer import Buffer
 from batchify._stats import Tally
 
@@ -469,6 +470,8 @@ def test_a_callback_that_raises_harms_nobody(error: type[BaseException], caplog:
         f.submit(1).add_done_callback(refuse)
         assert f.submit(2).result() == 2
         assert in_threads(f, [3, 4]) == [3, 4]
+    if not issubclass(error, Exception):  # else the future tells of it
+        assert caplog.messages == ["a callback of a future raised"]
 
 
 def test_a_chain_of_callbacks_is_no_recursion() -> None:
@@ -738,6 +741,19 @@ def test_a_future_that_is_never_done_is_noticed_when_it_is_dropped() -> None:
             f(2)
 
 
+def test_an_engine_may_answer_a_call_from_inside() -> None:
+    engine: concurrent.futures.Future[list[int]] = concurrent.futures.Future()
+
+    def function(items: list[int]) -> Any:
+        if items == [0]:
+            return [f(1)]
+        threading.Thread(target=engine.set_result, args=([-1],)).start()
+        return engine
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == -1
+
+
 def test_a_future_that_is_never_done_is_noticed_in_a_call_from_inside() -> None:
     def function(items: list[int]) -> Any:
         return [f(1)] if items == [0] else Future()
@@ -832,6 +848,16 @@ def test_after_close_calls_are_refused(how: str) -> None:
         f(1) if how == "call" else f.submit(1) if how == "submit" else next(f.map([1]))
     assert f.stats.accepted == 0
     assert not flush_threads("refusing")
+
+
+def test_a_function_that_was_closed_twice_goes_when_it_is_dropped() -> None:
+    f = batched(batch_size=1)(lambda items: items)
+    assert f(1) == 1
+    f.close()
+    f.close()
+    reference = weakref.ref(f._self_batcher)
+    del f
+    assert reference() is None
 
 
 def test_close_from_inside_the_function_does_not_wait_for_itself() -> None:
@@ -1054,6 +1080,22 @@ def test_a_batch_that_could_not_be_made_is_made_again(
 
 
 @pytest.mark.thread_unsafe(reason="looks for threads by name")
+def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog: pytest.LogCaptureFixture) -> None:
+    sleeps: list[float] = []
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None:
+            sleeps.append(seconds)
+            if len(sleeps) == 1:
+                raise MemoryError
+
+    begun = threading.Lock()
+    begun.acquire()
+    threads_module._flush_forever(Bell(), begun, [], object())  # type: ignore[arg-type]
+    assert sleeps == [-1, -1]
+    assert caplog.messages == ["the flush thread of ?() was disturbed"]
+
+
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
     causes: list[type] = []
 
@@ -1137,6 +1179,24 @@ def test_ctrl_c_in_a_batch_does_not_disturb_it(ctrl_c: Callable[[], None]) -> No
         function.open()
         assert other.result() == "other"
         assert in_threads(f, [2, 3]) == [2, 3]
+
+
+@pytest.mark.thread_unsafe(reason="changes the module")
+def test_ctrl_c_in_a_call_from_inside_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Interrupted:
+        def acquire(self) -> None:
+            raise KeyboardInterrupt
+
+    def function(items: list[int]) -> list[int]:
+        with pytest.raises(KeyboardInterrupt):
+            inner(1)
+        return items
+
+    monkeypatch.setattr(threads_module, "_blocking_call", lambda item: (Call(item, int), Interrupted()))
+    inner = batched(batch_size=2, timeout=None)(lambda items: items)
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == 0
+    assert (inner.stats.pending, inner.stats.cancelled) == (0, 1)
 
 
 @pytest.mark.thread_unsafe(reason="signals")

@@ -233,6 +233,7 @@ def main() -> None:
     parser.add_argument("files", nargs="*", default=list(FIRST))
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sample", type=int, help="so many mutants of each file, chosen by a fixed seed")
+    parser.add_argument("--shuffle", action="store_true", help="in an order by a fixed seed: a fair sample at any time")
     parser.add_argument("--quick", action="store_true", help="only with the tests named in FIRST")
     parser.add_argument("--new", action="store_true", help="only those not tried yet, and those that survived")
     parser.add_argument("--match", default="", help="only those whose text has this regular expression")
@@ -257,6 +258,8 @@ def main() -> None:
             if re.search(options.match, mutant.key)
             and (not options.new or not (results.get(mutant.key) or mutant.key in reasons))
         ]
+    if options.shuffle:
+        random.Random(0).shuffle(todo)
     if not options.score:
         for number, (mutant, test) in enumerate(test_all(todo, options.workers, quick=options.quick), 1):
             results[mutant.key] = test
