@@ -36,6 +36,16 @@ def test_tasks_share_a_batch() -> None:
         assert f.stats.sizes == {8: 4}
 
 
+def test_a_coroutine_is_named_after_the_function() -> None:
+    @batched(batch_size=1)
+    def f(items: list[int]) -> list[int]:
+        return items
+
+    coroutine: Any = f.aio(1)
+    assert (coroutine.__name__, coroutine.__qualname__) == ("f.aio", "f.aio")
+    coroutine.close()
+
+
 def test_threads_and_loops_share_a_batch() -> None:
     with batched(batch_size=6, timeout=None)(lambda items: [-item for item in items]) as f:
 

@@ -1126,6 +1126,7 @@ def test_a_call_from_inside_does_not_wait_for_itself(way: str) -> None:
     run(main())
     assert f.stats.reasons["nested"] >= 3
     assert f.stats.reasons["full"] == 1
+    assert (f.stats.waited, f.stats.longest_wait) == (0.0, 0.0)
 
 
 def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -> None:
@@ -1507,6 +1508,21 @@ def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
     loop.close()
     gc.collect()
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            f.submit(1)
+        assert (f.stats.pending, f.stats.cancelled) == (0, 1)
+
+    f = batched(batch_size=2, timeout=1.0)(negate)
+    monkeypatch.setattr(LoopFlusher, "_look_at", interrupted)
+    run(main())
 
 
 def test_ctrl_c_as_the_items_of_a_map_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -1943,10 +1959,10 @@ def test_close_when_the_last_item_is_cancelled_ends() -> None:
 
 def test_close_ends_though_ctrl_c_came_when_the_loop_was_told_that_a_task_had_ended() -> None:
     class DeafLoop(HandLoop):
-        def call_soon(self, callback: Callable[..., Any], *args: Any, **options: Any) -> asyncio.Handle:
+        def call_soon(self, callback: Any, *args: Any, context: contextvars.Context | None = None) -> asyncio.Handle:  # type: ignore[override]
             if getattr(callback, "__name__", "") == "discard":
                 callback = {"nothing"}.discard
-            return super().call_soon(callback, *args, **options)
+            return super().call_soon(callback, *args, context=context)
 
     async def main() -> None:
         assert await f(1) == -1

@@ -608,6 +608,18 @@ def test_a_function_that_calls_itself_is_answered() -> None:
         assert f.stats.reasons["nested"] >= 12
 
 
+def test_a_call_of_itself_counts_as_no_time_waited() -> None:
+    def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            before = f.stats
+            assert f(1) == 1
+            assert (f.stats.waited, f.stats.longest_wait) == (before.waited, before.longest_wait)
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == 0
+
+
 def test_a_function_that_submits_to_itself_is_answered() -> None:
     def function(items: list[int]) -> list[int]:
         return [sum(f.map(range(item))) + f.submit(0).result() if item else 0 for item in items]
@@ -663,6 +675,14 @@ def test_a_ring_through_an_engine_is_answered() -> None:
         inner.close()
         many.close()
         outer.close()
+
+
+@pytest.mark.thread_unsafe(reason="changes the module")
+def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = object(), object()
+    monkeypatch.setattr(threads_module, "_waits_for", {one: two, two: one})
+    with threads_module._blocked_on(one) as for_itself:
+        assert not for_itself
 
 
 def test_a_function_that_answers_with_a_future_of_another() -> None:
@@ -1311,6 +1331,24 @@ def test_a_forked_child_starts_clean() -> None:
             "futures = [function.submit(n) for n in range(5)]; entered.wait()\n    child = os.fork()",
         )
     )
+
+
+def test_a_future_of_the_parent_outlives_its_function_in_a_forked_child() -> None:
+    script = """if True:
+        import gc, os
+        from batchify import batched
+
+        f = batched(batch_size=2, timeout=None)(lambda items: items)
+        future = f.submit(1)
+        child = os.fork()
+        if not child:
+            del f
+            gc.collect()
+            assert future.cancel()
+            os._exit(0)
+        assert os.waitpid(child, 0)[1] == 0
+    """
+    run_script(script, "-W", "ignore")
 
 
 def test_what_was_closed_is_closed_in_a_forked_child_too() -> None:
