@@ -504,7 +504,6 @@ def test_a_generator_that_raises_fails_those_still_waiting() -> None:
 
 
 @pytest.mark.parametrize("then", ["yield", "raise"])
-@pytest.mark.thread_unsafe(reason="logs")
 def test_what_a_generator_does_after_its_last_result_is_logged(then: str, caplog: pytest.LogCaptureFixture) -> None:
     closed = []
 

@@ -1125,7 +1125,8 @@ def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.L
     with batched(batch_size=1)(disturbed) as f:
         for number in range(20):
             assert f(number) == number
-            (thread,) = flush_threads("disturbed")
+            thread = f._self_batcher._thread
+            assert thread is not None
             assert thread.ident is not None
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             try:
