@@ -42,13 +42,15 @@ _lock = RLock()
 
 # A call made on a thread that runs or answers a batch may have to wait for that very thread:
 #   1. f's function runs on f's flush thread: _flushing says that this thread works for f.
-#   2. It calls g, and will wait: _waits_for says that f waits for g.
-#   3. g's function, on g's flush thread, calls f. f waits for g, and this thread works for g: it would wait for itself,
-#      so the call is run at once, right there (see NestedBatch).
+#   2. It calls g, and will wait: _waits_for says that this thread waits for g.
+#   3. g's function, on g's flush thread, calls f. A thread that works for f waits for g, and this one works for g: it
+#      would wait for itself, so the call is run at once, right there (see NestedBatch).
+# Each thread has entries of its own, since several may work for f at once: what one of them waits for must not go when
+# another one's wait ends.
 # A batcher stands in both by its `_life`, a token that is new after a fork and does not keep the batcher alive. A flush
 # thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
 _flushing: dict[int, tuple[object, ...]] = {}
-_waits_for: dict[object, object] = {}
+_waits_for: dict[int, object] = {}
 # Whether a thread is completing futures.
 _delivering: dict[int, bool] = {}
 
@@ -624,28 +626,41 @@ def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
 @contextmanager
 def _blocked_on(awaited: object) -> Generator[bool, None, None]:
     """Tell others that this thread waits for the batcher of that life; yields whether it would wait for itself."""
-    held = _flushing.get(get_ident(), ())
-    before: dict[object, object] = {}
+    ident = get_ident()
+    held = _flushing.get(ident)
+    if held is None:
+        yield False
+        return
+    before = {ident: _waits_for.get(ident)}
     try:
         with _lock:
-            seen: set[object] = set()
-            life: object = awaited
-            while life is not None and life not in held and life not in seen:
-                seen.add(life)
-                life = _waits_for.get(life)
-            for_itself = life in held
-            before = {each: _waits_for.get(each) for each in held}
+            for_itself = _needs(awaited, held)
             if not for_itself:
-                _waits_for.update(dict.fromkeys(held, awaited))
+                _waits_for[ident] = awaited
         yield for_itself
     finally:
-        if before:
-            try:
-                with _lock:
-                    _restore(_waits_for, before)
-            finally:  # again, in case that Ctrl-C came first
-                with _lock:
-                    _restore(_waits_for, before)
+        try:
+            with _lock:
+                _restore(_waits_for, before)
+        finally:  # again, in case that Ctrl-C came first
+            with _lock:
+                _restore(_waits_for, before)
+
+
+def _needs(awaited: object, held: tuple[object, ...]) -> bool:
+    """Whether what is awaited can be answered only when one of the held ones goes on."""
+    seen: set[object] = set()
+    todo = [awaited]
+    while todo:
+        life = todo.pop()
+        if life in held:
+            return True
+        if life not in seen:
+            seen.add(life)
+            for ident, waited_for in _waits_for.copy().items():
+                if life in _flushing.get(ident, ()):
+                    todo.append(waited_for)
+    return False
 
 
 def _restore(table: dict[Any, Any], before: dict[Any, Any]) -> None:

@@ -679,10 +679,33 @@ def test_a_ring_through_an_engine_is_answered() -> None:
 
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    one, two = object(), object()
-    monkeypatch.setattr(threads_module, "_waits_for", {one: two, two: one})
+    one, two, three = object(), object(), object()
+    ident = threading.get_ident()
+    monkeypatch.setattr(threads_module, "_waits_for", {-1: two, -2: one})
+    monkeypatch.setattr(threads_module, "_flushing", {-1: (one,), -2: (two,), ident: (three,)})
     with threads_module._blocked_on(one) as for_itself:
         assert not for_itself
+
+
+def test_the_end_of_one_wait_leaves_that_of_another_thread_for_the_same_function() -> None:
+    """Two threads work for `even`: its own, and that of `odd`, in a batch run on the spot."""
+    even, odd = object(), object()
+    waits, ended = threading.Event(), threading.Event()
+
+    def flush_thread_of_even() -> None:
+        with threads_module._for_now(threads_module._flushing, (even,)), threads_module._blocked_on(odd) as for_itself:
+            assert not for_itself
+            waits.set()
+            ended.wait()
+
+    thread = threading.Thread(target=flush_thread_of_even)
+    with threads_module._for_now(threads_module._flushing, (odd, even)), threads_module._blocked_on(odd):
+        thread.start()
+        waits.wait()
+    with threads_module._for_now(threads_module._flushing, (odd,)), threads_module._blocked_on(even) as for_itself:
+        assert for_itself
+    ended.set()
+    thread.join()
 
 
 def test_a_function_that_answers_with_a_future_of_another() -> None:
@@ -716,7 +739,8 @@ def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
 
     def other(items: list[int]) -> list[int]:
         entered.wait()
-        until(lambda: first._self_batcher._life in threads_module._waits_for)
+        thread = first._self_batcher._thread
+        until(lambda: thread is not None and thread.ident in threads_module._waits_for)
         return [first(0) + item for item in items]
 
     first = batched(batch_size=1)(lambda items: items if items == [0] else one(items))

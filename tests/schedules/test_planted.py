@@ -173,7 +173,12 @@ PLANTED = [
         "who waits for whom: the look and the note under two holds",
         _threads,
         "_blocked_on",
-        [("            for_itself = life in held\n", "            for_itself = life in held\n        with _lock:\n")],
+        [
+            (
+                "            for_itself = _needs(awaited, held)\n",
+                "            for_itself = _needs(awaited, held)\n        with _lock:\n",
+            )
+        ],
         scenarios.calling_each_other,
     ),
     Planted(
