@@ -611,16 +611,9 @@ def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher],
 @contextmanager
 def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
     """Set this thread's entry for the time being."""
-    ident = get_ident()
-    before = {ident: table.get(ident)}
-    try:
-        table[ident] = entry
+    with _put_back(table):
+        table[get_ident()] = entry
         yield
-    finally:
-        try:
-            _restore(table, before)
-        finally:  # again, in case that Ctrl-C came first
-            _restore(table, before)
 
 
 @contextmanager
@@ -631,20 +624,12 @@ def _blocked_on(awaited: object) -> Generator[bool, None, None]:
     if held is None:
         yield False
         return
-    before = {ident: _waits_for.get(ident)}
-    try:
+    with _put_back(_waits_for):
         with _lock:
             for_itself = _needs(awaited, held)
             if not for_itself:
                 _waits_for[ident] = awaited
         yield for_itself
-    finally:
-        try:
-            with _lock:
-                _restore(_waits_for, before)
-        finally:  # again, in case that Ctrl-C came first
-            with _lock:
-                _restore(_waits_for, before)
 
 
 def _needs(awaited: object, held: tuple[object, ...]) -> bool:
@@ -663,12 +648,25 @@ def _needs(awaited: object, held: tuple[object, ...]) -> bool:
     return False
 
 
-def _restore(table: dict[Any, Any], before: dict[Any, Any]) -> None:
-    for key, entry in before.items():
-        if entry is None:
-            table.pop(key, None)
-        else:
-            table[key] = entry
+@contextmanager
+def _put_back(table: dict[int, T]) -> Generator[None, None, None]:
+    """At the end, put this thread's entry back as it was."""
+    ident = get_ident()
+    before = table.get(ident)
+    try:
+        yield
+    finally:
+        try:
+            _set(table, ident, before)
+        finally:  # again, in case that Ctrl-C came first
+            _set(table, ident, before)
+
+
+def _set(table: dict[int, T], ident: int, entry: T | None) -> None:
+    if entry is None:
+        table.pop(ident, None)
+    else:
+        table[ident] = entry
 
 
 def _running_loop() -> object:

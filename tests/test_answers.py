@@ -728,6 +728,15 @@ class Thing:
     """Can be watched."""
 
 
+def raise_watched(watched: list[weakref.ref[Any]]) -> None:
+    error = OwnInit(1)
+    watched.append(weakref.ref(error))
+    try:
+        raise error
+    finally:
+        del error  # a cycle of our own making
+
+
 @pytest.mark.parametrize("how", ["call", "submit", "map", "raise", "cancel", "generator", "future"])
 @pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_nothing_of_a_batch_is_kept_after_the_answer(how: str) -> None:
@@ -738,12 +747,7 @@ def test_nothing_of_a_batch_is_kept_after_the_answer(how: str) -> None:
         results = [Thing() for _ in items]
         watched.extend(weakref.ref(result) for result in results)
         if how == "raise":
-            error = OwnInit(1)
-            watched.append(weakref.ref(error))
-            try:
-                raise error
-            finally:
-                del error  # a cycle of our own making
+            raise_watched(watched)
         if how == "future":
             return done(results)
         return iter(results) if how == "generator" else results
@@ -779,12 +783,7 @@ def test_an_error_of_the_items_of_a_map_is_not_kept() -> None:
 
     def items() -> Iterator[int]:
         yield 1
-        error = OwnInit(1)
-        watched.append(weakref.ref(error))
-        try:
-            raise error
-        finally:
-            del error  # a cycle of our own making
+        raise_watched(watched)
 
     gc.collect()
     gc.disable()  # by counting alone

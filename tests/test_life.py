@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from .tools import batched, run_script
+from .tools import batched, run_script, said_until
 
 pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
 
@@ -164,14 +164,10 @@ def test_the_workers_of_gunicorn_start_clean_under_load(tmp_path: Path) -> None:
     )
     assert server.stderr is not None
     try:
-        said = ""
-        while (address := re.search(r"Listening at: http://(127\.0\.0\.1:\d+)", said)) is None:
-            line = server.stderr.readline()
-            assert line, said
-            said += line
+        address, said = said_until(server, r"Listening at: http://(127\.0\.0\.1:\d+)")
 
         def ask(number: int) -> int:
-            connection = http.client.HTTPConnection(address[1], timeout=100)
+            connection = http.client.HTTPConnection(address, timeout=100)
             connection.request("GET", f"/?{number}")
             worker, flushed_in, result = connection.getresponse().read().split()
             connection.close()

@@ -1,7 +1,6 @@
 """The examples do what they say, as programs of their own."""
 
 import asyncio
-import re
 import runpy
 import signal
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from .tools import said_until
 
 pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
 
@@ -33,12 +34,8 @@ def server() -> Iterator[tuple["subprocess.Popen[str]", str]]:
     )
     assert process.stderr is not None
     try:
-        said = ""
-        while (address := re.search(r"running on (http://\S+)", said)) is None:
-            line = process.stderr.readline()
-            assert line, said
-            said += line
-        yield process, address[1]
+        address, _ = said_until(process, r"running on (http://\S+)")
+        yield process, address
     finally:
         process.kill()
         process.wait()

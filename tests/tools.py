@@ -76,3 +76,14 @@ def run_script(script: str, *options: str, status: int = 0) -> subprocess.Comple
     said = re.sub(r"(?m)^Executing <.*> took [\d.]+ seconds\n", "", done.stderr)
     assert (done.returncode, said) == (status, ""), said
     return done
+
+
+def said_until(process: "subprocess.Popen[str]", pattern: str) -> tuple[str, str]:
+    """Read what a program says on stderr until the pattern is in it; return its first group, and all that was said."""
+    assert process.stderr is not None
+    said = ""
+    while (found := re.search(pattern, said)) is None:
+        line = process.stderr.readline()
+        assert line, said
+        said += line
+    return found[1], said
