@@ -1,16 +1,18 @@
 """Dynamic batching: write a function for a list, call it with one item, from any number of threads and event loops."""
 
 from ._decorator import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, batched
-from ._errors import BatchError, ClosedError, MissingResultError, ResultCountError
+from ._errors import BatchError, BufferFullError, ClosedError, MissingResultError, ResultCountError
 from ._processor import BatchProcessor
-from ._stats import Stats
+from ._stats import BatchReport, Stats
 
 __all__ = [
     "BatchError",
     "BatchProcessor",
+    "BatchReport",
     "BatchedCoroutineFunction",
     "BatchedFunction",
     "BatchedMethod",
+    "BufferFullError",
     "ClosedError",
     "MissingResultError",
     "ResultCountError",

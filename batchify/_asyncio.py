@@ -23,20 +23,23 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
     Sequence,
 )
 from contextlib import suppress
 from contextvars import Context, ContextVar
+from functools import partial
 from math import inf
 from operator import call as call_directly
 from threading import RLock
 from types import coroutine
 from typing import Any, Protocol
 
-from ._batch import Ahead, Batch, Call, MapCall
-from ._buffer import Buffer, arrival_of, check_batch_size, check_timeout
-from ._errors import ClosedError
-from ._stats import Stats, Tally
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound, refuse, tell
+from ._buffer import Buffer, arrival_of, batches_at_once
+from ._errors import BufferFullError, ClosedError
+from ._options import Options, Takes, check_count, check_timeout
+from ._stats import Draft, Reason, Stats, Tally
 
 # Guards what the loops of a function share, as they may run in several threads: the table of flushers, and the figures.
 # Re-entrant, and one for all functions, for the same reasons as the lock of the flush threads.
@@ -90,7 +93,7 @@ class AioCall(LoopCall):
 class PutsCalls(Protocol):
     """A batcher that does not run on an event loop."""
 
-    def put(self, call: Any, /) -> None: ...
+    def put(self, call: Any, constants: Mapping[str, Any], /) -> None: ...
     def withdraw(self, call: Any, /) -> object: ...
 
 
@@ -98,16 +101,21 @@ class PutsCalls(Protocol):
 # the batcher, and the owner whose method must answer, so that a coroutine keeps both alive and the function neither.
 
 
-def awaits_thread(name: str) -> Callable[[tuple[PutsCalls, object], Any], Coroutine[Any, Any, Any]]:
+def awaits_thread(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return a coroutine function for a batcher that runs its function in a thread; from any event loop."""
+    plain, bind = takes.plain, takes.bind
 
-    async def aio(of: tuple[PutsCalls, object], item: Any, /) -> Any:
-        batcher = of[0]
+    async def aio(of: tuple[PutsCalls, object], /, *args: Any, **kwargs: Any) -> Any:
+        batcher, constants = of[0], NO_CONSTANTS
+        if plain and len(args) == 1 and not kwargs:
+            (item,) = args
+        else:
+            item, constants = bind(*args, **kwargs)
         loop = asyncio.get_running_loop()
         call = AioCall(item, loop)
         call.home = loop
         try:
-            batcher.put(call)
+            batcher.put(call, constants)
             await call.answered
         except BaseException:  # cancelled, or closed
             batcher.withdraw(call)
@@ -118,14 +126,22 @@ def awaits_thread(name: str) -> Callable[[tuple[PutsCalls, object], Any], Corout
     return aio
 
 
-def awaits_loop(name: str) -> "Callable[[tuple[LoopBatcher, object], Any], Coroutine[Any, Any, Any]]":
+def awaits_loop(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
     """Return a coroutine function for a batcher that runs its function in the running loop."""
+    plain, bind = takes.plain, takes.bind
 
-    async def call(of: tuple[LoopBatcher, object], item: Any, /) -> Any:
-        loop, flusher = of[0].here()
+    async def call(of: tuple[LoopBatcher, object], /, *args: Any, **kwargs: Any) -> Any:
+        batcher, constants = of[0], NO_CONSTANTS
+        if plain and len(args) == 1 and not kwargs:
+            (item,) = args
+        else:
+            item, constants = bind(*args, **kwargs)
+        loop, flusher = batcher.here()
         call = LoopCall(item, loop)
         try:
-            flusher.put(call, loop)
+            if batcher.asks:
+                flusher.ask(call, constants)
+            flusher.put(call, loop, refuses=batcher.refuses)
             await call.answered
         except BaseException:  # cancelled, or closed
             flusher.withdraw(call)
@@ -139,10 +155,13 @@ def awaits_loop(name: str) -> "Callable[[tuple[LoopBatcher, object], Any], Corou
 class ItemFuture(asyncio.Future[Any]):
     """The future of one item, and the call itself. Cancelling it takes the item out, or else drops the answer."""
 
-    __slots__ = ("arrival", "error", "flusher", "item", "owner", "value")
+    __slots__ = ("arrival", "context", "error", "flusher", "group", "item", "owner", "value", "weight")
 
     home = "futures"
     item: Any
+    group: Any
+    weight: float
+    context: Context | None
     owner: object  # kept alive, since its method must answer this
     flusher: "LoopFlusher"
     value: Any
@@ -158,6 +177,7 @@ class ItemFuture(asyncio.Future[Any]):
                     future.set_exception(future.error)
                     future.exception()  # as if asked for: one error must not be logged once for each item of its batch
             future.item = future.owner = future.value = future.error = None
+            future.group = future.context = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
@@ -186,21 +206,33 @@ class LoopBell:
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_flusher", "_waits_for")
+    __slots__ = ("_draft", "_flusher", "_waits_for")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
-    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any]) -> None:
-        super().__init__(flusher.batcher.name, calls, call_directly)
+    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], reason: Reason, now: float) -> None:
+        batcher = flusher.batcher
+        group = calls[0].group if batcher.asks else None
+        constants = NO_CONSTANTS if group is None else group.constants
+        super().__init__(batcher.name, calls, call_directly, batcher.options, constants)
         self._flusher = flusher
+        self._draft = None if batcher.options.on_batch is None else Draft(batcher.name, reason, calls, now)
         # Calls made from inside the function, and where; those answered are taken out now and then.
         self._waits_for: dict[LoopFlusher, list[Any]] = {}
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
+        flusher, options = self._flusher, self._flusher.batcher.options
+        now = flusher.now() if done else None
         with _lock:
-            self._flusher.tally.answer(len(calls), failed, done=done)
+            flusher.tally.answer(len(calls), failed, now)
+            pending, in_flight = len(flusher.buffer), flusher.tally.in_flight
+        if self._draft is not None and now is not None:
+            tell(options, self._draft.report(options.batch_size, now, pending, in_flight, self.error))
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
+
+    def again(self, parts: Sequence[Sequence[Any]]) -> None:
+        self._flusher.again(self, parts)
 
     def finish(self) -> None:
         self._waits_for.clear()
@@ -238,9 +270,10 @@ class LoopFlusher:
 
     # True at every line, also for a finalizer that calls in:
     #   1. A flush will begin at _looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
-    #      or when the batch in flight has ended. So an item that is not due before then has nothing to do.
+    #      or when a batch in flight has ended. So an item that is not due before then has nothing to do.
     #   2. A flush may begin more often than that: it goes by what it finds.
     #   3. batches holds those that run; _tasks the tasks, since asyncio holds them weakly.
+    #   4. _parts are those of batches that failed and are to be run again, before all that waits.
 
     def __init__(self, batcher: "LoopBatcher", loop: asyncio.AbstractEventLoop) -> None:
         self.batcher = batcher
@@ -249,6 +282,7 @@ class LoopFlusher:
         self.tally = batcher.tally
         self.batches: set[LoopBatch] = set()
         self.bells: set[LoopBell] = set()  # of maps, which may have to read on when batch_size changes
+        self._parts: deque[Sequence[Any]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: set[LoopBatch] = set()  # those of batches that are not nested
         self._looks_at = inf
@@ -256,17 +290,22 @@ class LoopFlusher:
 
     # What callers do
 
-    def put(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """Let a call wait."""
-        if self.buffer.closed or _inside.get() is not None:
-            self.put_all((call,), loop)
+    def ask(self, call: Any, constants: Mapping[str, Any]) -> None:
+        """Find out what options want to know of a call, before it is put."""
+        batcher = self.batcher
+        call.group = self.buffer.group_of(batcher.options.ask(batcher.name, call, batcher.takes), constants)
+
+    def put(self, call: Any, loop: asyncio.AbstractEventLoop, *, refuses: bool = False) -> None:
+        """Let a call wait. `refuses`: only if there is room."""
+        if self.buffer.closed or refuses or _inside.get() is not None:
+            self.put_all((call,), loop, refuses=refuses)
             return
         # put_all() for one call, written out, since everybody pays for each step here.
         due_at = self.buffer.add(call, loop.time())
         if due_at < self._looks_at:
             self._look_at(due_at, loop)
 
-    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
+    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop, *, refuses: bool = False) -> None:
         """Let calls wait; or if they come from inside the function and would wait for themselves, run them at once."""
         if not calls:
             return
@@ -275,16 +314,18 @@ class LoopFlusher:
             batch = None  # it has ended, and this is a task that it left behind
         nested = batch is not None and self.needs(batch)
         if self.buffer.closed and not nested:
-            raise ClosedError(f"{self.batcher.name}() is closed")
+            raise self.batcher.closed_error()
         if batch is not None:
             batch.will_wait_for(self, calls)
         if nested:
-            with _lock:
-                self.tally.begin("nested", [0.0] * len(calls), 0.0)
-            self._start(self._run_nested(LoopBatch(self, calls)), loop)
+            for part in batches_at_once(calls, self.batcher.options) if self.batcher.asks else (calls,):
+                self._begin_nested(part, "nested", loop)
             return
         add, now = self.buffer.add, loop.time()
         for call in calls:
+            if refuses and not self.buffer.has_room:
+                most = self.batcher.options.max_pending
+                raise BufferFullError(f"{self.batcher.name}() is full: max_pending={most} items wait")
             due_at = add(call, now)
             if due_at < self._looks_at:
                 self._look_at(due_at, loop)
@@ -312,8 +353,8 @@ class LoopFlusher:
             self.look()
 
     def adapt(self) -> None:
-        """Take over the options of the batcher."""
-        self.buffer.batch_size, self.buffer.timeout = self.batcher.batch_size, self.batcher.timeout
+        """Take notice that options have changed."""
+        self.buffer.adapt()
         for bell in tuple(self.bells):
             bell.ring()
         self.look()
@@ -321,6 +362,9 @@ class LoopFlusher:
     def close(self) -> None:
         """Refuse what comes, and make what waits due."""
         self.buffer.close()
+        for call in self.buffer.blocked_calls():
+            refuse(call, self.batcher.closed_error())
+            self.buffer.remove(call)
         self.look()
 
     async def closed(self) -> None:
@@ -340,9 +384,14 @@ class LoopFlusher:
 
     # When to flush
 
+    def now(self) -> float:
+        """Return the time of the loop, by which all that happens here is measured."""
+        loop = self.loop()
+        return 0.0 if loop is None else loop.time()
+
     def look(self) -> None:
         """See to it that what waits is flushed when it is due."""
-        loop, due_at = self.loop(), self.buffer.due_at
+        loop, due_at = self.loop(), -inf if self._parts else self.buffer.due_at
         if due_at < self._looks_at and loop is not None and not loop.is_closed():
             self._look_at(due_at, loop)
 
@@ -397,6 +446,14 @@ class LoopFlusher:
             self.look()
             raise
 
+    def _begin_nested(self, calls: Sequence[Any], reason: Reason, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for call in calls:
+            call.arrival = now
+        with _lock:
+            self.tally.begin(reason, [now] * len(calls), now)
+        self._start(self._run_nested(LoopBatch(self, calls, reason, now)), loop)
+
     async def _run_nested(self, batch: LoopBatch) -> None:
         try:
             await _begun()
@@ -412,31 +469,41 @@ class LoopFlusher:
         await batch.run_async(self.batcher.function)
 
     def _take(self, moment: float) -> LoopBatch | None:
-        """Return the batch that is due, if the function is free. `moment`: what the timer was set to that woke us."""
-        loop = self.loop()
-        if self._in_flight or loop is None:
+        """Return the batch that is due, if there is room. `moment`: what the timer was set to that woke us."""
+        loop, options = self.loop(), self.batcher.options
+        if len(self._in_flight) >= options.concurrency or loop is None:
             return None
         # From here on whoever adds sees to it that this is called again.
         self._looks_at = inf
         now = max(loop.time(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
-        taken = None
+        taken: tuple[Sequence[Any], Reason] | None = None
+        batch: LoopBatch | None = None
+        hint = False
         try:
             with _lock:
-                taken = self.buffer.take(now)
+                taken = (self._parts.popleft(), "isolate") if self._parts else self.buffer.take(now)
                 if taken is not None:
                     calls, reason = taken
-                    batch = LoopBatch(self, calls)
+                    batch = LoopBatch(self, calls, reason, now)
                     self._in_flight.add(batch)
-                    self._looks_at = -inf
-                    self.tally.begin(reason, list(map(arrival_of, calls)), now)
-                    return batch
+                    if len(self._in_flight) >= options.concurrency:
+                        self._looks_at = -inf
+                    arrivals = list(map(arrival_of, calls))
+                    self.tally.begin(reason, arrivals, now)
+                    hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+            if hint and len(arrivals) < options.batch_size:
+                advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
+            if self._looks_at == inf:
+                self.look()
         except BaseException:  # Ctrl-C: nobody else knows these calls
-            self._in_flight.clear()
-            if taken is not None:
-                self.buffer.put_back(taken[0])
+            if batch is not None:
+                self._in_flight.discard(batch)
+            if taken is not None and taken[1] == "isolate":
+                self._parts.appendleft(taken[0])
+            elif taken is not None:
+                self.buffer.put_back(list(taken[0]))
             raise
-        self.look()
-        return None
+        return batch
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
@@ -444,8 +511,17 @@ class LoopFlusher:
         if batch in self._in_flight:
             self._looks_at = inf
             self._in_flight.discard(batch)
-            if len(self.buffer):
+            if len(self.buffer) or self._parts:
                 self.look()
+
+    def again(self, batch: LoopBatch, parts: Sequence[Sequence[Any]]) -> None:
+        """Run the parts of a batch that failed, before all that waits; or at once, if that was nested."""
+        loop = self.loop()
+        if batch in self._in_flight:
+            self._parts.extendleft(reversed(parts))  # finished() looks after them
+        elif loop is not None:
+            for part in parts:
+                self._begin_nested(part, "isolate", loop)
 
     def needs(self, batch: LoopBatch) -> bool:
         """Whether what is passed here may be answered only after that batch has ended."""
@@ -465,12 +541,16 @@ class LoopFlusher:
 class LoopBatcher:
     """Gathers the items of coroutines in any number of event loops, and runs the function in each of them."""
 
-    def __init__(self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Any]) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes) -> None:
         self.function = function
         self.name = name
+        self.options = options
+        self.takes = takes
+        self.asks = options.ask_items or takes.constants
+        self.refuses = options.on_full == "raise"
         self.task_name = f"batchify task of {name}()"
-        self.aio = awaits_loop(name)
-        self._options = buffer  # nothing ever waits in this one
+        self.aio = awaits_loop(name, takes)
+        self._closed = False
         self._start_clean()
         _live.add(self)
 
@@ -519,14 +599,17 @@ class LoopBatcher:
                     loop.call_soon_threadsafe(action, flusher)
 
     def new_buffer(self) -> Buffer[Any]:
-        buffer: Buffer[Any] = Buffer(self.name, self._options.batch_size, self._options.timeout)
-        if self._options.closed:
+        buffer: Buffer[Any] = Buffer(self.options, grouped=self.takes.constants)
+        if self._closed:
             buffer.close()
         return buffer
 
+    def closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.name}() is closed")
+
     # What callers do
 
-    def submit(self, item: Any, owner: object) -> ItemFuture:
+    def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result."""
         loop, flusher = self.here()
         future = ItemFuture(loop=loop)
@@ -534,28 +617,40 @@ class LoopBatcher:
         future.owner = owner
         future.flusher = flusher
         try:
-            flusher.put(future, loop)
+            if self.asks:
+                flusher.ask(future, constants)
+            flusher.put(future, loop, refuses=self.options.max_pending is not None)
         except BaseException:
             future.cancel()
             raise
         return future
 
-    def map(self, items: Iterable[Any] | AsyncIterable[Any], owner: object) -> AsyncGenerator[Any, None]:
+    def map(
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        owner: object,
+        constants: Mapping[str, Any] = NO_CONSTANTS,
+    ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         if isinstance(items, AsyncIterable):
-            return self._map_async(aiter(items), owner)
-        return self._map(iter(items), owner)
+            return self._map_async(aiter(items), owner, constants)
+        return self._map(iter(items), owner, constants)
 
-    async def _map(self, items: Iterator[Any], owner: object) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+    async def _map(
+        self,
+        items: Iterator[Any],
+        owner: object,  # noqa: ARG002
+        constants: Mapping[str, Any],
+    ) -> AsyncGenerator[Any, None]:
         loop, flusher = self.here()
         bell = LoopBell()
-        ahead = Ahead(items, bell.ring)
-        calls, buffer = ahead.calls, flusher.buffer
+        ahead = Ahead(items, bell.ring, partial(flusher.ask, constants=constants) if self.asks else None)
+        calls, options = ahead.calls, self.options
         flusher.bells.add(bell)
         try:
             while True:
-                while ahead.more and len(calls) <= buffer.batch_size:
-                    flusher.put_all(ahead.read(buffer.batch_size), loop)
+                while ahead.more and len(calls) <= options.batch_size:
+                    flusher.put_all(ahead.read(options.batch_size), loop)
                     if not ahead.more:
                         flusher.flush()  # nothing of this map will join what is left
                 if not calls:
@@ -570,24 +665,33 @@ class LoopBatcher:
             for call in calls:
                 flusher.withdraw(call)
 
-    async def _map_async(self, items: AsyncIterator[Any], owner: object) -> AsyncGenerator[Any, None]:  # noqa: ARG002
+    async def _map_async(
+        self,
+        items: AsyncIterator[Any],
+        owner: object,  # noqa: ARG002
+        constants: Mapping[str, Any],
+    ) -> AsyncGenerator[Any, None]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
         loop, flusher = self.here()
         calls: deque[MapCall] = deque()
         bell, room = LoopBell(), LoopBell()
         more = True
+        ask = partial(flusher.ask, constants=constants)
 
         async def read() -> None:
             with suppress(StopAsyncIteration):
                 while True:
-                    while len(calls) >= 2 * flusher.buffer.batch_size:
+                    while len(calls) >= 2 * self.options.batch_size:
                         await room.wait()
                     call = MapCall(await anext(items), bell.ring)
                     if not more:
                         return  # this was cancelled, and the items took no notice
-                    flusher.put(call, loop)
+                    if not self.asks or is_sound(call, ask):
+                        flusher.put(call, loop)
                     calls.append(call)
+                    if hasattr(call, "error"):
+                        bell.ring()
                     del call
 
         def ended(_: object) -> None:
@@ -625,7 +729,7 @@ class LoopBatcher:
 
     async def aclose(self) -> None:
         """Refuse what comes, in all loops, and wait until what this one accepted is answered."""
-        self._options.close()
+        self._closed = True
         self._everywhere(LoopFlusher.close)
         flusher = self._flushers.get(asyncio.get_running_loop())
         if flusher is not None:
@@ -633,27 +737,28 @@ class LoopBatcher:
 
     @property
     def batch_size(self) -> int:
-        return self._options.batch_size
+        return self.options.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._options.batch_size = check_batch_size(self.name, value)
+        self.options.batch_size = check_count(self.name, "batch_size", value)
         self._everywhere(LoopFlusher.adapt)
 
     @property
     def timeout(self) -> float | None:
-        return self._options.timeout
+        return self.options.timeout
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        self._options.timeout = check_timeout(self.name, value)
+        self.options.timeout = check_timeout(self.name, value)
         self._everywhere(LoopFlusher.adapt)
 
     @property
     def stats(self) -> Stats:
         with _lock:
             self._forget_closed_locked()
-            return self.tally.snapshot(sum(len(flusher.buffer) for flusher in self._flushers.values()))
+            buffers = [flusher.buffer for flusher in self._flushers.values()]
+            return self.tally.snapshot(sum(map(len, buffers)), sum(buffer.blocked for buffer in buffers))
 
 
 def _forget_parent() -> None:

@@ -8,17 +8,21 @@ thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from contextvars import Context
 from itertools import islice
-from types import CoroutineType
+from types import CoroutineType, MappingProxyType
 from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
+from ._options import Options
+from ._stats import BatchReport
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
+NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Call:
@@ -29,10 +33,14 @@ class Call:
     are delivered together.
     """
 
-    __slots__ = ("arrival", "deliver", "error", "item", "value")
+    # group and weight are the buffer's, and set only where an option asks for them; so is context.
+    __slots__ = ("arrival", "context", "deliver", "error", "group", "item", "value", "weight")
 
     home: Any = "threads"
     arrival: float
+    group: Any
+    weight: float
+    context: Context
     value: Any
     error: Exception | None
 
@@ -76,15 +84,18 @@ class MapCall(Call):
 class Ahead:
     """What a map has read and not yielded yet."""
 
-    def __init__(self, items: Iterator[Any], wake: Callable[[], object]) -> None:
+    def __init__(
+        self, items: Iterator[Any], wake: Callable[[], object], ask: Callable[[Call], object] | None = None
+    ) -> None:
         self.calls: deque[MapCall] = deque()
         self.more = True
         self._items = items
         self._wake = wake
+        self._ask = ask
         self._error: Exception | None = None
 
     def read(self, size: int) -> list[MapCall]:
-        """Read so many items, or fewer if there are no `more`."""
+        """Read so many items, or fewer if there are no `more`. Returns the calls that are to wait."""
         calls = []
         try:
             for item in islice(self._items, min(size, sys.maxsize)):
@@ -93,7 +104,8 @@ class Ahead:
             self._error = error
         self.more = len(calls) == size
         self.calls.extend(calls)
-        return calls
+        ask = self._ask
+        return calls if ask is None else [call for call in calls if is_sound(call, ask)]
 
     def raise_error(self) -> None:
         """Raise what the items raised, behind the results of those before."""
@@ -105,13 +117,30 @@ class Ahead:
                 del error  # its traceback knows this frame
 
 
+def refuse(call: Any, error: Exception) -> None:
+    """Answer a call that will be in no batch."""
+    call.error = error
+    with suppress(RuntimeError):  # it was told before
+        call.deliver_all((call,))
+
+
+def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
+    """Ask what options want to know of a call of a map; where that fails, this is the answer."""
+    try:
+        ask(call)
+    except Exception as error:  # noqa: BLE001 - whatever a function of the user's raises
+        call.error = _without_our_frame(error)  # type: ignore[assignment]
+        return False
+    return True
+
+
 class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
     `run()` calls the function; `settle()` takes what it returned, `fail()` what it raised; both end in `_conclude()`,
-    which puts each result in its place and calls `answer()` and then `finish()`. What these two do is a subclass's
+    which puts each result in its place and calls `answer()`, `end()` and `finish()`. What these do is a subclass's
     matter, so that this file needs no thread. If the function returned a future, all but `run()` may happen later, on
-    another thread.
+    another thread. With `isolate`, a batch that failed ends without an answer, and its halves begin `again()`.
     """
 
     # What the function may return, for messages.
@@ -119,20 +148,37 @@ class Batch:
         "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
     )
 
-    __slots__ = ("_enter", "_size", "_unanswered", "name")
+    __slots__ = ("_constants", "_enter", "_options", "_size", "_twins", "_unanswered", "error", "name")
 
-    def __init__(self, name: str, calls: Sequence[Call], enter: Callable[..., Any]) -> None:
+    def __init__(
+        self,
+        name: str,
+        calls: Sequence[Any],
+        enter: Callable[..., Any],
+        options: Options,
+        constants: Mapping[str, Any],
+    ) -> None:
         self.name = name
+        self.error: BaseException | None = None  # of the whole batch
         self._size = len(calls)
+        self._options = options
+        self._constants = constants  # keyword arguments of the function
         # Calls the function, or next(), in the context of this batch: an empty one, and not that of whoever called
         # first, whose variables (a user, a transaction) are not those of the others.
         self._enter = enter
         # A list of one list: who pops the calls is the one to answer them. pop() is atomic, so a future that calls back
         # twice, on two threads, is heard once.
         self._unanswered = [calls]
+        # With `dedupe`: by each call whose item is given to the function, those with an equal one, which are not in
+        # _unanswered.
+        self._twins: dict[Call, list[Call]] = {}
 
     def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
-        """Deliver these calls; `failed` of them hold an error. `done`: no answer follows."""
+        """Deliver these calls; `failed` of them hold an error. `done`: no answer follows, so the batch has ended."""
+        raise NotImplementedError
+
+    def again(self, parts: Sequence[Sequence[Call]]) -> None:
+        """See to it that each of these is run as a batch of its own, before all that waits."""
         raise NotImplementedError
 
     def finish(self) -> None:
@@ -160,7 +206,7 @@ class Batch:
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self._enter(function, [call.item for call in self._unanswered[0]])
+            value = self._enter(function, self._items(), **self._constants)
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -168,6 +214,31 @@ class Batch:
             self.fail(error)
         else:
             self.settle(value)
+
+    def _items(self) -> list[Any]:
+        """Return what the function is given."""
+        calls = self._unanswered[0]
+        if self._options.dedupe:
+            firsts: dict[Any, Call] = {}
+            lone: list[Call] = []  # in order, those that are given
+            twins: dict[Call, list[Call]] = {}
+            for call in calls:
+                try:
+                    first = firsts.setdefault(call.item, call)
+                except Exception:  # noqa: BLE001 - two items that cannot be compared are two items
+                    first = call
+                if first is call:
+                    lone.append(call)
+                else:
+                    twins.setdefault(first, []).append(call)
+            # In one step: Ctrl-C in between would lose the twins.
+            self._unanswered[0], self._twins = lone, twins
+            self._size = len(lone)
+            calls = lone
+        return [call.item for call in calls]
+
+    def _with_twins(self, calls: Iterable[Call]) -> list[Call]:
+        return [each for call in calls for each in (call, *self._twins.get(call, ()))]
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -181,7 +252,7 @@ class Batch:
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
         """As run(), for a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
-            value = function([call.item for call in self._unanswered[0]])
+            value = function(self._items(), **self._constants)
             if not hasattr(type(value), "__aiter__"):
                 value = await value
         except BaseException as error:  # noqa: BLE001 - as in run(); and a cancelled task must not leave them waiting
@@ -205,10 +276,31 @@ class Batch:
             self._conclude(results)
 
     def fail(self, error: BaseException) -> None:
-        """Answer every call that has no answer yet with its own copy of the error."""
-        error = _without_our_frame(error)
+        """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
+        error = self.error = _without_our_frame(error)
         for calls in self._unanswered:
+            if len(calls) > 1 and self._options.isolate and issubclass(type(error), Exception):
+                self._halve(error)
+            else:
+                self._conclude([error] * len(calls))
+
+    def _halve(self, error: BaseException) -> None:
+        try:
+            calls = self._unanswered.pop()
+        except IndexError:  # as in _conclude()
+            return
+        try:
+            both = list(calls)  # of a deque there are no slices
+            middle = len(both) // 2
+            self.again([self._with_twins(half) for half in (both[:middle], both[middle:])])
+        except BaseException:  # Ctrl-C
+            self._unanswered.append(calls)
             self._conclude([error] * len(calls))
+            raise
+        try:
+            self.answer((), 0, done=True)
+        finally:
+            self.finish()
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
@@ -218,6 +310,9 @@ class Batch:
         except IndexError:  # a future called back twice, and the other one was faster
             return
         try:
+            if self._twins:
+                results = [each for call, each in zip(calls, results, strict=True) for _ in self._with_twins((call,))]
+                calls = self._with_twins(calls)
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
                 if issubclass(kind, BaseException):
@@ -276,10 +371,13 @@ class Batch:
             return False
         call = calls.popleft()
         try:
-            self.answer((call,), self._store(call, result), done=False)
-        except BaseException as error:  # Ctrl-C: nobody else knows this call
-            self._store_if_missing(call, error)
-            self._deliver_again((call,))
+            same = self._with_twins((call,))
+            self.answer(same, sum(self._store(each, result) for each in same), done=False)
+        except BaseException as error:  # Ctrl-C: nobody else knows these calls
+            same = self._with_twins((call,))
+            for each in same:
+                self._store_if_missing(each, error)
+            self._deliver_again(same)
             raise
         return True
 
@@ -289,7 +387,9 @@ class Batch:
         self.fail(error)
 
     def _stream_ended(self, calls: "deque[Call]") -> None:
-        self._conclude([self._wrong_count(self._size - len(calls))] * len(calls))
+        if calls:
+            self.error = self._wrong_count(self._size - len(calls))
+        self._conclude([self.error] * len(calls))
 
     def _store(self, call: Call, result: Any) -> bool:
         """Put one result in its place; an exception as a copy of the caller's own. Returns whether it was one."""
@@ -305,14 +405,14 @@ class Batch:
 
     def _deliver_again(self, calls: Sequence[Call]) -> None:
         for call in calls:
-            with suppress(RuntimeError):  # it was told before
+            with suppress(RuntimeError):  # as in refuse()
                 call.deliver_all((call,))
 
     def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:
         """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
         if type(value) is list:
             results = value.copy()  # the function may have kept it and change it meanwhile
-            return results if len(results) == len(calls) else [self._wrong_count(len(results))] * len(calls)
+            return results if len(results) == len(calls) else self._all(self._wrong_count(len(results)))
         if isinstance(value, Mapping):
             return [self._look_up(value, call.item) for call in calls]
         # A table's entries are its columns, and a square one would pass the check of the length.
@@ -321,11 +421,12 @@ class Batch:
                 value.close()  # else it would warn that nobody awaited it
             what = "None" if value is None else type(value).__name__
             hint = "; await it first" if hasattr(type(value), "__await__") else ""
-            error = TypeError(
-                f"{self.name}() returned {what}; it must return one result per item, in the same order: "
-                f"{self.accepts}{hint}"
+            return self._all(
+                TypeError(
+                    f"{self.name}() returned {what}; it must return one result per item, in the same order: "
+                    f"{self.accepts}{hint}"
+                )
             )
-            return [error] * len(calls)
         count = len(value)
         if count == len(calls):
             # Bounded, since len() may lie.
@@ -333,7 +434,11 @@ class Batch:
             if len(results) == count:
                 return results
             count = len(results)
-        return [self._wrong_count(count)] * len(calls)
+        return self._all(self._wrong_count(count))
+
+    def _all(self, error: Exception) -> list[Exception]:
+        self.error = error
+        return [error] * self._size
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
@@ -365,6 +470,28 @@ def _is_future(value: object) -> bool:
     return (
         hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "_asyncio_future_blocking")
     )
+
+
+def tell(options: Options, report: BatchReport) -> None:
+    """Pass a report to whom it is for, whatever that makes of it."""
+    try:
+        if options.on_batch is not None:
+            options.on_batch(report)
+    except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
+        complain("on_batch of %s() raised", report.name)
+
+
+def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None:
+    """Say that there are too few callers to fill a batch."""
+    with suppress(BaseException):
+        logging.getLogger("batchify").warning(
+            "%s() was called with %d of at most %d items each time, after each waited out the timeout of %s s: no more "
+            "callers wait at once. A smaller batch_size or timeout=0 would cost them less, more callers at once fill it",
+            name,
+            size,
+            batch_size,
+            timeout,
+        )
 
 
 def complain(message: str, *values: object) -> None:

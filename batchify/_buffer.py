@@ -3,33 +3,57 @@
 A plain data structure. It reads no clock (`now` is an argument), takes no lock and calls nobody: whoever owns it guards
 it.
 
-A batch is due when it is full, when its oldest item has waited `timeout` seconds, or when somebody said so with
-`flush()` or `close()`. It is taken only when its owner has a worker free for it; until then items go on joining.
-Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as late as it can.
+Only calls of one group share a batch: the oldest of the group, as many as `batch_size` and `max_weight` allow. A batch
+is due when it is full, when its oldest item has waited `timeout` seconds, when somebody said so with `flush()` or
+`close()`, or when `max_pending` items wait, so that nobody else could join. Of those that are due, the one whose oldest
+item has waited longest is taken first; and it is taken only when its owner has a worker free for it, until when items
+go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as late as it can.
 """
 
 import math
 from collections import OrderedDict
+from collections.abc import Hashable, Iterable
 from contextlib import suppress
+from heapq import heappop, heappush, heapreplace
+from itertools import count, islice
 from operator import attrgetter
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
+from ._options import Options
 from ._stats import Reason
 
 
-class Arrival(Protocol):
-    """What the buffer must know of a call."""
+class Waits(Protocol):
+    """What the buffer must know of a call; of its group and weight only where there are any."""
 
     arrival: float
+    group: "Group"
+    weight: float
 
 
-C = TypeVar("C", bound=Arrival)
-# In place of a comprehension, in whose loop Ctrl-C makes CPython 3.13.0 leave a `with` block without leaving its lock.
+C = TypeVar("C", bound=Waits)
+# In place of comprehensions, in whose loop Ctrl-C makes CPython 3.13.0 leave a `with` block without leaving its lock.
 arrival_of = attrgetter("arrival")
+_weight_of = attrgetter("weight")
+
+
+class Group:
+    """Calls that may share a batch, in order of arrival. Lives as long as any call of it."""
+
+    __slots__ = ("__weakref__", "calls", "constants", "key", "listed", "weight")
+
+    def __init__(self, key: Hashable = None, constants: dict[str, Any] | None = None) -> None:
+        self.key = key  # what reports call it
+        self.constants = constants or {}  # keyword arguments of the function for these items
+        self.calls: OrderedDict[Any, None] = OrderedDict()
+        # Of the calls that the next batch may have, all together; NaN if that must be counted anew.
+        self.weight = math.nan
+        self.listed = False  # among those that are full
 
 
 class Buffer(Generic[C]):
-    """Calls that wait and are in no batch yet, in order of arrival.
+    """Calls that wait and are in no batch yet.
 
     A finalizer or a signal handler may enter any method while the same thread is at any line of another. So every
     method changes the fields by single atomic steps, and looks again after each.
@@ -37,21 +61,58 @@ class Buffer(Generic[C]):
 
     # True at every line:
     #   1. _waiting stands in order of arrival, so the first call has the earliest deadline.
-    #   2. A call is here or was handed out by take() or remove(), never both.
-    #   3. closed goes from False to True once and never back; then _flushed_at is inf.
-    #   4. What arrived until _flushed_at is due.
-    # A dict rather than a deque because a call that leaves must be found among thousands; an OrderedDict because a
-    # plain dict walks over the holes of all it has given away to find its first key.
+    #   2. A call waits if it is in _waiting. Then it is in its group too; what is only in a group is passed over.
+    #   3. Each group that is full is in _full, under an arrival that is not later than that of its oldest call. What
+    #      else is in there, or under an earlier arrival, is mended when it comes first.
+    #   4. closed goes from False to True once and never back; then _flushed_at is inf.
+    #   5. What arrived until _flushed_at is due.
+    #   6. A call that found no room is in _line, in order of arrival, and in nothing else. Nobody passes it.
+    # Dicts rather than deques because a call that leaves must be found among thousands; OrderedDicts because a plain
+    # dict walks over the holes of all it has given away to find its first key.
 
-    def __init__(self, name: str, batch_size: int, timeout: float | None) -> None:
-        self.batch_size = check_batch_size(name, batch_size)
-        self.timeout = check_timeout(name, timeout)
+    def __init__(self, options: Options, *, grouped: bool = False) -> None:
+        self._options = options
         self._waiting: OrderedDict[C, None] = OrderedDict()
+        self._only = None if grouped or options.group_by is not None else Group()
+        if self._only is not None:
+            self._only.calls = self._waiting
+        self._groups: WeakValueDictionary[Hashable, Group] = WeakValueDictionary()
+        self._full: list[tuple[float, int, Group]] = []  # a heap
+        self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
+        self._line: OrderedDict[C, None] = OrderedDict()
+        self._room = math.inf if options.max_pending is None else options.max_pending
         self._flushed_at = -math.inf
         self.closed = False
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def blocked(self) -> int:
+        """How many calls wait for room."""
+        return len(self._line)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call would wait here, and not for room."""
+        return len(self._waiting) < self._room
+
+    def group_of(self, key: Hashable, constants: dict[str, Any]) -> Group | None:
+        """Return the one group of all calls with an equal key and these constants; None if there are no groups.
+
+        Compares keys, and so calls what is the user's: not to be called under a lock that others need.
+        """
+        if self._only is not None:
+            return None
+        whole: Hashable = key
+        if constants:
+            # With their types, since 1, 1.0 and True are equal, but not the same to the function.
+            values = tuple(constants.values())
+            whole = (key, values, tuple(map(type, values)))
+            key = (key, *values)
+        group = self._groups.get(whole)
+        # Asked again: a finalizer may have come first.
+        return group if group is not None else self._groups.setdefault(whole, Group(key, constants))
 
     def add(self, call: C, now: float) -> float:
         """Let a call wait. `now` must not be smaller than at any earlier call.
@@ -60,15 +121,41 @@ class Buffer(Generic[C]):
         first.
         """
         call.arrival = now
+        if self._line or len(self._waiting) >= self._room:
+            self._line[call] = None
+            self._fill()  # a finalizer may just have made room
+            return math.inf if call in self._line else -math.inf
+        return self._enter(call)
+
+    def _enter(self, call: C) -> float:
+        group = self._only
+        if group is None:
+            group = call.group
+            group.calls[call] = None
         self._waiting[call] = None
-        if len(self._waiting) >= self.batch_size or now <= self._flushed_at:
+        options = self._options
+        if options.max_weight is not None:
+            group.weight += call.weight  # NaN stays NaN
+            self._note_if_full(group)
+        elif len(group.calls) >= options.batch_size and not group.listed:
+            self._note_if_full(group)
+        # It may be listed wrongly, as calls left; then somebody looks in vain.
+        if group.listed or len(self._waiting) >= self._room or call.arrival <= self._flushed_at:
             return -math.inf
-        return math.inf if self.timeout is None else now + self.timeout
+        timeout = options.timeout
+        return math.inf if timeout is None else call.arrival + timeout
 
     def remove(self, call: C) -> bool:
-        """Take out a call whose caller left. False if it is not here (any more)."""
+        """Take out a call whose caller left. False if it does not wait here (any more)."""
+        self._line.pop(call, None)
         # pop() with a default: a finalizer may take it out between a look and a `del`.
-        return self._waiting.pop(call, _GONE) is not _GONE
+        if self._waiting.pop(call, _GONE) is _GONE:
+            return False
+        if self._only is None:
+            call.group.calls.pop(call, None)
+        (self._only or call.group).weight = math.nan
+        self._fill()
+        return True
 
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
@@ -80,79 +167,199 @@ class Buffer(Generic[C]):
         self._flushed_at = math.inf
         self.closed = True
 
+    def blocked_calls(self) -> list[C]:
+        """Return the calls that wait for room, to be refused; remove() takes them out."""
+        return _listed(self._line)
+
+    def adapt(self) -> None:
+        """Take notice that options have changed."""
+        groups = set()
+        for call in _listed(self._waiting):
+            groups.add(self._only or call.group)
+        for group in groups:
+            group.weight = math.nan
+            self._note_if_full(group)
+
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        if len(self._waiting) >= self.batch_size:
+        if self._oldest_full() is not None or len(self._waiting) >= self._room:
             return -math.inf
-        oldest = self._oldest()
+        oldest = _first(self._waiting)
         if oldest is None:
             return math.inf
         if oldest.arrival <= self._flushed_at:
             return -math.inf
-        return math.inf if self.timeout is None else oldest.arrival + self.timeout
+        timeout = self._options.timeout
+        return math.inf if timeout is None else oldest.arrival + timeout
 
     def take(self, now: float) -> tuple[list[C], Reason] | None:
         """Hand out the next batch, oldest first, and why it is due; None if none is due yet."""
-        waiting, reason = self._waiting, self._reason(now)
-        if reason is None:
+        group, reason = self._next(now)
+        if group is None:
             return None
         calls: list[C] = []
         try:
-            with suppress(KeyError):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
-                for _ in range(self.batch_size):
-                    calls.append(waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
+            if self._only is not None and self._options.max_weight is None:
+                with suppress(KeyError):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                    for _ in range(self._options.batch_size):
+                        calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
+            else:
+                self._pick(group, calls)
+            group.weight = math.nan
+            self._note_if_full(group)
+            self._fill()
             return (calls, reason) if calls else None
         except BaseException:  # Ctrl-C
             self.put_back(calls)
             raise
 
+    def _pick(self, group: Group, calls: list[C]) -> None:
+        """Move the calls of the group's next batch into the list."""
+        most, weight = self._options.max_weight, 0.0
+        while len(calls) < self._options.batch_size:
+            call: C | None = _first(group.calls)
+            if call is None:
+                break
+            if most is not None:
+                weight += call.weight
+                if weight > most and calls:
+                    break
+            calls.append(call)  # first, or it could be lost
+            if self._waiting.pop(call, _GONE) is _GONE:
+                calls.pop()
+                weight -= call.weight if most is not None else 0.0
+            if self._only is None:
+                group.calls.pop(call, None)
+
     def put_back(self, calls: list[C]) -> None:
-        """Let calls that take() handed out wait again, before all others."""
+        """Let calls that take() handed out wait again, in their old order."""
         for call in reversed(calls):
-            self._waiting[call] = None
-            self._waiting.move_to_end(call, last=False)
+            group = self._only or call.group
+            for place in (group.calls, self._waiting):
+                place[call] = None
+                place.move_to_end(call, last=False)
+            group.weight = math.nan
+            group.listed = False  # it may be listed under a later arrival
+            self._note_if_full(group)
+        if self._only is None:
+            for call in sorted(_listed(self._waiting), key=arrival_of):
+                self._waiting.move_to_end(call)
 
-    def _reason(self, now: float) -> Reason | None:
-        if len(self._waiting) >= self.batch_size:
-            return "full"
-        due_at = self.due_at
-        if due_at == -math.inf:
-            return "close" if self.closed else "flush"
-        return "timeout" if due_at <= now else None
+    def _next(self, now: float) -> tuple[Group | None, Reason]:
+        """Return the group of the batch to be taken, if any is due, and why."""
+        oldest = _first(self._waiting)
+        if oldest is None:
+            return None, "full"
+        of_oldest = self._only or oldest.group
+        if self._is_full(of_oldest) or len(self._waiting) >= self._room:
+            return of_oldest, "full"
+        if oldest.arrival <= self._flushed_at:
+            return of_oldest, "close" if self.closed else "flush"
+        if self._options.timeout is not None and oldest.arrival + self._options.timeout <= now:
+            return of_oldest, "timeout"
+        return self._oldest_full(), "full"
 
-    def _oldest(self) -> C | None:
-        while True:
+    def _fill(self) -> None:
+        """Let calls in that wait for room."""
+        while self._line and len(self._waiting) < self._room and not self.closed:
+            call = self._line.popitem(False)[0]
             try:
-                return next(iter(self._waiting), None)
-            except RuntimeError:  # a finalizer changed it between iter() and next()
-                continue
+                self._enter(call)
+            except BaseException:  # Ctrl-C
+                self._line[call] = None
+                self._line.move_to_end(call, last=False)
+                raise
+
+    # What is full
+
+    def _is_full(self, group: Group) -> bool:
+        if len(group.calls) >= self._options.batch_size:
+            return True
+        if self._options.max_weight is None:
+            return False
+        # Few enough to be counted: fewer than batch_size.
+        while group.weight != group.weight and group.calls:
+            size = len(group.calls)
+            with suppress(RuntimeError):  # a finalizer changed it meanwhile
+                group.weight = sum(map(_weight_of, group.calls))
+            if len(group.calls) != size:
+                group.weight = math.nan
+        return group.weight >= self._options.max_weight
+
+    def _note_if_full(self, group: Group) -> bool:
+        if not self._is_full(group):
+            return False
+        if not group.listed:
+            oldest = _first(group.calls)
+            if oldest is not None:
+                # In this order: interrupted in between, it is listed twice, which does no harm.
+                heappush(self._full, (oldest.arrival, next(self._tickets), group))
+                group.listed = True
+        return True
+
+    def _oldest_full(self) -> Group | None:
+        """Return the full group whose oldest call has waited longest."""
+        while self._full:
+            arrival, _, group = self._full[0]
+            oldest = _first(group.calls)
+            if oldest is None or not self._is_full(group):
+                heappop(self._full)
+                group.listed = False
+                self._note_if_full(group)  # a finalizer may have filled it meanwhile
+            elif oldest.arrival > arrival:
+                heapreplace(self._full, (oldest.arrival, next(self._tickets), group))
+            else:
+                return group
+        return None
 
     def _check(self) -> None:
-        """Assert lines 1 and 3 above. For tests, which know what was handed out."""
-        arrivals = [call.arrival for call in self._waiting]
-        assert arrivals == sorted(arrivals)
+        """Assert lines 1 to 4 and 6 above. For tests, which know what was handed out."""
+        for calls in (self._waiting, self._line):
+            arrivals = [call.arrival for call in calls]
+            assert arrivals == sorted(arrivals)
         assert not self.closed or self._flushed_at == math.inf
+        assert not self._line or len(self._waiting) >= self._room or self.closed
+        listed = {id(group) for _, _, group in self._full}
+        for call in self._waiting:
+            group = self._only or call.group
+            assert call in group.calls
+            assert call not in self._line
+            assert not self._is_full(group) or id(group) in listed
 
 
 _GONE = object()
 
 
-def check_batch_size(name: str, value: int) -> int:
-    """Return `value` if it can be the batch size of the function of that name, else raise what says why not."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"{name}(): batch_size must be an int of at least 1, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}(): batch_size must be at least 1, got {value}")
-    return value
+def batches_at_once(calls: Iterable[Any], options: Options) -> list[list[Any]]:
+    """Divide calls that are not to wait into batches, by the same rules."""
+    by_group: dict[Group | None, list[Any]] = {}
+    batches: list[list[Any]] = []
+    weights: dict[Group | None, float] = {}
+    for call in calls:
+        batch = by_group.setdefault(call.group, [])
+        weight = 0.0 if options.max_weight is None else call.weight
+        weights[call.group] = weights.get(call.group, 0.0) + weight
+        if len(batch) >= options.batch_size or (batch and weights[call.group] > (options.max_weight or 0.0)):
+            batch = by_group[call.group] = []
+            weights[call.group] = weight
+        if not batch:
+            batches.append(batch)
+        batch.append(call)
+    return batches
 
 
-def check_timeout(name: str, value: float | None) -> float | None:
-    """Return `value` in seconds if it can be the timeout of the function of that name, else raise what says why not."""
-    if value is None:
-        return None
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}(): timeout must be a number of seconds or None, got {value!r}")
-    if not 0 <= value < math.inf:
-        raise ValueError(f"{name}(): timeout must be at least 0 and finite (None waits without end), got {value}")
-    return float(value)
+def _first(calls: "OrderedDict[C, None]") -> C | None:
+    while True:
+        try:
+            return next(iter(calls), None)
+        except RuntimeError:  # a finalizer changed it between iter() and next()
+            continue
+
+
+def _listed(calls: Iterable[C]) -> list[C]:
+    while True:
+        try:
+            return list(calls)
+        except RuntimeError:
+            continue

@@ -13,27 +13,30 @@ from collections.abc import (
     Callable,
     Coroutine,
     Generator,
+    Hashable,
     Iterable,
     Iterator,
     Mapping,
 )
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import reduce, update_wrapper
 from inspect import Signature
-from types import CodeType, FunctionType, MethodType
-from typing import TYPE_CHECKING, Any, Generic, Protocol, Self, TypeVar, overload
+from types import CodeType, FunctionType, GenericAlias, MethodType
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, Self, TypeVar, overload
 
-from ._buffer import Buffer
+from ._batch import NO_CONSTANTS
+from ._options import Options, Takes
 from ._signature import (
     annotations_of_one_item,
     as_coroutine_code,
-    check_function,
     is_coroutine_function,
     is_method,
     name_of,
     signature_of_one_item,
+    takes_of,
 )
-from ._stats import Stats
+from ._stats import BatchReport, Stats
 from ._threads import ThreadBatcher
 
 T = TypeVar("T")
@@ -41,7 +44,9 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
-F = TypeVar("F", bound="BatchedFunction[Any, Any] | BatchedCoroutineFunction[Any, Any]")
+F = TypeVar("F", bound="BatchedFunction[Any, Any, ...] | BatchedCoroutineFunction[Any, Any, ...]")
+T2 = TypeVar("T2")
+T3 = TypeVar("T3")
 
 
 class SizedIterable(Protocol[R_co]):
@@ -61,12 +66,20 @@ class FutureLike(Protocol[R_co]):
 if TYPE_CHECKING:
     import asyncio
 
+    from typing_extensions import ParamSpec
+
     from ._asyncio import LoopBatcher
 
+    # What else there is beside the first column: further ones, and keywords. Mostly nothing.
+    P = ParamSpec("P", default=[])
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
     _Wrapper = object
 else:
+    from typing import ParamSpec
+
     from wrapt import FunctionWrapper as _Wrapper
+
+    P = ParamSpec("P")
 
 
 class _Decorated(_Wrapper):
@@ -98,10 +111,11 @@ class _Decorated(_Wrapper):
 
     __defaults__ = None
     __kwdefaults__ = None
+    _self_takes_instance = False
 
     @property
     def __signature__(self) -> Signature:
-        return signature_of_one_item(self.__wrapped__)
+        return signature_of_one_item(self.__wrapped__, method=self._self_takes_instance)
 
     # A function is copied as itself. Pickled are the function and its options; the buffer and the callers stay here.
 
@@ -120,12 +134,16 @@ class _Decorated(_Wrapper):
         raise NotImplementedError
 
 
-class _Batched(Generic[T, R], _Decorated):
+class _Batched(Generic[T, R, P], _Decorated):
     """What both kinds of decorated functions have in common."""
+
+    if not TYPE_CHECKING:
+        # Before Python 3.13 a ParamSpec has no default, so Generic's own would insist on it.
+        __class_getitem__ = classmethod(GenericAlias)
 
     def __init__(
         self,
-        function: Callable[[list[T]], Any],
+        function: Callable[..., Any],
         batcher: "ThreadBatcher | LoopBatcher",
         owner: object = None,
         method: "BatchedMethod[Any, Any] | None" = None,
@@ -136,7 +154,7 @@ class _Batched(Generic[T, R], _Decorated):
         self._self_bound_to = owner  # whose method this is, and kept alive by all calls that wait
         self._self_method = method
         if method is None:
-            self._self_list_function = _findable(function)
+            self._self_list_function = _findable(function, batcher.options)
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers. Any thread may call."""
@@ -175,31 +193,57 @@ class _Batched(Generic[T, R], _Decorated):
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._self_method is not None:
             return getattr, (self._self_bound_to, self._self_method._self_attribute)
-        options = {"batch_size": self.batch_size, "timeout": self.timeout}
-        return _restored, (self._self_list_function, *_place(self), options, None)
+        return _restored, (*_by_reference(self, self._self_list_function, self._self_batcher.options), False)
+
+    def _self_bind(
+        self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, Mapping[str, Any]]:
+        """Return the item of a call and its constants; raise a TypeError if it has the wrong arguments."""
+        takes: Takes = self._self_batcher.takes
+        if takes.plain and item is not _MISSING and not args and not kwargs:
+            return item, NO_CONSTANTS
+        return takes.bind(*(() if item is _MISSING else (item,)), *args, **kwargs)
+
+    def _self_columns(
+        self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, Mapping[str, Any], bool]:
+        """Return the items of a map, its constants, and whether all that it reads has a length."""
+        takes: Takes = self._self_batcher.takes
+        _, constants = takes.bind(items, *more, **named)
+        sized = all(hasattr(each, "__len__") for each in (items, *more))
+        if takes.columns > 1:
+            bind = takes.bind
+            items = (bind(*each, **named)[0] for each in zip(items, *more))  # noqa: B905 - as map() does
+        return items, constants, sized
 
 
-class BatchedFunction(_Batched[T, R]):
-    """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it."""
+class BatchedFunction(_Batched[T, R, P]):
+    """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it.
+
+    What it is called with: `T` is the item, or of several columns the first, `P` what follows.
+    """
 
     _self_batcher: ThreadBatcher
 
     def __init__(
         self,
-        function: Callable[[list[T]], Any],
+        function: Callable[..., Any],
         batcher: ThreadBatcher,
         owner: object = None,
         method: "BatchedMethod[Any, Any] | None" = None,
     ) -> None:
         super().__init__(function, batcher, owner, method)
-        self._self_call: Callable[[T], R] = batcher.call  # one step less for each call
-        self._self_aio: Callable[[T], Coroutine[Any, Any, R]] | None = None
+        self._self_call: Callable[..., R] = batcher.call  # one step less for each call
+        self._self_plain: bool = batcher.takes.plain
+        self._self_aio: Any = None
 
-    def __call__(self, item: T, /) -> R:
+    def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Block until the item is answered.
 
         Args:
             item: One entry of the list that the function gets.
+            *args: One entry of each further list that it gets.
+            **kwargs: Keyword-only arguments of the function. Only calls with the same ones share a batch.
 
         Returns:
             The result of this item.
@@ -208,27 +252,34 @@ class BatchedFunction(_Batched[T, R]):
             Exception: Whatever the function raised, as a copy of this caller's own.
             BatchError: The function raised what is no `Exception`, or gave this item no result.
             TypeError: The function returned what cannot be results.
+            BufferFullError: `max_pending` items wait, and `on_full` is "raise".
             ClosedError: `close()` was called before, or the interpreter exits.
         """
-        return self._self_call(item)
+        if self._self_plain and item is not _MISSING and not args and not kwargs:
+            return self._self_call(item)
+        return self._self_call(*self._self_bind(item, args, kwargs))
 
-    def submit(self, item: T, /) -> Future[R]:
+    def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
 
         Args:
             item: One entry of the list that the function gets.
+            *args: As in a call.
+            **kwargs: As in a call.
 
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
             only its answer is dropped.
 
         Raises:
+            BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
-        return self._self_batcher.submit(item, self._self_bound_to)
+        bound, constants = self._self_bind(item, args, kwargs)
+        return self._self_batcher.submit(bound, self._self_bound_to, constants)
 
     @property
-    def aio(self) -> Callable[[T], Coroutine[Any, Any, R]]:
+    def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
         """A coroutine function: awaits an item's result from any event loop, and does not block it.
 
         The function still runs in the flush thread, and items from event loops and from threads share batches.
@@ -240,15 +291,20 @@ class BatchedFunction(_Batched[T, R]):
             if batcher.aio is None:
                 from ._asyncio import awaits_thread  # asyncio is imported when it is needed
 
-                batcher.aio = awaits_thread(f"{batcher.name}.aio")
+                batcher.aio = awaits_thread(f"{batcher.name}.aio", batcher.takes)
             self._self_aio = MethodType(batcher.aio, (batcher, self._self_bound_to))
-        return self._self_aio
+        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
+        return aio
 
-    def map(self, items: Iterable[T], /) -> Generator[R, None, None]:
+    def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
+
+        Where `max_pending` items wait, it waits for room, whatever `on_full` says.
 
         Args:
             items: Read at most two batches ahead of the results; one item at a time if it has no length.
+            *more: For a function of several columns, the entries of the others; ends with the shortest, as `map` does.
+            **kwargs: As in a call.
 
         Returns:
             A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
@@ -259,7 +315,8 @@ class BatchedFunction(_Batched[T, R]):
             TypeError: `items` is not iterable.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
-        return self._self_batcher.map(items, self._self_bound_to)
+        found, constants, sized = self._self_columns(items, more, kwargs)
+        return self._self_batcher.map(found, self._self_bound_to, constants, chunked=sized)
 
     def close(self) -> None:
         """Refuse what comes, and wait until what was accepted is answered.
@@ -282,7 +339,7 @@ class BatchedFunction(_Batched[T, R]):
         aclose = __aenter__
 
 
-class BatchedCoroutineFunction(_Batched[T, R]):
+class BatchedCoroutineFunction(_Batched[T, R, P]):
     """A coroutine function of one item, answered by calls of one of a list. Made by `batched`.
 
     Coroutines in any number of event loops may call it. Items from one loop share batches, which run there.
@@ -292,19 +349,21 @@ class BatchedCoroutineFunction(_Batched[T, R]):
 
     def __init__(
         self,
-        function: Callable[[list[T]], Any],
+        function: Callable[..., Any],
         batcher: "LoopBatcher",
         owner: object = None,
         method: "BatchedMethod[Any, Any] | None" = None,
     ) -> None:
         super().__init__(function, batcher, owner, method)
-        self._self_call: Callable[[T], Coroutine[Any, Any, R]] = MethodType(batcher.aio, (batcher, owner))
+        self._self_call: Any = MethodType(batcher.aio, (batcher, owner))
 
-    def __call__(self, item: T, /) -> Coroutine[Any, Any, R]:
+    def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Await the item's result. Cancelling takes the item out of the buffer; see `submit`.
 
         Args:
             item: One entry of the list that the function gets.
+            *args: One entry of each further list that it gets.
+            **kwargs: Keyword-only arguments of the function. Only calls with the same ones share a batch.
 
         Returns:
             The result of this item.
@@ -314,20 +373,25 @@ class BatchedCoroutineFunction(_Batched[T, R]):
             BatchError: The function raised what is no `Exception` (as when its task is cancelled), or gave this item no
                 result.
             TypeError: The function returned what cannot be results.
+            BufferFullError: `max_pending` items wait, and `on_full` is "raise".
             ClosedError: `aclose()` was called before.
         """
-        return self._self_call(item)
+        coroutine: Coroutine[Any, Any, R] = self._self_call(*(() if item is _MISSING else (item,)), *args, **kwargs)
+        return coroutine
 
     @property
-    def aio(self) -> Callable[[T], Coroutine[Any, Any, R]]:
+    def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
         """The same as a call, so that it need not matter which kind of function this is."""
-        return self._self_call
+        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_call
+        return aio
 
-    def submit(self, item: T, /) -> "asyncio.Future[R]":
+    def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
 
         Args:
             item: One entry of the list that the function gets.
+            *args: As in a call.
+            **kwargs: As in a call.
 
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
@@ -335,16 +399,25 @@ class BatchedCoroutineFunction(_Batched[T, R]):
 
         Raises:
             RuntimeError: No event loop runs here.
+            BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `aclose()` was called before.
         """
-        return self._self_batcher.submit(item, self._self_bound_to)
+        bound, constants = self._self_bind(item, args, kwargs)
+        return self._self_batcher.submit(bound, self._self_bound_to, constants)
 
-    def map(self, items: Iterable[T] | AsyncIterable[T], /) -> AsyncGenerator[R, None]:
+    def map(
+        self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
+    ) -> AsyncGenerator[R, None]:
         """Pass many items, from one task. Other callers' items may join the batches.
+
+        Where `max_pending` items wait, it waits for room, whatever `on_full` says.
 
         Args:
             items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
                 so that no result waits for the next item to come.
+            *more: For a function of several columns, the entries of the others; ends with the shortest, as `map` does.
+                All of these must be synchronous then.
+            **kwargs: As in a call.
 
         Returns:
             A lazy asynchronous iterator over the results, in order. The first error is raised where its result would
@@ -355,7 +428,8 @@ class BatchedCoroutineFunction(_Batched[T, R]):
             TypeError: `items` is not iterable.
             ClosedError: `aclose()` was called before.
         """
-        return self._self_batcher.map(items, self._self_bound_to)
+        found, constants, _ = self._self_columns(items, more, kwargs)
+        return self._self_batcher.map(found, self._self_bound_to, constants)
 
     async def aclose(self) -> None:
         """Refuse what comes, in all event loops, and wait until what this one accepted is answered.
@@ -392,10 +466,11 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
 
     def __init__(
         self,
-        function: Callable[[Any, list[Any]], Any],
+        function: Callable[..., Any],
         kind: type[F],
-        begin: Callable[[Callable[[list[Any]], Any], str, Buffer[Any]], Any],
-        options: dict[str, Any],
+        begin: "Callable[[Callable[..., Any], str, Options, Takes], ThreadBatcher | LoopBatcher]",
+        options: Options,
+        takes: Takes,
         *,
         of_class: bool,
     ) -> None:
@@ -403,12 +478,15 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         self._self_kind = kind
         self._self_begin = begin
         self._self_options = options
+        self._self_takes = takes
         self._self_of_class = of_class
         self._self_attribute: str = function.__name__
-        self._self_list_function = _findable(function)
+        self._self_list_function = _findable(function, options)
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
         self._self_batchers: dict[int, tuple[weakref.ref[object], Any]] = {}
+
+    _self_takes_instance = True
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._self_attribute = name
@@ -443,29 +521,47 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
                 f"{name}() needs an instance that can be weakly referenced, since its buffer goes with it: "
                 f"add '__weakref__' to the __slots__ of {kind.__name__}"
             ) from None
-        buffer: Buffer[Any] = Buffer(name, **self._self_options)
-        entry = (reference, self._self_begin(_bound_weakly(self.__wrapped__, reference), name, buffer))
+        function = _bound_weakly(self.__wrapped__, reference, self._self_takes)
+        entry = (reference, self._self_begin(function, name, replace(self._self_options), self._self_takes))
         found = batchers.setdefault(key, entry)  # another thread may come first
         if found[0]() is not instance:
             batchers[key] = found = entry
         return found[1]
 
     @overload
-    def __call__(self: "BatchedMethod[Any, BatchedFunction[T, R]]", instance: Any, item: T, /) -> R: ...
+    def __call__(
+        self: "BatchedMethod[Any, BatchedFunction[T, R, P]]",
+        instance: Any,
+        item: T,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> R: ...
     @overload
     def __call__(
-        self: "BatchedMethod[Any, BatchedCoroutineFunction[T, R]]", instance: Any, item: T, /
+        self: "BatchedMethod[Any, BatchedCoroutineFunction[T, R, P]]",
+        instance: Any,
+        item: T,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Coroutine[Any, Any, R]: ...
-    def __call__(self, instance: Any, item: Any, /) -> Any:
+    def __call__(self, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
-        return self.__get__(instance, instance)(item)
+        return self.__get__(instance, instance)(*args, **kwargs)
 
     def __repr__(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self._self_options.items())
-        return f"<batched {name_of(self.__wrapped__)}(), {options}, a buffer per instance>"
+        options = self._self_options
+        return (
+            f"<batched {name_of(self.__wrapped__)}(), batch_size={options.batch_size}, timeout={options.timeout}, "
+            f"a buffer per instance>"
+        )
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (self._self_list_function, *_place(self), self._self_options, self._self_of_class)
+        return _restored, (
+            *_by_reference(self, self._self_list_function, self._self_options),
+            self._self_of_class,
+        )
 
     if not TYPE_CHECKING:
 
@@ -479,21 +575,35 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
 
 
 def _bound_weakly(
-    function: Callable[[Any, list[Any]], Any], reference: "weakref.ref[object]"
-) -> Callable[[list[Any]], Any]:
+    function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes
+) -> Callable[..., Any]:
     """Bind a method without keeping its instance alive. Whoever waits for an answer does that."""
 
-    def run(items: list[Any]) -> Any:
+    def run(items: list[Any], **constants: Any) -> Any:
         instance = reference()
         if instance is None:
             raise ReferenceError("the instance that was to answer is gone")
-        return function.__get__(instance, type(instance))(items)
+        return _of_items(function.__get__(instance, type(instance)), takes)(items, **constants)
 
     return run
 
 
-def _findable(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the list function as pickle shall see it: under a name at which it, and not we, is found."""
+def _of_items(function: Callable[..., Any], takes: Takes) -> Callable[..., Any]:
+    """Return a function of one list, of items, that passes each column as a list of its own."""
+    if takes.columns == 1:
+        return function
+
+    def run(items: list[Any], **constants: Any) -> Any:
+        return function(*map(list, zip(*items, strict=True)), **constants)
+
+    return run
+
+
+def _findable(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
+    """Return the list function as pickle shall see it: under a name at which it, and not we, is found.
+
+    It has the options with it, which may be functions that pickle cannot find: where it goes as a name, they stay.
+    """
     if type(function) is not FunctionType:
         return function
     found = FunctionType(
@@ -503,16 +613,20 @@ def _findable(function: Callable[..., Any]) -> Callable[..., Any]:
     del found.__wrapped__  # type: ignore[attr-defined]
     found.__kwdefaults__ = function.__kwdefaults__
     found.__qualname__ = f"{function.__qualname__}._self_list_function"
+    found._batchify_options = options  # type: ignore[attr-defined]
     return found
 
 
-def _place(function: _Decorated) -> tuple[str | None, str]:
-    """Return the module of a function, and its name there."""
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+def _by_reference(
+    function: _Decorated, list_function: Callable[..., Any], options: Options
+) -> tuple[Callable[..., Any], str | None, str, Options | None]:
+    """Return the list function, the module of the decorated one, its name there, and the options if they must travel."""
+    place = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
+    return list_function, *place, None if hasattr(list_function, "_batchify_options") else options
 
 
 def _restored(
-    function: Callable[..., Any], module: str | None, qualname: str, options: dict[str, Any], of_class: bool | None
+    function: Callable[..., Any], module: str | None, qualname: str, options: Options | None, of_class: bool
 ) -> _Decorated:
     """Return what was pickled: the one of this process where it stands at its place, else one made anew.
 
@@ -527,69 +641,54 @@ def _restored(
         return found
     if type(function) is FunctionType:
         function.__qualname__ = qualname
-    decorate: Any = batched(**options)
-    made: _Decorated = decorate(classmethod(function) if of_class else function)
+        options = function.__dict__.pop("_batchify_options", options)
+    made: _Decorated = _decorate(classmethod(function) if of_class else function, replace(options))
     return made
 
 
-# What a function may return, but for mappings.
-Entries = SizedIterable[R | Exception] | Iterator[R | Exception]
+# What a function may return, but for mappings, whose keys would be taken for the results: those come first below.
+Entries = SizedIterable[R | Exception] | Iterator[R | Exception] | FutureLike[SizedIterable[R | Exception]]
+Mapped = Mapping[Any, R | Exception] | FutureLike[Mapping[Any, R | Exception]]
+AwaitedMapping = Coroutine[Any, Any, Mapping[Any, R | Exception]]
+Awaited = Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]] | AsyncIterator[R | Exception]
+Def = BatchedFunction
+Async = BatchedCoroutineFunction
 
 
 class Decorator(Protocol):
-    """What `batched(...)` returns. Its overloads find out what each caller gets of what the function returns."""
+    """What `batched(...)` returns. Its overloads find out what each caller passes and gets."""
 
-    # A mapping has a length and iterates, but over its keys: so it comes first.
+    # Up to three columns, `P` being the keywords beside them: the most first, as `P` would take a list for an item.
+    # fmt: off
     @overload
-    def __call__(self, f: Callable[[list[T]], FutureLike[Mapping[Any, R | Exception]]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], list[T2], list[T3], P], Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, P]]: ...  # noqa: E501
     @overload
-    def __call__(
-        self, f: Callable[[list[T]], FutureLike[SizedIterable[R | Exception]]], /
-    ) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], list[T2], list[T3], P], Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, P]]: ...  # noqa: E501
     @overload
-    def __call__(self, f: Callable[[list[T]], Mapping[Any, R | Exception]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], list[T2], P], Mapped[R]], /) -> Def[T, R, Concatenate[T2, P]]: ...
     @overload
-    def __call__(self, f: Callable[[list[T]], Entries[R]], /) -> BatchedFunction[T, R]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], list[T2], P], Entries[R]], /) -> Def[T, R, Concatenate[T2, P]]: ...
     @overload
-    def __call__(
-        self, f: Callable[[list[T]], Coroutine[Any, Any, Mapping[Any, R | Exception]]], /
-    ) -> BatchedCoroutineFunction[T, R]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], P], Mapped[R]], /) -> Def[T, R, P]: ...
     @overload
-    def __call__(
-        self, f: Callable[[list[T]], Coroutine[Any, Any, Entries[R]]], /
-    ) -> BatchedCoroutineFunction[T, R]: ...
-    @overload
-    def __call__(self, f: Callable[[list[T]], AsyncIterator[R | Exception]], /) -> BatchedCoroutineFunction[T, R]: ...
-    # The same for methods.
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], FutureLike[Mapping[Any, R | Exception]]], /
-    ) -> BatchedMethod[S, BatchedFunction[T, R]]: ...
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], FutureLike[SizedIterable[R | Exception]]], /
-    ) -> BatchedMethod[S, BatchedFunction[T, R]]: ...
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], Mapping[Any, R | Exception]], /
-    ) -> BatchedMethod[S, BatchedFunction[T, R]]: ...
-    @overload
-    def __call__(self, f: Callable[[S, list[T]], Entries[R]], /) -> BatchedMethod[S, BatchedFunction[T, R]]: ...
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], Coroutine[Any, Any, Mapping[Any, R | Exception]]], /
-    ) -> BatchedMethod[S, BatchedCoroutineFunction[T, R]]: ...
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], Coroutine[Any, Any, Entries[R]]], /
-    ) -> BatchedMethod[S, BatchedCoroutineFunction[T, R]]: ...
-    @overload
-    def __call__(
-        self, f: Callable[[S, list[T]], AsyncIterator[R | Exception]], /
-    ) -> BatchedMethod[S, BatchedCoroutineFunction[T, R]]: ...
+    def __call__(self, f: Callable[Concatenate[list[T], P], Entries[R]], /) -> Def[T, R, P]: ...
+    # fmt: on
 
 
-def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
+def batched(
+    *,
+    batch_size: int,
+    timeout: float | None = 0.0,
+    weight: Callable[..., float] | None = None,
+    max_weight: float | None = None,
+    group_by: Callable[..., Hashable] | None = None,
+    dedupe: bool = False,
+    isolate: bool = False,
+    concurrency: int = 1,
+    max_pending: int | None = None,
+    on_full: Literal["wait", "raise"] = "wait",
+    on_batch: Callable[[BatchReport], object] | None = None,
+) -> Decorator:
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
@@ -628,37 +727,64 @@ def batched(*, batch_size: int, timeout: float | None = 0.0) -> Decorator:
     """
 
     def decorate(function: Callable[..., Any], /) -> Any:
-        of_class = isinstance(function, classmethod)
-        if isinstance(function, (classmethod, staticmethod)):
-            function = function.__func__
-        if not callable(function) or isinstance(function, type):
-            raise TypeError(f"batched() decorates a function of one list, got {function!r}")
-        if issubclass(type(function), _Decorated):
-            raise TypeError(f"{function!r} is batched already")
-        name = name_of(function)
-        method = of_class or is_method(function)
-        check_function(name, function, method=method)
-        buffer: Buffer[Any] = Buffer(name, batch_size, timeout)
-        kind: Any = BatchedFunction
-        begin: Callable[[Callable[[list[Any]], Any], str, Buffer[Any]], Any] = ThreadBatcher
-        if is_coroutine_function(function):
-            from ._asyncio import LoopBatcher  # asyncio is imported when it is needed
-
-            kind, begin = BatchedCoroutineFunction, LoopBatcher
-        if not method:
-            return kind(function, begin(function, name, buffer))
-        options = {"batch_size": batch_size, "timeout": timeout}
-        return BatchedMethod(function, kind, begin, options, of_class=of_class)
+        options = Options(
+            batch_size=batch_size,
+            timeout=timeout,
+            weight=weight,
+            max_weight=max_weight,
+            group_by=group_by,
+            dedupe=dedupe,
+            isolate=isolate,
+            concurrency=concurrency,
+            max_pending=max_pending,
+            on_full=on_full,
+            on_batch=on_batch,
+        )
+        return _decorate(function, options)
 
     return decorate
+
+
+def _decorate(function: Any, options: Options) -> Any:
+    of_class, is_static = isinstance(function, classmethod), isinstance(function, staticmethod)
+    if of_class or is_static:
+        function = function.__func__
+    if not callable(function) or isinstance(function, type):
+        raise TypeError(f"batched() decorates a function of one list, got {function!r}")
+    if issubclass(type(function), _Decorated):
+        raise TypeError(f"{function!r} is batched already")
+    name = name_of(function)
+    method = of_class or (is_method(function) and not is_static)
+    takes = takes_of(name, function, method=method)
+    options.check(name)
+    kind: Any = BatchedFunction
+    begin: Any = ThreadBatcher
+    if is_coroutine_function(function):
+        from ._asyncio import LoopBatcher  # asyncio is imported when it is needed
+
+        kind, begin = BatchedCoroutineFunction, LoopBatcher
+    if method:
+        return BatchedMethod(function, kind, begin, options, takes, of_class=of_class)
+    return kind(function, begin(_of_items(function, takes), name, options, takes))
 
 
 def _not_called(*_: object) -> None:
     """Stand where wrapt wants a wrapper function; `__call__` is overridden."""
 
 
+# Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
+_MISSING: Any = object()
+for _entry in (
+    BatchedFunction.__call__,
+    BatchedFunction.submit,
+    BatchedCoroutineFunction.__call__,
+    BatchedCoroutineFunction.submit,
+):
+    _entry.__defaults__ = (_MISSING,)
+
+
 def _annotations(self: _Decorated) -> dict[str, Any]:
-    return annotations_of_one_item(self.__wrapped__)
+    return annotations_of_one_item(self.__wrapped__, method=self._self_takes_instance)
 
 
 for _kind in (BatchedFunction, BatchedCoroutineFunction, BatchedMethod):

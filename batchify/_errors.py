@@ -29,6 +29,10 @@ class ClosedError(RuntimeError):
     """Raised when an item is passed after `close()`, or after the interpreter began to exit."""
 
 
+class BufferFullError(RuntimeError):
+    """Raised when an item is passed while `max_pending` items wait, by `submit()` or with `on_full="raise"`."""
+
+
 def own_copy(original: BaseException, name: str) -> Exception:
     """Return an exception for one caller alone: of the same type where that is safe, its cause `original`, if raised.
 

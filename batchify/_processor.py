@@ -4,8 +4,8 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Generic, Self, TypeVar
 
-from ._buffer import Buffer
 from ._decorator import SizedIterable
+from ._options import Options
 from ._stats import Stats
 from ._threads import ThreadBatcher
 
@@ -38,10 +38,12 @@ class BatchProcessor(Generic[R]):
                 raise ReferenceError(f"the {name} that was to answer is gone")
             return processor.process(tuple(batch_input))
 
+        options = Options(batch_size, timeout)
+        options.check(name)
         self._batcher = ThreadBatcher(
             process,
             name,
-            Buffer(name, batch_size, timeout),
+            options,
             awaitable="asyncio.to_thread(processor.request, ...)",
         )
 

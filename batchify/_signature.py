@@ -18,6 +18,8 @@ from inspect import Parameter, Signature
 from types import CodeType
 from typing import Any, get_args, get_origin
 
+from ._options import Takes
+
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -28,8 +30,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def is_method(function: Callable[..., Any]) -> bool:
-    """Whether a function that takes more than one parameter takes an instance first: if it is written in a class."""
-    return _class_around(function) != "" and len(_parameters(function)) != 1  # with one it is meant to be static
+    """Whether a function that takes several parameters by position takes an instance first: if written in a class."""
+    return _class_around(function) != "" and len(_columns(function)) != 1  # with one it is meant to be static
 
 
 def _class_around(function: Callable[..., Any]) -> str:
@@ -40,17 +42,50 @@ def _class_around(function: Callable[..., Any]) -> str:
     return within.rpartition(".")[2].replace("<locals>", "") if binds else ""
 
 
-def check_function(name: str, function: Callable[..., Any], *, method: bool) -> None:
-    """Raise what says why, if the function does not take one list; a method, an instance and one list."""
-    parameters = _parameters(function)
-    kinds = [parameter.kind for parameter in parameters]
-    if all(kind in _POSITIONAL for kind in kinds) and len(kinds) == 1 + method:
-        return
-    if _signature(function) is None:
-        return
-    takes = Signature([parameter.replace(annotation=Parameter.empty) for parameter in parameters])
-    must = "the instance and one more parameter" if method else "one parameter"
-    raise TypeError(f"{name}() must take {must}, the list of items; it takes {takes}")
+def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
+    """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
+    if _signature(function) is None:  # let Python say
+        return Takes(1, constants=False, plain=True, bind=_binder(name, _parameters(_one), []))
+    parameters = _parameters(function)[1 if method else 0 :]
+    columns = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
+    constants = [parameter for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
+    if not columns or len(columns) + len(constants) < len(parameters):
+        must = "the instance and one parameter or more" if method else "one parameter or more"
+        takes = Signature([each.replace(annotation=Parameter.empty) for each in _parameters(function)])
+        raise TypeError(
+            f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
+            f"ones, each the same for a whole batch; it takes {takes}"
+        )
+    plain = len(columns) == 1 and not constants and columns[0].default is Parameter.empty
+    return Takes(len(columns), bool(constants), plain, _binder(name, columns, constants))
+
+
+def _one(item: object, /) -> None:
+    """Take one item."""
+
+
+def _binder(name: str, columns: list[Parameter], constants: list[Parameter]) -> Callable[..., Any]:
+    """Return a function that takes the arguments of a call, and returns its item and its constants.
+
+    Made from text, as `collections.namedtuple` does it, so that what Python says of wrong arguments is what it would
+    say of the function itself.
+    """
+    defaults = {f"_{each.name}_": each.default for each in (*columns, *constants)}
+    texts = [
+        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_" for each in (*columns, *constants)
+    ]
+    if constants:
+        texts.insert(len(columns), "*")
+    # One item alone has no name that would fit it.
+    nameless = sum(each.kind is Parameter.POSITIONAL_ONLY for each in columns) or len(columns) + len(constants) == 1
+    if nameless:
+        texts.insert(int(nameless), "/")
+    item = columns[0].name if len(columns) == 1 else f"({', '.join(each.name for each in columns)})"
+    values = ", ".join(f"{each.name!r}: {each.name}" for each in constants)
+    exec(f"def bind({', '.join(texts)}): return {item}, {{{values}}}", defaults)  # noqa: S102 - names of parameters
+    bind: Callable[..., Any] = defaults["bind"]
+    bind.__name__ = bind.__qualname__ = name
+    return bind
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
@@ -66,23 +101,27 @@ def as_coroutine_code(code: CodeType) -> CodeType:
     return code.replace(co_flags=code.co_flags & ~inspect.CO_ASYNC_GENERATOR | inspect.CO_COROUTINE)
 
 
-def signature_of_one_item(function: Callable[..., Any]) -> Signature:
-    """Return the signature of the decorated function: its last parameter, the list, becomes one item."""
+def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Signature:
+    """Return the signature of the decorated function: each list becomes one item."""
     try:
         signature = inspect.signature(function, eval_str=True)
     except Exception:  # noqa: BLE001 - an annotation is any expression, and may not be importable here
         signature = inspect.signature(function)
-    *instance, items = signature.parameters.values()
-    item = items.replace(kind=Parameter.POSITIONAL_ONLY, default=Parameter.empty, annotation=_entry(items.annotation))
-    return signature.replace(
-        parameters=[each.replace(kind=Parameter.POSITIONAL_ONLY) for each in instance] + [item],
-        return_annotation=_entry(signature.return_annotation),
-    )
+    parameters = list(signature.parameters.values())
+    first = 1 if method else 0
+    alone = len(parameters) == first + 1
+    for position, each in enumerate(parameters[first:], first):
+        if each.kind in _POSITIONAL:
+            kind = Parameter.POSITIONAL_ONLY if alone else each.kind
+            parameters[position] = each.replace(kind=kind, annotation=_entry(each.annotation))
+    if method and alone:
+        parameters[0] = parameters[0].replace(kind=Parameter.POSITIONAL_ONLY)
+    return signature.replace(parameters=parameters, return_annotation=_entry(signature.return_annotation))
 
 
-def annotations_of_one_item(function: Callable[..., Any]) -> dict[str, Any]:
+def annotations_of_one_item(function: Callable[..., Any], *, method: bool) -> dict[str, Any]:
     """Return the annotations that belong to `signature_of_one_item()`."""
-    signature = signature_of_one_item(function)
+    signature = signature_of_one_item(function, method=method)
     annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
     annotations["return"] = signature.return_annotation
     return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
@@ -98,6 +137,10 @@ def _signature(function: Callable[..., Any]) -> Signature | None:
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     signature = _signature(function)
     return [] if signature is None else list(signature.parameters.values())
+
+
+def _columns(function: Callable[..., Any]) -> list[Parameter]:
+    return [parameter for parameter in _parameters(function) if parameter.kind in _POSITIONAL]
 
 
 def _entry(annotation: Any) -> Any:

@@ -1,11 +1,81 @@
 """What happened: figures of one batcher."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from contextvars import Context
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from typing import Any, Literal
 
-Reason = Literal["full", "timeout", "flush", "close", "nested"]
+Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
+
+# So many batches in a row must look alike before it is said that there are too few callers.
+_ALIKE = 20
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """What `on_batch` is told of one batch: one call of the function.
+
+    Attributes:
+        name: The function's name.
+        size: Items in the batch. With `dedupe`, fewer may have been given to the function.
+        batch_size: Most items in a batch, as it was when this one ended.
+        reason: Why it was taken; see `Stats.reasons`.
+        group: What `group_by` returned for its items, None without; and with keyword-only parameters a tuple of that
+            and their values.
+        waits: Seconds that each item waited, from its call until its batch was taken, in the order of the items.
+        duration: Seconds from when it was taken until its results were there.
+        pending: Items that waited in the buffer when it ended.
+        in_flight: Other batches that were running when it ended.
+        error: What the function raised, or the error that its results were; None if it kept the rules. An exception
+            that it returned for one item is not among these.
+        contexts: The `contextvars` context of each caller, in the order of the items.
+    """
+
+    name: str
+    size: int
+    batch_size: int
+    reason: Reason
+    group: Hashable
+    waits: tuple[float, ...]
+    duration: float
+    pending: int
+    in_flight: int
+    error: BaseException | None
+    contexts: tuple[Context, ...]
+
+
+class Draft:
+    """What is known of a batch for its report when it begins."""
+
+    __slots__ = ("_began", "_contexts", "_group", "_name", "_reason", "_waits")
+
+    def __init__(self, name: str, reason: Reason, calls: Sequence[Any], now: float) -> None:
+        self._name = name
+        self._reason = reason
+        self._waits = tuple(now - call.arrival for call in calls)
+        self._contexts = tuple(call.context for call in calls)
+        self._group = None if calls[0].group is None else calls[0].group.key
+        self._began = now
+
+    def report(
+        self, batch_size: int, now: float, pending: int, in_flight: int, error: BaseException | None
+    ) -> BatchReport:
+        """Return the report, now that the batch has ended."""
+        return BatchReport(
+            name=self._name,
+            size=len(self._waits),
+            batch_size=batch_size,
+            reason=self._reason,
+            group=self._group,
+            waits=self._waits,
+            duration=now - self._began,
+            pending=pending,
+            in_flight=in_flight,
+            error=error,
+            contexts=self._contexts,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +87,7 @@ class Stats:
     Attributes:
         accepted: Items passed in and not refused since the start.
         pending: Items that wait in the buffer now.
+        blocked: Items that wait for room in the buffer (`max_pending`) now, and are not accepted yet.
         running: Items in a batch whose callers have no answer yet.
         in_flight: Batches that are running now.
         answered: Items whose caller got a result.
@@ -25,13 +96,16 @@ class Stats:
         batches: Calls of the function.
         sizes: How many batches there were of each size.
         reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`
-            (which exit and dropping the function imply), or `nested`: called from inside the function.
-        waited: Seconds that items waited in the buffer, all together.
+            (which exit and dropping the function imply), `nested`: called from inside the function, or to `isolate`
+            what made a larger one fail.
+        sizes_by_reason: How many batches of each size there were for each reason.
+        waited: Seconds that items waited until their batch was taken, all together.
         longest_wait: Seconds that the item waited that waited longest.
     """
 
     accepted: int
     pending: int
+    blocked: int
     running: int
     in_flight: int
     answered: int
@@ -40,6 +114,7 @@ class Stats:
     batches: int
     sizes: Mapping[int, int]
     reasons: Mapping[Reason, int]
+    sizes_by_reason: Mapping[Reason, Mapping[int, int]]
     waited: float
     longest_wait: float
 
@@ -51,7 +126,7 @@ class Stats:
     @property
     def mean_wait(self) -> float:
         """Seconds that an item waited in the buffer on average, 0.0 before the first batch."""
-        items = sum(size * count for size, count in self.sizes.items())
+        items = self.accepted - self.pending - self.cancelled
         return self.waited / items if items else 0.0
 
 
@@ -67,41 +142,63 @@ class Tally:
         self.waited = 0.0
         self.longest_wait = 0.0
         self._batches: Counter[tuple[Reason, int]] = Counter()
+        self._ended_at = -inf
+        self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
+        self._last_size = 0
+        self._said = False
 
-    def begin(self, reason: Reason, arrivals: list[float], now: float) -> None:
+    def begin(self, reason: Reason, arrivals: Sequence[float], now: float) -> None:
         """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first."""
         size = len(arrivals)
         self._batches[reason, size] += 1
         self.in_flight += 1
-        self.running += size
-        self.waited += size * now - sum(arrivals)
-        self.longest_wait = max(self.longest_wait, now - arrivals[0])
+        if reason != "isolate":  # else they were counted when the batch was taken that failed
+            self.running += size
+            self.waited += size * now - sum(arrivals)
+            self.longest_wait = max(self.longest_wait, now - arrivals[0])
 
-    def answer(self, items: int, failed: int, *, done: bool) -> None:
-        """Count items whose callers are about to go on. `done`: with them the batch has ended."""
+    def too_few_callers(self, reason: Reason, arrivals: Sequence[float], timeout: float | None) -> bool:
+        """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
+
+        So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
+        their answers.
+        """
+        soon = reason == "timeout" and bool(timeout) and arrivals[0] - self._ended_at <= (timeout or 0.0)
+        self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
+        self._last_size = len(arrivals)
+        shows = self._alike >= _ALIKE and not self._said
+        self._said |= shows
+        return shows
+
+    def answer(self, items: int, failed: int, ended_at: float | None) -> None:
+        """Count items whose callers are about to go on. `ended_at`: the moment at which with them the batch ended."""
         self.running -= items
         self.answered += items - failed
         self.failed += failed
-        self.in_flight -= done
+        if ended_at is not None:
+            self.in_flight -= 1
+            self._ended_at = ended_at
 
-    def snapshot(self, pending: int) -> Stats:
+    def snapshot(self, pending: int, blocked: int) -> Stats:
         """Return the counts as they stand."""
+        by_reason: dict[Reason, dict[int, int]] = {}
         sizes: Counter[int] = Counter()
-        reasons: Counter[Reason] = Counter()
         for (reason, size), count in sorted(self._batches.items()):
+            by_reason.setdefault(reason, {})[size] = count
             sizes[size] += count
-            reasons[reason] += count
         return Stats(
             accepted=pending + self.running + self.answered + self.failed + self.cancelled,
             pending=pending,
+            blocked=blocked,
             running=self.running,
             in_flight=self.in_flight,
             answered=self.answered,
             failed=self.failed,
             cancelled=self.cancelled,
-            batches=sum(reasons.values()),
+            batches=sum(sizes.values()),
             sizes=dict(sorted(sizes.items())),
-            reasons=dict(reasons),
+            reasons={reason: sum(counts.values()) for reason, counts in by_reason.items()},
+            sizes_by_reason=by_reason,
             waited=self.waited,
             longest_wait=self.longest_wait,
         )

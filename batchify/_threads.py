@@ -1,13 +1,13 @@
 """How do threads wait, and who runs a batch?
 
-The flush thread of a batcher:
-  - starts with the first item;
-  - ends after `close()`, when all that was accepted is answered, or when its batcher is garbage;
-  - keeps its batcher alive while items wait or run, and nothing of it while idle;
+The flush threads of a batcher, one, or with `concurrency` as many as are needed:
+  - the first starts with the first item, another one when a batch may run and all others are inside the function;
+  - end after `close()`, when all that was accepted is answered, or when its batcher is garbage;
+  - keep their batcher alive while items wait or run, and nothing of it while idle;
   - after a fork: the child has none and an empty buffer, and starts its own with its first item; the items that waited
     stay the parent's;
-  - at interpreter exit: what was accepted is answered before `atexit` is through, what comes later is refused. It is a
-    daemon thread, so that it does not hold up the exit when it is idle.
+  - at interpreter exit: what was accepted is answered before `atexit` is through, what comes later is refused. They are
+    daemon threads, so that they do not hold up the exit when they are idle.
 """
 
 import atexit
@@ -16,7 +16,8 @@ import sys
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import Context
@@ -26,10 +27,11 @@ from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any, TypeVar
 
-from ._batch import Ahead, Batch, Call, complain
-from ._buffer import Buffer, arrival_of, check_batch_size, check_timeout
-from ._errors import BatchError, ClosedError
-from ._stats import Stats, Tally
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse, tell
+from ._buffer import Buffer, arrival_of, batches_at_once
+from ._errors import BatchError, BufferFullError, ClosedError
+from ._options import Options, Takes, check_count, check_timeout
+from ._stats import Draft, Reason, Stats, Tally
 
 T = TypeVar("T")
 
@@ -146,27 +148,49 @@ class ItemFuture(Future[Any]):
 class ThreadBatch(Batch):
     """A batch that is run on a flush thread."""
 
-    __slots__ = ("__weakref__", "_batcher", "_life")
+    __slots__ = ("__weakref__", "_batcher", "_draft", "_expects", "_life")
 
-    def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call]) -> None:
-        super().__init__(batcher.name, calls, Context().run)
+    def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
+        options = batcher.options
+        group = calls[0].group if batcher._asks else None
+        super().__init__(batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants)
         self._batcher = batcher
         self._life = batcher._life
+        self._expects = False  # the function returned a future
+        self._draft = None if options.on_batch is None else Draft(batcher.name, reason, calls, now)
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
-        if self._life is not self._batcher._life:
+        batcher = self._batcher
+        if self._life is not batcher._life:
             return  # The function forked, and this is the child: the callers are the parent's.
+        now = monotonic() if done else None
         with _lock:
-            self._batcher._tally.answer(len(calls), failed, done=done)
+            batcher._tally.answer(len(calls), failed, now)
+            pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
+        if self._draft is not None and now is not None:
+            tell(batcher.options, self._draft.report(batcher.options.batch_size, now, pending, in_flight, self.error))
         self.deliver(calls)
+
+    def again(self, parts: Sequence[Sequence[Any]]) -> None:
+        if self._life is self._batcher._life:
+            self._batcher._parts.extendleft(reversed(parts))  # finish() wakes whoever is to run them
+
+    def expect(self, future: Any) -> None:
+        self._expects = True
+        with _lock:
+            self._batcher._blocks = False
+        super().expect(future)
 
     def finish(self) -> None:
         batcher = self._batcher
         if self._life is batcher._life:
             with _lock:
-                if batcher._sleeps_until_finish:
+                # A flush thread looks for the next batch by itself.
+                if (batcher._has_no_room or batcher._parts) and get_ident() not in batcher._threads:
                     batcher._wake_locked()
+                batcher._blocks = not self._expects
                 batcher._unfinished.discard(id(self))
+            batcher._hire_if_short()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -194,6 +218,10 @@ class NestedBatch(ThreadBatch):
 
     __slots__ = ()
 
+    def again(self, parts: Sequence[Sequence[Any]]) -> None:
+        for part in parts:
+            self._batcher._run_nested(part, "isolate")
+
     def expect(self, future: Any) -> None:
         if _lock._is_owned():  # type: ignore[attr-defined]
             self.settle_future(future)  # waits for it here: whoever completed it would need the lock to answer
@@ -206,44 +234,66 @@ class NestedBatch(ThreadBatch):
 
 
 class ThreadBatcher:
-    """Gathers the items of callers in any number of threads, and runs the function in its flush thread."""
+    """Gathers the items of callers in any number of threads, and runs the function in its flush threads."""
 
-    # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
-    #   1. While the flush thread sleeps, it wakes by itself at _wakes_at (inf: never), and nothing is due before; so an
-    #      item that is not need not wake it. While it is awake _wakes_at is -inf.
+    # _lock guards every field that _start_clean() sets, but for _groups_lock. True whenever nobody holds it:
+    #   1. _asleep says of each flush thread that sleeps when it wakes by itself (inf: never). Nothing is due before
+    #      _wakes_at, the earliest of these; so an item that is not need not wake anybody. While there is one awake who
+    #      will look, or no room for another batch, _wakes_at is -inf.
     #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
-    #      future; not the batch, which nobody but that future may keep alive. While _sleeps_until_finish, the flush
-    #      thread sleeps until one has, and items do not wake it.
-    #   3. _thread is the only flush thread. It sleeps on _bell, and finds in _handed the batcher that it is woken for.
-    #      Nothing waits before it is there.
-    # What is read without the lock, such as `_thread is None` or `closed`, is a hint: whoever acts on it asks again.
+    #      future; not the batch, which nobody but that future may keep alive. While _has_no_room, whoever finishes one
+    #      looks for the next, or wakes somebody who does.
+    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them, who finds in _handed
+    #      the batcher that it is woken for. Nothing waits before there is one.
+    #   4. _short if a batch may run, and only another thread could run it now. Whoever sees it hires one.
+    #   5. _parts are those of batches that failed and are to be run again, before all that waits. Their calls are in
+    #      nothing else.
+    # What is read without the lock, such as `_threads` or `closed`, is a hint: whoever acts on it asks again.
     # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
-    # its last look at the buffer and the wait would notify nobody. _bell is a condition of one waiter that cannot be
-    # missed: a lock that the flush thread alone acquires and whoever wants it awake releases, early or late.
+    # its last look at the buffer and the wait would notify nobody. _bell is a condition that cannot be missed: a lock
+    # that the flush threads alone acquire and whoever wants one awake releases, early or late.
 
     def __init__(
-        self, function: Callable[[list[Any]], Any], name: str, buffer: Buffer[Call], awaitable: str | None = None
+        self,
+        function: Callable[..., Any],
+        name: str,
+        options: Options,
+        takes: Takes | None = None,  # None: one list
+        awaitable: str | None = None,
     ) -> None:
         self.function = function
         self.name = name
+        self.options = options
+        self.takes = takes
         self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
-        self.aio: Callable[[Any, Any], Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
+        self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
+        self._grouped = takes is not None and takes.constants
+        self._asks = options.ask_items or self._grouped
+        self._refuses = options.on_full == "raise"
         self._warned = False
-        self._start_clean(buffer)
+        self._start_clean()
         _live[self] = None
         if _exiting:
-            buffer.close()
+            self._buffer.close()
 
-    def _start_clean(self, buffer: Buffer[Call]) -> None:
+    def _start_clean(self) -> None:
         self._life = object()
-        self._buffer = buffer
+        self._buffer: Buffer[Call] = Buffer(self.options, grouped=self._grouped)
+        # Guards the table of groups, and nothing else. Keys, which are the user's, are compared under it.
+        self._groups_lock = RLock()
         self._tally = Tally()
-        self._wakes_at = inf
+        self._parts: deque[Sequence[Call]] = deque()
         self._unfinished: set[int] = set()
-        self._sleeps_until_finish = False
-        self._thread: Thread | None = None
+        self._has_no_room = False
+        self._wakes_at = inf
+        self._asleep: dict[int, float] = {}
+        self._threads: dict[int, Thread] = {}
+        self._short = False
+        self._blocks = True  # the function did so the last time, and did not return a future
         self._bell = allocate_lock()
+        self._bell.acquire()
         self._handed: list[ThreadBatcher] = []
+        self._hint = 0  # the size of batches, if it is to be said that they are never full
         self._bells: set[LockType] = set()  # of maps, which may have to read on when batch_size changes
 
     def __del__(self) -> None:
@@ -255,76 +305,92 @@ class ThreadBatcher:
 
     # What callers do
 
-    def call(self, item: Any) -> Any:
+    def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
         if get_ident() in _flushing or _lock._is_owned():  # type: ignore[attr-defined]
-            return self._call_inside(item)
+            return self._call_inside(item, constants)
         if _running_loop() is not None and not self._warned:
             self._warn_on_event_loop()
         lock = allocate_lock()
         lock.acquire()
         call = Call(item, lock.release)
         try:
+            if self._asks:
+                self._ask(call, constants)
             # _put() for one call, written out here and in put(): every caller pays for each step, 4 % for sharing it.
-            if self._thread is None:
+            if not self._threads:
                 self._start_thread()
             with _lock:
-                if self._buffer.closed:
-                    raise self._closed_error()
+                if self._buffer.closed or self._refuses:
+                    self._check_open_locked(refuses=self._refuses)
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
                     self._wake_locked()
+            if self._short:
+                self._hire_if_short()
             lock.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
             raise
         return call.value if call.error is None else call.outcome()
 
-    def submit(self, item: Any, owner: object) -> ItemFuture:
+    def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
         future = ItemFuture(self)
         call = future.call = FutureCall(item, future, owner)
         try:
+            if self._asks:
+                self._ask(call, constants)
             ident = get_ident()
             if ident in _flushing and not _delivering.get(ident):
-                self._put_inside((call,))
+                self._put_inside((call,), refuses=True)
             else:
-                self._put((call,))
+                self._put((call,), refuses=True)
         except BaseException:
             future.call = None
             self.withdraw(call)
             raise
         return future
 
-    def put(self, call: Call) -> None:
+    def put(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Let a call wait whose caller waits in a way of its own."""
+        if self._asks:
+            self._ask(call, constants)
         if get_ident() in _flushing:
-            self._put_inside((call,))
+            self._put_inside((call,), refuses=self._refuses)
             return
-        if self._thread is None:
+        if not self._threads:
             self._start_thread()
         with _lock:
-            if self._buffer.closed:
-                raise self._closed_error()
+            if self._buffer.closed or self._refuses:
+                self._check_open_locked(refuses=self._refuses)
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
+        if self._short:
+            self._hire_if_short()
 
-    def map(self, items: Iterable[Any], owner: object) -> Generator[Any, None, None]:
-        """Yield the results of the items in order, reading at most two batches of items ahead."""
-        # Reading on may block where there is no length (a socket, a queue), so that is done one item at a time.
-        return self._map(iter(items), owner, chunked=hasattr(items, "__len__"))
+    def map(
+        self, items: Iterable[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool
+    ) -> Generator[Any, None, None]:
+        """Yield the results of the items in order, reading at most two batches of items ahead.
 
-    def _map(self, items: Iterator[Any], owner: object, *, chunked: bool) -> Generator[Any, None, None]:  # noqa: ARG002
+        Not `chunked`: one at a time, since reading on may block (a socket, a queue).
+        """
+        return self._map(iter(items), owner, constants, chunked=chunked)
+
+    def _map(
+        self, items: Iterator[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool  # noqa: ARG002
+    ) -> Generator[Any, None, None]:
         bell = allocate_lock()
-        ahead = Ahead(items, partial(_ring, bell))
-        calls, buffer = ahead.calls, self._buffer
+        ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self._asks else None)
+        calls, options = ahead.calls, self.options
         with _lock:
             self._bells.add(bell)
         try:
             while True:
-                while ahead.more and len(calls) <= buffer.batch_size:
+                while ahead.more and len(calls) <= options.batch_size:
                     if calls and not chunked and hasattr(calls[0], "error"):
                         break  # its result is there, so it does not wait for the next item to come
-                    self._put_inside(ahead.read(buffer.batch_size if chunked else 1))
+                    self._put_inside(ahead.read(options.batch_size if chunked else 1))
                     if not ahead.more:
                         self.flush()  # nothing of this map will join what is left
                 if not calls:
@@ -346,79 +412,107 @@ class ThreadBatcher:
             # Also where it is not there: its caller may have been interrupted between adding it and waking the thread,
             # and others, who came second, rely on that.
             self._wake_if_due_locked()
-            if not self._buffer.remove(call):
-                return False
-            self._tally.cancelled += 1
-            return True
+            waited = self._buffer.remove(call)
+            if waited:
+                self._tally.cancelled += 1
+                self._wake_if_due_locked()  # in its place came one that waited for room
+        self._hire_if_short()
+        return waited
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers."""
         with _lock:
             self._buffer.flush(monotonic())
             self._wake_if_due_locked()
+        self._hire_if_short()
 
     def close(self, *, wait: bool = True) -> None:
         """Refuse what comes, and wait until what was accepted is answered."""
         inside = _lock._is_owned()  # type: ignore[attr-defined]
         with _lock:
-            thread = self._thread
+            threads = list(self._threads.values())
             if not self._buffer.closed:
-                if thread is not None:
+                if threads:
                     self._wake_locked()
                 self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
-        # A finalizer inside our lock would keep the flush thread from ending.
-        if wait and thread is not None and not inside and thread.ident != get_ident():
+        self._refuse_blocked()
+        # A finalizer inside our lock would keep the flush threads from ending.
+        if wait and threads and not inside and get_ident() not in self._threads:
             with _blocked_on(self._life) as for_itself:
                 if not for_itself:
-                    thread.join()
+                    for thread in threads:
+                        thread.join()
+
+    def _refuse_blocked(self) -> None:
+        """Release those who wait for room, now that there will be none."""
+        for call in self._buffer.blocked_calls():
+            refuse(call, self._closed_error())
+            self._buffer.remove(call)
 
     @property
     def batch_size(self) -> int:
-        return self._buffer.batch_size
+        return self.options.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
         with _lock:
-            self._buffer.batch_size = check_batch_size(self.name, value)
+            self.options.batch_size = check_count(self.name, "batch_size", value)
+            self._buffer.adapt()
             self._wake_if_due_locked()
             for bell in self._bells:
                 _ring(bell)
+        self._hire_if_short()
 
     @property
     def timeout(self) -> float | None:
-        return self._buffer.timeout
+        return self.options.timeout
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
         with _lock:
-            self._buffer.timeout = check_timeout(self.name, value)
+            self.options.timeout = check_timeout(self.name, value)
             self._wake_if_due_locked()
+        self._hire_if_short()
 
     @property
     def stats(self) -> Stats:
         with _lock:
-            return self._tally.snapshot(len(self._buffer))
+            return self._tally.snapshot(len(self._buffer), self._buffer.blocked)
 
     def _check(self) -> None:
         """Assert the lines above, as far as they can be seen from outside. For tests."""
         with _lock:
             self._buffer._check()
-            assert self._wakes_at <= self._buffer.due_at
-            assert not self._sleeps_until_finish or self._wakes_at == -inf
-            assert self._thread is not None or not len(self._buffer)
+            assert self._wakes_at <= self._due_at()
+            assert self._wakes_at <= min(self._asleep.values(), default=inf)
+            assert set(self._asleep) <= set(self._threads)
+            assert len(self._threads) <= self.options.concurrency
+            assert self._threads or not len(self._buffer)
 
     # How items get in
 
-    def _put(self, calls: Sequence[Call]) -> None:
-        if self._thread is None:
+    def _ask(self, call: Call, constants: Mapping[str, Any]) -> None:
+        """Find out what options want to know of a call."""
+        group = self.options.ask(self.name, call, self.takes)
+        with self._groups_lock:
+            call.group = self._buffer.group_of(group, constants)
+
+    def _put(self, calls: Sequence[Call], *, refuses: bool) -> None:
+        if not self._threads:
             self._start_thread()
         with _lock:
-            if self._buffer.closed:
-                raise self._closed_error()
             now = monotonic()
             for call in calls:
+                self._check_open_locked(refuses=refuses)
                 if self._buffer.add(call, now) < self._wakes_at:
                     self._wake_locked()
+        self._hire_if_short()
+
+    def _check_open_locked(self, *, refuses: bool) -> None:
+        if self._buffer.closed:
+            raise self._closed_error()
+        if refuses and not self._buffer.has_room:
+            raise BufferFullError(f"{self.name}() is full: max_pending={self.options.max_pending} items wait")
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
@@ -428,16 +522,15 @@ class ThreadBatcher:
             return
         # Before the item is accepted, so that where no thread can be started nobody waits for one. Not under the lock,
         # since start() waits; so two callers may both come here, and the second one's thread is sent home.
-        bell, begun = allocate_lock(), allocate_lock()
-        bell.acquire()
+        begun, go = allocate_lock(), allocate_lock()
         begun.acquire()
-        handed: list[ThreadBatcher] = []
-        thread: Thread | None = None
+        go.acquire()
+        hired: list[bool] = []
         try:
             try:
                 thread = Thread(
                     target=_flush_forever,
-                    args=(bell, begun, handed, self._life),
+                    args=(self._bell, begun, go, hired, self._handed, self._life),
                     name=f"batchify flush thread of {self.name}()",
                     daemon=True,
                 )
@@ -446,35 +539,55 @@ class ThreadBatcher:
                 raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
             begun.acquire()  # it stands in _flushing: until then a finalizer that it runs must not wait for it
             with _lock:
-                if self._thread is None and not self._buffer.closed:
-                    self._bell, self._handed = bell, handed
-                    self._thread = thread
+                if not self._buffer.closed and (self._short or not self._threads):
+                    ident: Any = thread.ident
+                    self._asleep[ident] = inf  # as good as: it finds the bell rung
+                    self._threads[ident] = thread
+                    self._short = False
+                    hired.append(True)
         finally:
-            if self._thread is not thread:
-                _ring(bell)
+            _ring(go)
+
+    def _hire_if_short(self) -> None:
+        """Start another thread where a batch could run at once. Not to be called while holding the lock."""
+        if not self._short or _lock._is_owned():  # type: ignore[attr-defined]
+            return
+        try:
+            self._start_thread()
+        except RuntimeError:  # those that there are will do it
+            with _lock:
+                self._short = False
+            complain("%s() runs fewer batches at once than it might", self.name)
+
+    def _due_at(self) -> float:
+        return -inf if self._parts else self._buffer.due_at
 
     def _wake_if_due_locked(self) -> None:
-        if self._buffer.due_at < self._wakes_at:
+        if self._due_at() < self._wakes_at:
             self._wake_locked()
 
     def _wake_locked(self) -> None:
         # _wakes_at last: if this thread is interrupted before, the next caller still rings.
         self._handed.append(self)
         _ring(self._bell)
+        if not self._asleep and self._blocks:
+            self._short = 0 < len(self._threads) < self.options.concurrency
         self._wakes_at = -inf
 
     # Calls from inside the function
 
-    def _call_inside(self, item: Any) -> Any:
+    def _call_inside(self, item: Any, constants: Mapping[str, Any]) -> Any:
         inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
+        if self._asks:
+            self._ask(call, constants)
         with _blocked_on(self._life) as for_itself:
             # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
             # and at exit what a function still needs, whose flush thread has ended.
             if for_itself or inside_lock or (_exiting and self._buffer.closed):
                 self._run_nested((call,))
             else:
-                self._put((call,))
+                self._put((call,), refuses=self._refuses)
             try:
                 lock.acquire()
             except BaseException:  # Ctrl-C in a signal handler
@@ -482,26 +595,30 @@ class ThreadBatcher:
                 raise
         return call.outcome()
 
-    def _put_inside(self, calls: Sequence[Call]) -> None:
+    def _put_inside(self, calls: Sequence[Call], *, refuses: bool = False) -> None:
         if not calls:
             return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
         if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
             with _blocked_on(self._life) as for_itself:
                 if for_itself:
-                    self._run_nested(calls)
+                    for batch in batches_at_once(calls, self.options) if self._asks else (calls,):
+                        self._run_nested(batch)
                     return
-        self._put(calls)
+        self._put(calls, refuses=refuses)
 
-    def _run_nested(self, calls: Sequence[Call]) -> None:
+    def _run_nested(self, calls: Sequence[Call], reason: Reason = "nested") -> None:
         ident = get_ident()
+        now = monotonic()
         with _lock:
             if self._buffer.closed and ident not in _flushing:
                 raise self._closed_error()
-            self._tally.begin("nested", [0.0] * len(calls), 0.0)
+            for call in calls:
+                call.arrival = now
+            self._tally.begin(reason, [now] * len(calls), now)
         # What this function submits and waits for is not a callback's.
         with _for_now(_delivering, False), _for_now(_flushing, (*_flushing.get(ident, ()), self._life)):
-            NestedBatch(self, calls).run(self.function)
+            NestedBatch(self, calls, reason, now).run(self.function)
 
     def answer_now(self, call: Call) -> None:
         """Answer a call for whose answer this very thread is needed, if that can be done."""
@@ -532,40 +649,88 @@ class ThreadBatcher:
 
     def _next(self, *, flushed: bool) -> ThreadBatch | float | None:
         """Return the batch to run now, or for how many seconds to sleep (inf: until woken), or None: to end."""
+        ident = get_ident()
         with _lock:
-            if self._life not in _flushing.get(get_ident(), ()):
+            if self._life not in _flushing.get(ident, ()):
                 return None  # The function forked, and this is the child.
-            self._sleeps_until_finish = len(self._unfinished) > 0
-            if self._sleeps_until_finish:
+            self._asleep.pop(ident, None)
+            self._short = False
+            waits = len(self._buffer) > 0 or len(self._parts) > 0
+            running = len(self._unfinished)
+            ends = self._buffer.closed and not waits
+            self._has_no_room = running >= self.options.concurrency or (ends and running > 0)
+            if self._has_no_room:
                 self._wakes_at = -inf
+                self._asleep[ident] = inf
                 return inf
             # From here on whatever is added rings the bell, also by a finalizer on this thread.
             self._wakes_at = inf
             now = monotonic()
-            taken = self._buffer.take(now) if len(self._buffer) else None
-            if taken is not None:
+            batch = self._take_locked(now) if waits else None
+            if batch is not None:
                 self._wakes_at = -inf
-                calls, reason = taken
-                try:
-                    batch = ThreadBatch(self, calls)
-                except BaseException:  # no memory, or from outside (PyThreadState_SetAsyncExc)
-                    self._buffer.put_back(calls)
-                    raise
-                self._tally.begin(reason, list(map(arrival_of, calls)), now)
-                self._unfinished.add(id(batch))
+                self._has_no_room = running + 1 >= self.options.concurrency
+                if not self._has_no_room and self._blocks:
+                    # Another batch may run beside this one, so somebody else must look after what waits, and what comes.
+                    self._wakes_at = min(self._asleep.values(), default=inf)
+                    self._wake_if_due_locked()
                 return batch
             if self._buffer.closed and not len(self._buffer):
                 return None
             wakes_at = self._buffer.due_at
-            if wakes_at == inf and flushed and self._buffer.timeout:
+            if wakes_at == inf and flushed and self.options.timeout:
                 # Once after each batch it sleeps for as long as an item may wait. An item that comes meanwhile is due
                 # later than that, so need not wake it to be timed: one wake-up per batch instead of two.
-                wakes_at = now + self._buffer.timeout
-            self._wakes_at = wakes_at
+                wakes_at = now + self.options.timeout
+            others = min(self._asleep.values(), default=inf)
+            if self._asleep and not self._blocks:
+                self._threads.pop(ident)  # one thread is enough for a function that returns futures
+                self._wakes_at = others
+                self._wake_if_due_locked()
+                return None
+            if others <= wakes_at:
+                wakes_at = inf  # one who wakes is enough
+            self._wakes_at = min(wakes_at, others)
+            self._asleep[ident] = wakes_at
             return max(0.0, wakes_at - now)
 
+    def _before_a_batch(self) -> None:
+        if self._short:
+            self._hire_if_short()
+        if self._hint:
+            with _lock:
+                size, self._hint = self._hint, 0
+            advise(self.name, size, self.options.batch_size, self.options.timeout)
 
-def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher], life: object) -> None:
+    def _take_locked(self, now: float) -> ThreadBatch | None:
+        calls: Sequence[Call] = ()
+        reason: Reason = "isolate"
+        try:
+            if self._parts:
+                calls = self._parts.popleft()
+            else:
+                taken = self._buffer.take(now)
+                if taken is None:
+                    return None
+                calls, reason = taken
+            batch = ThreadBatch(self, calls, reason, now)
+        except BaseException:  # no memory, or from outside (PyThreadState_SetAsyncExc)
+            if reason != "isolate":
+                self._buffer.put_back(list(calls))
+            elif calls:
+                self._parts.appendleft(calls)
+            raise
+        arrivals = list(map(arrival_of, calls))
+        self._tally.begin(reason, arrivals, now)
+        if self._tally.too_few_callers(reason, arrivals, self.options.timeout) and len(calls) < self.options.batch_size:
+            self._hint = len(calls)
+        self._unfinished.add(id(batch))
+        return batch
+
+
+def _flush_forever(
+    bell: LockType, begun: LockType, go: LockType, hired: list[bool], handed: list[ThreadBatcher], life: object
+) -> None:
     """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`."""
     ident = get_ident()
     _flushing[ident] = (life,)
@@ -574,17 +739,19 @@ def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher],
     batch: ThreadBatch | None = None
     known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
     seconds = inf
-    while True:
+    go.acquire()
+    while hired:
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
                 batcher = handed.pop() if handed else known()
                 if batcher is None:
-                    break  # sent home, or the batcher is garbage
+                    break  # it is garbage
             handed.clear()
             flushed = False
             while isinstance(step := batcher._next(flushed=flushed), ThreadBatch):
                 batch = step
+                batcher._before_a_batch()
                 batch.run(batcher.function)
                 batch = None
                 flushed = True
@@ -602,8 +769,10 @@ def _flush_forever(bell: LockType, begun: LockType, handed: list[ThreadBatcher],
                 batch.fail(error)
             # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
             seconds = 0.0 if batcher is not None or handed else inf
-    handed.clear()
     _flushing.pop(ident, None)
+    if hired:
+        handed.clear()
+        _ring(bell)  # for the next one to end
     if batcher is not None:
         _dropped.discard(batcher)
 
@@ -699,9 +868,9 @@ def _forget_parent() -> None:
     _waits_for.clear()
     _delivering.clear()
     for batcher in _all_batchers():
-        old = batcher._buffer
-        batcher._start_clean(Buffer(batcher.name, old.batch_size, old.timeout))
-        if old.closed:
+        closed = batcher._buffer.closed
+        batcher._start_clean()
+        if closed:
             batcher._buffer.close()
 
 

@@ -25,7 +25,7 @@ from batchify import BatchError, ClosedError
 from batchify import _asyncio as asyncio_module
 from batchify import _threads as threads_module
 
-from .tools import batched, until
+from .tools import batched, flush_thread, until
 
 pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
 
@@ -183,7 +183,7 @@ def check(f: Any, futures: list["Future[Any]"], where: str) -> None:
     assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), where
     assert stats.accepted == stats.answered + stats.cancelled, where
     f._self_batcher._check()
-    assert not f._self_batcher._thread.is_alive()
+    assert not flush_thread(f).is_alive()
 
 
 def function_and_neighbour(scenario: str, *, started: bool) -> tuple[Any, "Future[Any]"]:
@@ -284,7 +284,7 @@ def test_a_call_at_any_line_of_the_flush_thread_is_answered(form: str, action: s
         with suppress(ValueError, ClosedError):
             f(1)
         f.close()
-        assert f._self_batcher._thread is None or not f._self_batcher._thread.is_alive()
+        assert not any(thread.is_alive() for thread in f._self_batcher._threads.values())
         where = intruder.where
         assert intruder.error is None or type(intruder.error) is ClosedError, where
         for future in futures:

@@ -1,5 +1,6 @@
 """Which items form the next batch, and when is it due? No thread, no sleep: time is an argument."""
 
+import gc
 import math
 import sys
 from collections import OrderedDict
@@ -10,66 +11,122 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchify import _buffer as buffer_module
 from batchify._buffer import Buffer
+from batchify._options import Options
 
 
 class Entry:
     arrival: float
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, number: int, group: Any = None, weight: float = 1.0) -> None:
         self.number = number
+        self.group = group
+        self.weight = weight
 
     def __repr__(self) -> str:
         return f"Entry({self.number})"
 
 
 class BufferAgainstList(RuleBasedStateMachine):
-    """The buffer beside a plain list, and a sleeper that believes what add() tells it."""
+    """The buffer, with any options together, beside a plain list, and a sleeper that believes what add() tells it."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.buffer: Buffer[Entry] = Buffer("f", 3, 1.0)
+    @initialize(
+        grouped=st.booleans(),
+        max_weight=st.none() | st.integers(1, 9),
+        max_pending=st.none() | st.integers(1, 12),
+    )
+    def begin(self, grouped: bool, max_weight: float | None, max_pending: int | None) -> None:
+        self.options = Options(3, 1.0, max_weight=max_weight, max_pending=max_pending)
+        self.buffer: Buffer[Entry] = Buffer(self.options, grouped=grouped)
+        self.grouped = grouped
         self.waiting: list[Entry] = []
-        self.batch_size, self.timeout = 3, 1.0
+        self.line: list[Entry] = []
         self.flushed_at = -math.inf
         self.closed = False
         self.now = 0.0
         self.number = 0
         self.sleeps_until = math.inf
 
+    def of_group(self, group: object) -> list[Entry]:
+        return [entry for entry in self.waiting if entry.group is group]
+
+    def batch(self, group: object) -> list[Entry]:
+        """The batch that the group would have now."""
+        batch: list[Entry] = []
+        most = self.options.max_weight or math.inf
+        for entry in self.of_group(group)[: self.options.batch_size]:
+            if batch and sum(each.weight for each in batch) + entry.weight > most:
+                break
+            batch.append(entry)
+        return batch
+
+    def is_full(self, group: object) -> bool:
+        entries = self.of_group(group)
+        heavy = sum(entry.weight for entry in entries) >= (self.options.max_weight or math.inf)
+        return len(entries) >= self.options.batch_size or heavy
+
+    def has_room(self) -> bool:
+        return len(self.waiting) < (self.options.max_pending or math.inf)
+
+    def full(self) -> list[Entry]:
+        """The oldest entries of full groups, the oldest first."""
+        firsts = {id(entry.group): entry for entry in reversed(self.waiting)}
+        return [entry for entry in self.waiting if firsts[id(entry.group)] is entry and self.is_full(entry.group)]
+
     def due_at(self) -> float:
-        if len(self.waiting) >= self.batch_size:
-            return -math.inf
         if not self.waiting:
             return math.inf
         arrival = self.waiting[0].arrival
-        if self.closed or arrival <= self.flushed_at:
+        if self.full() or not self.has_room() or self.closed or arrival <= self.flushed_at:
             return -math.inf
-        return math.inf if self.timeout is None else arrival + self.timeout
+        return math.inf if self.options.timeout is None else arrival + self.options.timeout
+
+    def fill(self) -> None:
+        while self.line and self.has_room() and not self.closed:
+            self.waiting.append(self.line.pop(0))
 
     @rule(seconds=st.floats(0.0, 2.0))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
-    @rule(count=st.integers(1, 5))
-    def add(self, count: int) -> None:
-        for _ in range(count):
-            entry = Entry(self.number)
+    @rule(calls=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=5))
+    def add(self, calls: list[tuple[int, int]]) -> None:
+        for key, weight in calls:
+            if self.closed:
+                return
+            group = self.buffer.group_of(key, {})
+            assert (group is not None) == self.grouped
+            assert group is self.buffer.group_of(float(key), {})  # an equal key
+            entry = Entry(self.number, group, weight)
             self.number += 1
+            assert self.buffer.has_room == self.has_room()
             due_at = self.buffer.add(entry, self.now)
             assert entry.arrival == self.now
-            self.waiting.append(entry)
-            self.sleeps_until = min(self.sleeps_until, due_at)
+            if self.has_room():
+                self.waiting.append(entry)
+                self.sleeps_until = min(self.sleeps_until, due_at)
+            else:
+                assert due_at == math.inf
+                self.line.append(entry)
 
     @precondition(lambda self: self.waiting)
     @rule(data=st.data())
     def remove(self, data: st.DataObject) -> None:
         entry = data.draw(st.sampled_from(self.waiting))
         self.waiting.remove(entry)
+        self.fill()
         assert self.buffer.remove(entry)
+        assert not self.buffer.remove(entry)
+        self.sleeps_until = min(self.sleeps_until, self.buffer.due_at)
+
+    @precondition(lambda self: self.line)
+    @rule(data=st.data())
+    def leave_the_line(self, data: st.DataObject) -> None:
+        entry = data.draw(st.sampled_from(self.line))
+        self.line.remove(entry)
         assert not self.buffer.remove(entry)
 
     @rule()
@@ -88,9 +145,22 @@ class BufferAgainstList(RuleBasedStateMachine):
 
     @rule(batch_size=st.integers(1, 6), timeout=st.none() | st.floats(0.0, 3.0))
     def set_options(self, batch_size: int, timeout: float | None) -> None:
-        self.buffer.batch_size = self.batch_size = batch_size
-        self.buffer.timeout = timeout
-        self.timeout = timeout  # type: ignore[assignment]
+        self.options.batch_size, self.options.timeout = batch_size, timeout
+        self.buffer.adapt()
+        self.sleeps_until = self.buffer.due_at
+
+    @precondition(lambda self: self.waiting)
+    @rule(count=st.integers(1, 5))
+    def interrupted(self, count: int) -> None:
+        """What was handed out is put back, as after Ctrl-C."""
+        taken = self.buffer.take(self.now)
+        if taken is not None:
+            kept = self.buffer.blocked_calls()
+            self.buffer.put_back(taken[0])
+            entered = [entry for entry in self.line if entry not in kept]
+            self.waiting = [entry for entry in self.waiting if entry not in taken[0]] + entered
+            self.waiting = sorted(taken[0] + self.waiting, key=lambda entry: entry.arrival)
+            self.line = kept
         self.sleeps_until = self.buffer.due_at
 
     @rule()
@@ -102,35 +172,55 @@ class BufferAgainstList(RuleBasedStateMachine):
         else:
             assert taken is not None
             calls, reason = taken
-            assert calls == self.waiting[: self.batch_size]
-            if len(self.waiting) >= self.batch_size:
+            oldest, full = self.waiting[0], self.full()
+            if not self.has_room() or full[:1] == [oldest]:
                 assert reason == "full"
-            elif due_at > -math.inf:
+            elif oldest.arrival <= self.flushed_at or self.closed:
+                assert reason == ("close" if self.closed else "flush")
+            elif self.options.timeout is not None and oldest.arrival + self.options.timeout <= self.now:
                 assert reason == "timeout"
             else:
-                assert reason == ("close" if self.closed else "flush")
-            del self.waiting[: self.batch_size]
+                assert reason == "full"
+                # Of two that came at the same moment either may be first.
+                assert calls[0].arrival == full[0].arrival
+                assert calls[0] in full
+                oldest = calls[0]
+            assert calls == self.batch(oldest.group)
+            self.waiting = [entry for entry in self.waiting if entry not in calls]
+            self.fill()
         self.sleeps_until = self.buffer.due_at
 
     @invariant()
     def agrees_with_the_list(self) -> None:
         self.buffer._check()
         assert len(self.buffer) == len(self.waiting)
+        assert self.buffer.blocked_calls() == self.line
+        assert self.buffer.blocked == len(self.line)
         assert self.buffer.due_at == self.due_at()
 
     @invariant()
     def who_believes_add_never_oversleeps(self) -> None:
         assert self.sleeps_until <= self.due_at()
 
+    @invariant()
+    def an_empty_group_leaves_nothing_behind(self) -> None:
+        keys = {id(entry.group) for entry in (*self.waiting, *self.line)}
+        gc.collect(0)
+        assert len(self.buffer._groups) <= len(keys) + len(self.buffer._full)
+
 
 TestBufferAgainstList = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11")(BufferAgainstList.TestCase)
-TestBufferAgainstList.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+TestBufferAgainstList.settings = settings(max_examples=170, stateful_step_count=60, deadline=None)
 
 
-def filled(*arrivals: float, batch_size: int = 3, timeout: float | None = 1.0) -> tuple[Buffer[Entry], list[Entry]]:
-    buffer: Buffer[Entry] = Buffer("f", batch_size, timeout)
+def filled(
+    *arrivals: float, batch_size: int = 3, timeout: float | None = 1.0, keys: str = "", **options: Any
+) -> tuple[Buffer[Entry], list[Entry]]:
+    """A buffer in which items wait since then, in the groups that the letters name."""
+    buffer: Buffer[Entry] = Buffer(Options(batch_size, timeout, **options), grouped=keys != "")
     entries = [Entry(number) for number in range(len(arrivals))]
-    for entry, arrival in zip(entries, arrivals, strict=True):
+    for number, (entry, arrival) in enumerate(zip(entries, arrivals, strict=True)):
+        entry.group = buffer.group_of(keys[number], {}) if keys else None
         buffer.add(entry, arrival)
     return buffer, entries
 
@@ -192,7 +282,7 @@ def test_flush_is_for_what_waits_now() -> None:
 
 
 def test_a_flush_of_nothing_makes_nothing_due() -> None:
-    buffer: Buffer[Entry] = Buffer("f", 9, 1.0)
+    buffer: Buffer[Entry] = Buffer(Options(9, 1.0))
     buffer.flush(0.0)
     buffer.add(Entry(1), 0.0)  # some clocks stand still for long
     assert buffer.take(0.0) is None
@@ -236,18 +326,23 @@ def at_line(number: int, intrude: Callable[[], object], action: Callable[[], obj
     return passed
 
 
-@pytest.mark.parametrize("step", ["add", "remove", "take", "due_at"])
+ALL_OPTIONS: dict[str, Any] = {"keys": "aba", "max_weight": 2.0, "max_pending": 3}
+
+
+@pytest.mark.parametrize("step", ["add", "remove", "take", "due_at", "adapt"])
 @pytest.mark.parametrize("entering", ["add", "remove", "flush", "close", "due_at"])
-def test_every_line_survives_being_entered(step: str, entering: str) -> None:
-    for number in range(20):
-        buffer, (first, second, third) = filled(0.0, 0.0, 0.0)
-        late, other = Entry(8), Entry(9)
+@pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
+def test_every_line_survives_being_entered(step: str, entering: str, options: dict[str, Any]) -> None:
+    for number in range(150):
+        buffer, (first, second, third) = filled(0.0, 0.0, 0.0, **options)
+        late, other = Entry(8, first.group), Entry(9, second.group)
         taken: list[Entry] = []
         steps: dict[str, Callable[[], object]] = {
             "add": lambda: buffer.add(other, 0.0),  # noqa: B023 - run at once
             "remove": lambda: buffer.remove(second),  # noqa: B023
             "take": lambda: taken.extend((buffer.take(0.0) or ([], "full"))[0]),  # noqa: B023
             "due_at": lambda: buffer.due_at,  # noqa: B023
+            "adapt": buffer.adapt,
         }
         entries: dict[str, Callable[[], object]] = {
             "add": lambda: buffer.add(late, 0.0),  # noqa: B023
@@ -261,6 +356,7 @@ def test_every_line_survives_being_entered(step: str, entering: str) -> None:
         buffer.close()
         while batch := buffer.take(0.0):
             taken += batch[0]
+        taken += buffer.blocked_calls()
         expected = {first, second, third}
         if lines > number and entering == "remove":
             taken, expected = [call for call in taken if call is not first], expected - {first}
@@ -272,12 +368,13 @@ def test_every_line_survives_being_entered(step: str, entering: str) -> None:
             expected -= {second}
         assert len(taken) == len(expected)
         assert set(taken) == expected
-    assert lines < 20, "not every line was tried"
+    assert lines < 150, "not every line was tried"
 
 
-def test_a_call_that_leaves_at_any_line_of_a_take_leaves_no_empty_batch() -> None:
-    for number in range(40):
-        buffer, (call,) = filled(0.0)
+@pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
+def test_a_call_that_leaves_at_any_line_of_a_take_leaves_no_empty_batch(options: dict[str, Any]) -> None:
+    for number in range(80):
+        buffer, (call,) = filled(0.0, **options)
         left: list[bool] = []
         taken: list[Any] = []
         lines = at_line(
@@ -286,7 +383,7 @@ def test_a_call_that_leaves_at_any_line_of_a_take_leaves_no_empty_batch() -> Non
             lambda: taken.append(buffer.take(1.0)),  # noqa: B023
         )
         assert taken == [None if left == [True] else ([call], "timeout")]
-    assert lines < 40, "not every line was tried"
+    assert lines < 80, "not every line was tried"
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3])
@@ -304,7 +401,7 @@ def test_ctrl_c_in_the_midst_of_a_take_puts_all_back_in_order(taken: int) -> Non
     buffer._waiting = Interrupted(buffer._waiting)
     with pytest.raises(KeyboardInterrupt):
         buffer.take(1.0)
-    buffer.batch_size = 4
+    buffer._options.batch_size = 4
     assert buffer.take(1.0) == (entries, "full")
 
 
@@ -325,7 +422,7 @@ def test_a_change_while_the_oldest_is_looked_for_is_survived() -> None:
 
 def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:
     for number in range(10):
-        buffer: Buffer[Entry] = Buffer("f", 9, 1.0)
+        buffer: Buffer[Entry] = Buffer(Options(9, 1.0))
         due: list[float] = []
 
         def add(call: Entry) -> None:

@@ -48,6 +48,7 @@ def stats(**changes: object) -> Stats:
     figures: dict[str, object] = {
         "accepted": 7,
         "pending": 0,
+        "blocked": 0,
         "running": 0,
         "in_flight": 0,
         "answered": 4,
@@ -56,6 +57,7 @@ def stats(**changes: object) -> Stats:
         "batches": 3,
         "sizes": {3: 1, 2: 1, 1: 1},
         "reasons": {"full": 1, "timeout": 1, "nested": 1},
+        "sizes_by_reason": {"full": {3: 1}, "timeout": {2: 1}, "nested": {1: 1}},
         "waited": 0.0,
         "longest_wait": 0.0,
     }

@@ -107,8 +107,7 @@ def test_flush_and_close() -> None:
 def test_a_dropped_processor_ends_its_thread() -> None:
     processor = Processor(batch_size=1, timeout=0.0)
     assert processor.request(x=1) == 1
-    thread = processor._batcher._thread
-    assert thread is not None
+    (thread,) = processor._batcher._threads.values()
     gc.disable()
     try:
         del processor

@@ -23,9 +23,10 @@ from batchify import BatchError, ClosedError
 from batchify import _threads as threads_module
 from batchify._batch import Call
 from batchify._buffer import Buffer
+from batchify._options import Options
 from batchify._stats import Tally
 
-from .tools import Gated, batched, in_threads, run_script, until
+from .tools import Gated, batched, flush_thread, in_threads, run_script, until
 
 
 def flush_threads(name: str) -> list[threading.Thread]:
@@ -739,8 +740,7 @@ def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
 
     def other(items: list[int]) -> list[int]:
         entered.wait()
-        thread = first._self_batcher._thread
-        until(lambda: thread is not None and thread.ident in threads_module._waits_for)
+        until(lambda: flush_thread(first).ident in threads_module._waits_for)
         return [first(0) + item for item in items]
 
     first = batched(batch_size=1)(lambda items: items if items == [0] else one(items))
@@ -840,8 +840,7 @@ def test_close_answers_everyone_who_waits() -> None:
     assert all(future.done() for future in futures)
     assert [future.result() for future in futures] == list(range(5))
     assert f.stats.reasons == {"full": 2, "close": 1}
-    assert f._self_batcher._thread is not None
-    assert not f._self_batcher._thread.is_alive()
+    assert not flush_thread(f).is_alive()
 
 
 def test_close_waits_for_a_future() -> None:
@@ -988,7 +987,7 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
 
     f: Any = batched(batch_size=1)(dropped)
     assert f(1) == 1
-    thread = f._self_batcher._thread
+    thread = flush_thread(f)
     until(lambda: f._self_batcher._wakes_at == float("inf"))  # it sleeps
     function = weakref.ref(dropped)
     if not refers_to_itself:
@@ -1008,7 +1007,7 @@ def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive() -> None:
 
     f: Any = batched(batch_size=1)(dropped)
     error = f.submit(1).exception()
-    thread = f._self_batcher._thread
+    thread = flush_thread(f)
     del f
     gc.collect()
     thread.join()
@@ -1133,9 +1132,12 @@ def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog
             if len(sleeps) == 1:
                 raise MemoryError
 
-    begun = threading.Lock()
+        def release(self) -> None:
+            pass
+
+    begun, go = threading.Lock(), threading.Lock()
     begun.acquire()
-    threads_module._flush_forever(Bell(), begun, [], object())  # type: ignore[arg-type]
+    threads_module._flush_forever(Bell(), begun, go, [True], [], object())  # type: ignore[arg-type]
     assert sleeps == [-1, -1]
     assert caplog.messages == ["the flush thread of ?() was disturbed"]
 
@@ -1149,8 +1151,7 @@ def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.L
     with batched(batch_size=1)(disturbed) as f:
         for number in range(20):
             assert f(number) == number
-            thread = f._self_batcher._thread
-            assert thread is not None
+            thread = flush_thread(f)
             assert thread.ident is not None
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
             try:

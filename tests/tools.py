@@ -41,6 +41,13 @@ def in_threads(call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     return outcomes
 
 
+def flush_thread(f: Any) -> threading.Thread:
+    """Return the only flush thread of a decorated function."""
+    (thread,) = f._self_batcher._threads.values()
+    found: threading.Thread = thread
+    return found
+
+
 class Gated:
     """A list function that stops in each call until it is let on, and remembers its batches."""
 

@@ -384,7 +384,7 @@ def drop(world: World) -> None:
             for call, future in futures.items():
                 settle(call, future.result)
             # There is nobody left to ask for stats.
-            world.violations += check_stats(world.history, function.name, tally.snapshot(0))
+            world.violations += check_stats(world.history, function.name, tally.snapshot(0, 0))
 
     world.together([partial(work, f"dropper {n}", world.seeded()) for n in range(4)])
 

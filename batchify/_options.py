@@ -1,0 +1,122 @@
+"""What was asked for?
+
+The options of a decorated function, and the checks that refuse wrong ones by name.
+"""
+
+import math
+from collections.abc import Callable, Hashable
+from contextvars import copy_context
+from dataclasses import dataclass
+from inspect import iscoroutinefunction
+from typing import Any, Literal, NamedTuple
+
+from ._stats import BatchReport
+
+
+class Takes(NamedTuple):
+    """What the function takes.
+
+    `columns` lists, each of one entry per item, and perhaps `constants` beside them. What a call passes becomes the
+    item, which is a tuple if there are several columns, and the constants by `bind(*args, **kwargs)`, which may raise
+    a TypeError. It is not asked where the call is `plain`: one positional argument, which is the item.
+    """
+
+    columns: int
+    constants: bool
+    plain: bool
+    bind: Callable[..., tuple[Any, dict[str, Any]]]
+
+
+@dataclass(slots=True)
+class Options:
+    """What `batched` was asked for; see there. `batch_size` and `timeout` may change while the function is in use."""
+
+    batch_size: int
+    timeout: float | None = 0.0
+    weight: Callable[..., float] | None = None
+    max_weight: float | None = None
+    group_by: Callable[..., Hashable] | None = None
+    dedupe: bool = False
+    isolate: bool = False
+    concurrency: int = 1
+    max_pending: int | None = None
+    on_full: Literal["wait", "raise"] = "wait"
+    on_batch: Callable[[BatchReport], object] | None = None
+
+    def check(self, name: str) -> None:
+        """Raise what says why, if these cannot be the options of the function of that name."""
+        self.batch_size = check_count(name, "batch_size", self.batch_size)
+        self.timeout = check_timeout(name, self.timeout)
+        self.concurrency = check_count(name, "concurrency", self.concurrency)
+        if self.max_pending is not None:
+            self.max_pending = check_count(name, "max_pending", self.max_pending)
+        for option in ("weight", "group_by", "on_batch"):
+            function = getattr(self, option)
+            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+                raise TypeError(f"{name}(): {option} must be a function, and no coroutine function, got {function!r}")
+        for option in ("dedupe", "isolate"):
+            if type(getattr(self, option)) is not bool:
+                raise TypeError(f"{name}(): {option} must be True or False, got {getattr(self, option)!r}")
+        if (self.weight is None) != (self.max_weight is None):
+            one, other = ("max_weight", "weight") if self.weight is None else ("weight", "max_weight")
+            raise TypeError(f"{name}(): {one} needs {other}: what an item weighs, and the most that a batch may weigh")
+        if self.max_weight is not None:
+            if not _is_number(self.max_weight):
+                raise TypeError(f"{name}(): max_weight must be a number, got {self.max_weight!r}")
+            if not 0 < self.max_weight < math.inf:
+                raise ValueError(f"{name}(): max_weight must be above 0 and finite, got {self.max_weight}")
+        if self.on_full not in ("wait", "raise"):
+            raise ValueError(f"{name}(): on_full must be 'wait' or 'raise', got {self.on_full!r}")
+        if self.on_full != "wait" and self.max_pending is None:
+            raise TypeError(f"{name}(): on_full needs max_pending, the most items that may wait")
+
+    @property
+    def ask_items(self) -> bool:
+        """Whether there is something to be found out of each item before it waits."""
+        return self.weight is not None or self.group_by is not None or self.dedupe or self.on_batch is not None
+
+    def ask(self, name: str, call: Any, takes: Takes | None) -> Hashable:
+        """Find out what there is to know of a call's item, and return its group. Calls functions of the user's.
+
+        Raises whatever these raise: nothing is known of the call yet, so only its own caller hears of it.
+        """
+        columns = call.item if takes is not None and takes.columns > 1 else (call.item,)
+        if self.weight is not None:
+            weight = self.weight(*columns)
+            if not _is_number(weight):
+                raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
+            if not 0 <= weight < math.inf:
+                raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {weight}")
+            call.weight = float(weight)
+        if self.on_batch is not None:
+            call.context = copy_context()
+        if self.dedupe:
+            hash(call.item)
+        group = None if self.group_by is None else self.group_by(*columns)
+        hash(group)
+        return group
+
+
+def _is_number(value: object) -> bool:
+    # Whatever converts itself (Decimal, the scalars of numpy), but neither a truth value nor a text.
+    return hasattr(type(value), "__float__") and not isinstance(value, bool)
+
+
+def check_count(name: str, option: str, value: int) -> int:
+    """Return `value` if it can be that option of the function of that name, else raise what says why not."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name}(): {option} must be an int of at least 1, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}(): {option} must be at least 1, got {value}")
+    return value
+
+
+def check_timeout(name: str, value: float | None) -> float | None:
+    """Return `value` in seconds if it can be the timeout of the function of that name, else raise what says why not."""
+    if value is None:
+        return None
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        raise TypeError(f"{name}(): timeout must be a number of seconds or None, got {value!r}")
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{name}(): timeout must be at least 0 and finite (None waits without end), got {value}")
+    return float(value)
