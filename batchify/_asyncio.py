@@ -493,8 +493,10 @@ class LoopFlusher:
                     hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
             if hint and len(arrivals) < options.batch_size:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
+            self.buffer.let_go()
             if self._looks_at == inf:
                 self.look()
+            return batch
         except BaseException:  # Ctrl-C: nobody else knows these calls
             if batch is not None:
                 self._in_flight.discard(batch)
@@ -503,7 +505,6 @@ class LoopFlusher:
             elif taken is not None:
                 self.buffer.put_back(list(taken[0]))
             raise
-        return batch
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""

@@ -14,7 +14,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
-from heapq import heappop, heappush, heapreplace
+from heapq import heappop, heappush
 from itertools import count, islice
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
@@ -78,6 +78,7 @@ class Buffer(Generic[C]):
             self._only.calls = self._waiting
         self._groups: WeakValueDictionary[Hashable, Group] = WeakValueDictionary()
         self._full: list[tuple[float, int, Group]] = []  # a heap
+        self._popped: list[Group] = []  # see let_go()
         self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
         self._line: OrderedDict[C, None] = OrderedDict()
         self._room = math.inf if options.max_pending is None else options.max_pending
@@ -179,6 +180,10 @@ class Buffer(Generic[C]):
         for group in groups:
             group.weight = math.nan
             self._note_if_full(group)
+
+    def let_go(self) -> None:
+        """Forget groups that are not full any more, if nobody else has them: calls destructors that are the user's."""
+        self._popped.clear()
 
     @property
     def due_at(self) -> float:
@@ -301,16 +306,21 @@ class Buffer(Generic[C]):
     def _oldest_full(self) -> Group | None:
         """Return the full group whose oldest call has waited longest."""
         while self._full:
-            arrival, _, group = self._full[0]
-            oldest = _first(group.calls)
-            if oldest is None or not self._is_full(group):
-                heappop(self._full)
-                group.listed = False
-                self._note_if_full(group)  # a finalizer may have filled it meanwhile
-            elif oldest.arrival > arrival:
-                heapreplace(self._full, (oldest.arrival, next(self._tickets), group))
-            else:
-                return group
+            try:
+                arrival, _, group = self._full[0]
+                oldest = _first(group.calls)
+                group.listed = oldest is not None and self._is_full(group)
+                if oldest is not None and group.listed:
+                    if oldest.arrival <= arrival:
+                        return group
+                    heappush(self._full, (oldest.arrival, next(self._tickets), group))
+                self._popped.append(heappop(self._full)[2])
+                popped = self._popped[-1]
+            except IndexError:  # a finalizer has just emptied it
+                continue
+            if popped is not group:  # a finalizer put it there meanwhile
+                popped.listed = False
+                self._note_if_full(popped)
         return None
 
     def _check(self) -> None:

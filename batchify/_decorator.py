@@ -154,7 +154,7 @@ class _Batched(Generic[T, R, P], _Decorated):
         self._self_bound_to = owner  # whose method this is, and kept alive by all calls that wait
         self._self_method = method
         if method is None:
-            self._self_list_function = _findable(function, batcher.options)
+            self._self_list_function = _findable(function, function, "_self_list_function")
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers. Any thread may call."""
@@ -193,7 +193,11 @@ class _Batched(Generic[T, R, P], _Decorated):
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._self_method is not None:
             return getattr, (self._self_bound_to, self._self_method._self_attribute)
-        return _restored, (*_by_reference(self, self._self_list_function, self._self_batcher.options), False)
+        return _restored, (self._self_list_function, *_place(self), self._self_options, False)
+
+    @property
+    def _self_options(self) -> Options:
+        return self._self_batcher.options
 
     def _self_bind(
         self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -481,7 +485,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         self._self_takes = takes
         self._self_of_class = of_class
         self._self_attribute: str = function.__name__
-        self._self_list_function = _findable(function, options)
+        self._self_list_function = _findable(function, function, "_self_list_function")
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
         self._self_batchers: dict[int, tuple[weakref.ref[object], Any]] = {}
@@ -558,10 +562,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         )
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (
-            *_by_reference(self, self._self_list_function, self._self_options),
-            self._self_of_class,
-        )
+        return _restored, (self._self_list_function, *_place(self), self._self_options, self._self_of_class)
 
     if not TYPE_CHECKING:
 
@@ -599,12 +600,12 @@ def _of_items(function: Callable[..., Any], takes: Takes) -> Callable[..., Any]:
     return run
 
 
-def _findable(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """Return the list function as pickle shall see it: under a name at which it, and not we, is found.
+def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
+    """Return the list function, or one of its options, as pickle shall see it: under a name at which it is found.
 
-    It has the options with it, which may be functions that pickle cannot find: where it goes as a name, they stay.
+    That is an attribute of what we make of the list function, which itself is found where the list function was.
     """
-    if type(function) is not FunctionType:
+    if type(function) is not FunctionType or type(within) is not FunctionType:
         return function
     found = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
@@ -612,21 +613,17 @@ def _findable(function: Callable[..., Any], options: Options) -> Callable[..., A
     update_wrapper(found, function)
     del found.__wrapped__  # type: ignore[attr-defined]
     found.__kwdefaults__ = function.__kwdefaults__
-    found.__qualname__ = f"{function.__qualname__}._self_list_function"
-    found._batchify_options = options  # type: ignore[attr-defined]
+    found.__module__, found.__qualname__ = within.__module__, f"{within.__qualname__}.{attribute}"
     return found
 
 
-def _by_reference(
-    function: _Decorated, list_function: Callable[..., Any], options: Options
-) -> tuple[Callable[..., Any], str | None, str, Options | None]:
-    """Return the list function, the module of the decorated one, its name there, and the options if they must travel."""
-    place = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    return list_function, *place, None if hasattr(list_function, "_batchify_options") else options
+def _place(function: _Decorated) -> tuple[str | None, str]:
+    """Return the module of a function, and its name there."""
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", "")
 
 
 def _restored(
-    function: Callable[..., Any], module: str | None, qualname: str, options: Options | None, of_class: bool
+    function: Callable[..., Any], module: str | None, qualname: str, options: Options, of_class: bool
 ) -> _Decorated:
     """Return what was pickled: the one of this process where it stands at its place, else one made anew.
 
@@ -641,7 +638,6 @@ def _restored(
         return found
     if type(function) is FunctionType:
         function.__qualname__ = qualname
-        options = function.__dict__.pop("_batchify_options", options)
     made: _Decorated = _decorate(classmethod(function) if of_class else function, replace(options))
     return made
 
@@ -757,6 +753,10 @@ def _decorate(function: Any, options: Options) -> Any:
     method = of_class or (is_method(function) and not is_static)
     takes = takes_of(name, function, method=method)
     options.check(name)
+    for option in ("weight", "group_by", "on_batch"):
+        value = getattr(options, option)
+        if "<" in getattr(value, "__qualname__", ""):  # a lambda, or in another function
+            setattr(options, option, _findable(value, function, f"_self_options.{option}"))
     kind: Any = BatchedFunction
     begin: Any = ThreadBatcher
     if is_coroutine_function(function):

@@ -184,13 +184,16 @@ class ThreadBatch(Batch):
     def finish(self) -> None:
         batcher = self._batcher
         if self._life is batcher._life:
+            ident = get_ident()
             with _lock:
-                # A flush thread looks for the next batch by itself.
-                if (batcher._has_no_room or batcher._parts) and get_ident() not in batcher._threads:
+                # A flush thread looks for the next batch by itself, unless it has just looked, and dropped this one as
+                # it goes to sleep.
+                looks = ident in batcher._threads and ident not in batcher._asleep
+                if (batcher._has_no_room or batcher._parts) and not looks:
                     batcher._wake_locked()
                 batcher._blocks = not self._expects
                 batcher._unfinished.discard(id(self))
-            batcher._hire_if_short()
+            batcher._after_the_lock()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -326,7 +329,7 @@ class ThreadBatcher:
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
                     self._wake_locked()
             if self._short:
-                self._hire_if_short()
+                self._after_the_lock()
             lock.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
@@ -366,7 +369,7 @@ class ThreadBatcher:
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
         if self._short:
-            self._hire_if_short()
+            self._after_the_lock()
 
     def map(
         self, items: Iterable[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool
@@ -416,7 +419,7 @@ class ThreadBatcher:
             if waited:
                 self._tally.cancelled += 1
                 self._wake_if_due_locked()  # in its place came one that waited for room
-        self._hire_if_short()
+        self._after_the_lock()
         return waited
 
     def flush(self) -> None:
@@ -424,7 +427,7 @@ class ThreadBatcher:
         with _lock:
             self._buffer.flush(monotonic())
             self._wake_if_due_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     def close(self, *, wait: bool = True) -> None:
         """Refuse what comes, and wait until what was accepted is answered."""
@@ -461,7 +464,7 @@ class ThreadBatcher:
             self._wake_if_due_locked()
             for bell in self._bells:
                 _ring(bell)
-        self._hire_if_short()
+        self._after_the_lock()
 
     @property
     def timeout(self) -> float | None:
@@ -472,7 +475,7 @@ class ThreadBatcher:
         with _lock:
             self.options.timeout = check_timeout(self.name, value)
             self._wake_if_due_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     @property
     def stats(self) -> Stats:
@@ -506,7 +509,7 @@ class ThreadBatcher:
                 self._check_open_locked(refuses=refuses)
                 if self._buffer.add(call, now) < self._wakes_at:
                     self._wake_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     def _check_open_locked(self, *, refuses: bool) -> None:
         if self._buffer.closed:
@@ -525,12 +528,11 @@ class ThreadBatcher:
         begun, go = allocate_lock(), allocate_lock()
         begun.acquire()
         go.acquire()
-        hired: list[bool] = []
         try:
             try:
                 thread = Thread(
                     target=_flush_forever,
-                    args=(self._bell, begun, go, hired, self._handed, self._life),
+                    args=(self._bell, begun, go, self._threads, self._handed, self._life),
                     name=f"batchify flush thread of {self.name}()",
                     daemon=True,
                 )
@@ -541,16 +543,19 @@ class ThreadBatcher:
             with _lock:
                 if not self._buffer.closed and (self._short or not self._threads):
                     ident: Any = thread.ident
-                    self._asleep[ident] = inf  # as good as: it finds the bell rung
                     self._threads[ident] = thread
+                    self._asleep[ident] = inf  # as good as: it finds the bell rung
                     self._short = False
-                    hired.append(True)
+                    _ring(go)
         finally:
-            _ring(go)
+            _ring(go)  # also if it is not hired; and again, in case that Ctrl-C came first
 
-    def _hire_if_short(self) -> None:
-        """Start another thread where a batch could run at once. Not to be called while holding the lock."""
-        if not self._short or _lock._is_owned():  # type: ignore[attr-defined]
+    def _after_the_lock(self) -> None:
+        """Do what must not be done while holding the lock: start another thread where a batch could run at once."""
+        if _lock._is_owned():  # type: ignore[attr-defined]
+            return
+        self._buffer.let_go()
+        if not self._short:
             return
         try:
             self._start_thread()
@@ -695,8 +700,7 @@ class ThreadBatcher:
             return max(0.0, wakes_at - now)
 
     def _before_a_batch(self) -> None:
-        if self._short:
-            self._hire_if_short()
+        self._after_the_lock()
         if self._hint:
             with _lock:
                 size, self._hint = self._hint, 0
@@ -729,9 +733,14 @@ class ThreadBatcher:
 
 
 def _flush_forever(
-    bell: LockType, begun: LockType, go: LockType, hired: list[bool], handed: list[ThreadBatcher], life: object
+    bell: LockType,
+    begun: LockType,
+    go: LockType,
+    hired: dict[int, Thread],
+    handed: list[ThreadBatcher],
+    life: object,
 ) -> None:
-    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`."""
+    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`; if hired, once it may `go`."""
     ident = get_ident()
     _flushing[ident] = (life,)
     begun.release()
@@ -740,7 +749,8 @@ def _flush_forever(
     known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
     seconds = inf
     go.acquire()
-    while hired:
+    was_hired = ident in hired
+    while was_hired:
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
@@ -757,6 +767,7 @@ def _flush_forever(
                 flushed = True
             if step is None:
                 break
+            batcher._after_the_lock()
             seconds = step
             if seconds == inf or not len(batcher._buffer):
                 # Idle: who drops the function must not find it kept alive by its own thread. An item that comes just
@@ -770,7 +781,7 @@ def _flush_forever(
             # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
             seconds = 0.0 if batcher is not None or handed else inf
     _flushing.pop(ident, None)
-    if hired:
+    if was_hired:
         handed.clear()
         _ring(bell)  # for the next one to end
     if batcher is not None:

@@ -21,10 +21,11 @@ ROWS = [
     "_asyncio",
     "_buffer",
     "_batch",
+    "_options",
     "_stats",
     "_errors",
 ]
-ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature"}, "time": {"_threads"}, "_thread": {"_threads"}}
+ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature", "_options"}, "time": {"_threads"}, "_thread": {"_threads"}}
 ONLY |= {"asyncio": {"_asyncio", "_decorator"}, "threading": {"_threads", "_asyncio"}}
 
 
