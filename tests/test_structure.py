@@ -13,6 +13,8 @@ pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is no
 
 PACKAGE = Path(batchify.__file__).parent
 ROWS = [
+    "prometheus",  # imported by users only
+    "otel",  # so is this
     "__init__",
     "_processor",
     "_decorator",
@@ -24,8 +26,13 @@ ROWS = [
     "_stats",
     "_errors",
 ]
-ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature"}, "time": {"_threads"}, "_thread": {"_threads"}}
-ONLY |= {"asyncio": {"_asyncio", "_decorator"}, "threading": {"_threads", "_asyncio"}}
+ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature"}, "_thread": {"_threads"}}
+ONLY |= {
+    "time": {"_threads", "otel"},
+    "asyncio": {"_asyncio", "_decorator"},
+    "threading": {"_threads", "_asyncio", "prometheus"},
+}
+ONLY |= {"prometheus_client": {"prometheus"}, "opentelemetry": {"otel"}}
 
 
 def imports(path: Path) -> set[str]:
