@@ -15,7 +15,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
 from heapq import heappop, heappush
-from itertools import count, islice
+from itertools import count
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -206,7 +206,9 @@ class Buffer(Generic[C]):
         calls: list[C] = []
         try:
             if self._only is not None and self._options.max_weight is None:
-                with suppress(KeyError):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                with suppress(
+                    KeyError
+                ):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
                     for _ in range(self._options.batch_size):
                         calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
             else:

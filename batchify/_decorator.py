@@ -199,9 +199,7 @@ class _Batched(Generic[T, R, P], _Decorated):
     def _self_options(self) -> Options:
         return self._self_batcher.options
 
-    def _self_bind(
-        self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Mapping[str, Any]]:
+    def _self_bind(self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """Return the item of a call and its constants; raise a TypeError if it has the wrong arguments."""
         takes: Takes = self._self_batcher.takes
         if takes.plain and item is not _MISSING and not args and not kwargs:
@@ -575,9 +573,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             return super().__getattr__(name)
 
 
-def _bound_weakly(
-    function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes
-) -> Callable[..., Any]:
+def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes) -> Callable[..., Any]:
     """Bind a method without keeping its instance alive. Whoever waits for an answer does that."""
 
     def run(items: list[Any], **constants: Any) -> Any:

@@ -4,7 +4,6 @@ The only file that knows signatures and annotations.
 """
 
 import inspect
-from functools import partial
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -15,6 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from inspect import Parameter, Signature
 from types import CodeType
 from typing import Any, get_args, get_origin
@@ -75,7 +75,8 @@ def _binder(
     """
     defaults = {f"_{each.name}_": each.default for each in (*columns, *constants)}
     texts = [
-        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_" for each in (*columns, *constants)
+        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_"
+        for each in (*columns, *constants)
     ]
     if constants:
         texts.insert(len(columns), "*")

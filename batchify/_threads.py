@@ -153,7 +153,9 @@ class ThreadBatch(Batch):
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
         options = batcher.options
         group = calls[0].group if batcher._asks else None
-        super().__init__(batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants)
+        super().__init__(
+            batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants
+        )
         self._batcher = batcher
         self._life = batcher._life
         self._expects = False  # the function returned a future
@@ -381,7 +383,12 @@ class ThreadBatcher:
         return self._map(iter(items), owner, constants, chunked=chunked)
 
     def _map(
-        self, items: Iterator[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool  # noqa: ARG002
+        self,
+        items: Iterator[Any],
+        owner: object,
+        constants: Mapping[str, Any],
+        *,
+        chunked: bool,
     ) -> Generator[Any, None, None]:
         bell = allocate_lock()
         ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self._asks else None)

@@ -23,7 +23,6 @@ from batchify import BatchError, ClosedError
 from batchify import _threads as threads_module
 from batchify._batch import Call
 from batchify._buffer import Buffer
-from batchify._options import Options
 from batchify._stats import Tally
 
 from .tools import Gated, batched, flush_thread, in_threads, run_script, until
