@@ -684,26 +684,53 @@ def batched(
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and never twice at the same time; only a call made from
-    inside it runs at once, where it is made, as it would wait for itself. The function gets a list of items that it
-    may keep or change, and returns one result per item, in the same order: as a list or anything else that has
-    a length and iterates in order; as a mapping from item to result; as an iterator, where each caller goes on as soon
-    as its result is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the
-    results is raised at its own caller. If the function raises, each caller of that batch gets a copy of the error.
+    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time;
+    only a call made from inside it runs at once, where it is made, as it would wait for itself. The function gets
+    a list of items that it may keep or change, and returns one result per item, in the same order: as a list or
+    anything else that has a length and iterates in order; as a mapping from item to result; as an iterator, where each
+    caller goes on as soon as its result is yielded; or as a thread-safe future of one of these, from an executor. An
+    `Exception` among the results is raised at its own caller. If the function raises, each caller of that batch gets
+    a copy of the error.
+
+    Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
+    the item is the tuple of both, and a default is that of one item. Keyword-only parameters are the same for a whole
+    batch: only calls with equal ones, which must be hashable, share it.
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
-    loop share batches, and on one loop it never runs twice at the same time.
+    loop share batches, and all limits are those of one loop.
 
     A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
-    nobody waits for company, and batches form by themselves while the function is busy. How many items wait is
-    unbounded. Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list
-    is called with one item is from dataloader.
+    nobody waits for company, and batches form by themselves while the function is busy. Source: a batch is due by the
+    rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list is called with one item is from
+    dataloader.
 
     Args:
         batch_size: Most items in one call of the function, at least 1.
         timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
             batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
+        weight: A function that is called as the decorated one is, without its keywords, and returns what the item
+            weighs (tokens, bytes): a number of at least 0.
+        max_weight: Most that the items of a batch may weigh together. An item that does not fit opens the next batch,
+            and one that is heavier than this runs alone.
+        group_by: A function that is called like `weight`, and returns something hashable. Only items for which that is
+            equal share a batch. Of the batches that are due, the one whose oldest item has waited longest goes first.
+        dedupe: Whether equal items in one batch are given to the function once, and all their callers get the result;
+            `batch_size` bounds the callers. Items must be hashable. Nothing is remembered from batch to batch.
+        isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
+            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
+            function does must be safe to do twice.
+        concurrency: Most batches in flight at once. With more than 1, a `def` function that blocks runs in so many
+            threads, if so many are needed, and one that returns futures still in one.
+        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, as nobody
+            could join them.
+        on_full: What a call does when `max_pending` items wait: "wait" for room, in order of arrival, or "raise"
+            a `BufferFullError`. `submit()` always raises, `map()` always waits.
+        on_batch: A function that is called with a `BatchReport` when a batch has ended, before its last callers go on,
+            by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
+            such a call, as when it calls the function itself, is not reported.
+
+    `weight` and `group_by` are called by the caller; what they raise is raised at that call alone.
 
     A method, that is a function written in a class, has a buffer for each instance, a class method one for each class;
     these go with the instance or class, which no buffer keeps alive, but what waits in it does. A static method is
@@ -714,8 +741,9 @@ def batched(
         methods, `BatchedMethod`.
 
     Raises:
-        TypeError: (On decorating) the function does not take one list, `batch_size` is no int, `timeout` is no number.
-        ValueError: (On decorating) `batch_size` is below 1, or `timeout` is negative or not finite.
+        TypeError: (On decorating) the function takes no list by position, or `*args` or `**kwargs`; an option is of
+            the wrong type, or lacks the one that it needs.
+        ValueError: (On decorating) an option is out of its range.
     """
 
     def decorate(function: Callable[..., Any], /) -> Any:

@@ -248,7 +248,7 @@ class ThreadBatcher:
     #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
     #      future; not the batch, which nobody but that future may keep alive. While _has_no_room, whoever finishes one
     #      looks for the next, or wakes somebody who does.
-    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them, who finds in _handed
+    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them; it finds in _handed
     #      the batcher that it is woken for. Nothing waits before there is one.
     #   4. _short if a batch may run, and only another thread could run it now. Whoever sees it hires one.
     #   5. _parts are those of batches that failed and are to be run again, before all that waits. Their calls are in
@@ -683,7 +683,7 @@ class ThreadBatcher:
                 self._wakes_at = -inf
                 self._has_no_room = running + 1 >= self.options.concurrency
                 if not self._has_no_room and self._blocks:
-                    # Another batch may run beside this one, so somebody else must look after what waits, and what comes.
+                    # Another batch may run beside this one: somebody else must look after what waits, and what comes.
                     self._wakes_at = min(self._asleep.values(), default=inf)
                     self._wake_if_due_locked()
                 return batch

@@ -382,8 +382,8 @@ def test_a_method_that_takes_something_else_is_refused() -> None:
         with pytest.raises(TypeError) as raised:
             exec(f"class C:\n    @batched(batch_size=2)\n    def m({takes}): ...", space)
         assert str(raised.value) == (
-            f"C.m() must take the instance and one parameter or more by position, each a list with one entry per item, and "
-            f"may take keyword-only ones, each the same for a whole batch; it takes ({takes})"
+            f"C.m() must take the instance and one parameter or more by position, each a list with one entry per item, "
+            f"and may take keyword-only ones, each the same for a whole batch; it takes ({takes})"
         )
 
 

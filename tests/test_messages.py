@@ -79,8 +79,8 @@ def named(*, model: str = "small") -> list[int]:
 
 
 ALLOWED = (
-    " or more by position, each a list with one entry per item, and may take keyword-only ones, each the same for a whole "
-    "batch; it takes"
+    " or more by position, each a list with one entry per item, and may take keyword-only ones, each the same for a "
+    "whole batch; it takes"
 )
 
 
