@@ -25,7 +25,6 @@ from inspect import Signature
 from types import CodeType, FunctionType, GenericAlias, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, Self, TypeVar, overload
 
-from ._batch import NO_CONSTANTS
 from ._options import Options, Takes
 from ._signature import (
     annotations_of_one_item,
@@ -199,13 +198,6 @@ class _Batched(Generic[T, R, P], _Decorated):
     def _self_options(self) -> Options:
         return self._self_batcher.options
 
-    def _self_bind(self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """Return the item of a call and its constants; raise a TypeError if it has the wrong arguments."""
-        takes: Takes = self._self_batcher.takes
-        if takes.plain and item is not _MISSING and not args and not kwargs:
-            return item, NO_CONSTANTS
-        return takes.bind(*(() if item is _MISSING else (item,)), *args, **kwargs)
-
     def _self_columns(
         self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[Any, Mapping[str, Any], bool]:
@@ -259,7 +251,7 @@ class BatchedFunction(_Batched[T, R, P]):
         """
         if self._self_plain and item is not _MISSING and not args and not kwargs:
             return self._self_call(item)
-        return self._self_call(*self._self_bind(item, args, kwargs))
+        return self._self_call(*self._self_batcher.takes.bind(*_given(item, args), **kwargs))
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
@@ -277,8 +269,11 @@ class BatchedFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
-        bound, constants = self._self_bind(item, args, kwargs)
-        return self._self_batcher.submit(bound, self._self_bound_to, constants)
+        batcher = self._self_batcher
+        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
+            return batcher.submit(item, self._self_bound_to)
+        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
+        return batcher.submit(bound, self._self_bound_to, constants)
 
     @property
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
@@ -378,7 +373,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait, and `on_full` is "raise".
             ClosedError: `aclose()` was called before.
         """
-        coroutine: Coroutine[Any, Any, R] = self._self_call(*(() if item is _MISSING else (item,)), *args, **kwargs)
+        coroutine: Coroutine[Any, Any, R] = self._self_call(*_given(item, args), **kwargs)
         return coroutine
 
     @property
@@ -404,8 +399,11 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `aclose()` was called before.
         """
-        bound, constants = self._self_bind(item, args, kwargs)
-        return self._self_batcher.submit(bound, self._self_bound_to, constants)
+        batcher = self._self_batcher
+        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
+            return batcher.submit(item, self._self_bound_to)
+        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
+        return batcher.submit(bound, self._self_bound_to, constants)
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
@@ -798,6 +796,12 @@ def _not_called(*_: object) -> None:
 
 # Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
 _MISSING: Any = object()
+
+
+def _given(item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args if item is _MISSING else (item, *args)
+
+
 for _entry in (
     BatchedFunction.__call__,
     BatchedFunction.submit,
