@@ -364,8 +364,8 @@ class LoopFlusher:
         """Refuse what comes, and make what waits due."""
         self.buffer.close()
         for call in self.buffer.blocked_calls():
-            refuse(call, self.batcher.closed_error())
             self.buffer.remove(call)
+            refuse(call, self.batcher.closed_error())
         self.look()
 
     async def closed(self) -> None:

@@ -456,8 +456,11 @@ class ThreadBatcher:
     def _refuse_blocked(self) -> None:
         """Release those who wait for room, now that there will be none."""
         for call in self._buffer.blocked_calls():
-            refuse(call, self._closed_error())
-            self._buffer.remove(call)
+            try:
+                with _lock:
+                    self._buffer.remove(call)
+            finally:
+                refuse(call, self._closed_error())
 
     @property
     def batch_size(self) -> int:
@@ -539,7 +542,7 @@ class ThreadBatcher:
             try:
                 thread = Thread(
                     target=_flush_forever,
-                    args=(self._bell, begun, go, self._threads, self._handed, self._life),
+                    args=(self._bell, begun, go, self._threads, self._handed, weakref.ref(self), self._life),
                     name=f"batchify flush thread of {self.name}()",
                     daemon=True,
                 )
@@ -745,15 +748,18 @@ def _flush_forever(
     go: LockType,
     hired: dict[int, Thread],
     handed: list[ThreadBatcher],
+    known: Callable[[], ThreadBatcher | None],
     life: object,
 ) -> None:
-    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`; if hired, once it may `go`."""
+    """Sleep on `bell`, and flush the batcher, `known` weakly; if hired, once it may `go`.
+
+    Whoever rings leaves the batcher in `handed`, which keeps it alive until a thread has looked.
+    """
     ident = get_ident()
     _flushing[ident] = (life,)
     begun.release()
     batcher: ThreadBatcher | None = None
     batch: ThreadBatch | None = None
-    known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
     seconds = inf
     go.acquire()
     was_hired = ident in hired
@@ -770,7 +776,7 @@ def _flush_forever(
                 batch = step
                 batcher._before_a_batch()
                 batch.run(batcher.function)
-                batch = None
+                batch = step = None
                 flushed = True
             if step is None:
                 break
@@ -779,7 +785,6 @@ def _flush_forever(
             if seconds == inf or not len(batcher._buffer):
                 # Idle: who drops the function must not find it kept alive by its own thread. An item that comes just
                 # now keeps it alive by ringing, or by __del__.
-                known = weakref.ref(batcher)
                 batcher = None
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
             complain("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
