@@ -479,6 +479,7 @@ class LoopFlusher:
         taken: tuple[Sequence[Any], Reason] | None = None
         batch: LoopBatch | None = None
         hint = False
+        arrivals: list[float] = []
         try:
             with _lock:
                 taken = (self._parts.popleft(), "isolate") if self._parts else self.buffer.take(now)
