@@ -654,6 +654,13 @@ OfOne = Callable[Concatenate[S, list[T], K], X]
 OfTwo = Callable[Concatenate[S, list[T], list[T2], K], X]
 OfMore = Callable[Concatenate[S, list[T], list[T2], list[T3], ...], X]
 
+
+class Unknown(Protocol):
+    """It does not say what it takes: `Callable[..., X]`, and `functools.partial` to mypy."""
+
+    def __call__(self, *columns: list[Any]) -> Any: ...
+
+
 Def = BatchedFunction
 Async = BatchedCoroutineFunction
 Method = BatchedMethod
@@ -666,6 +673,8 @@ Method = BatchedMethod
 class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller passes and gets."""
 
+    @overload
+    def __call__(self, f: Unknown, /) -> Any: ...
     # The most columns first, as `K` would take the second one's list for an item.
     @overload
     def __call__(self, f: More[T, T2, T3, Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, ...]]: ...

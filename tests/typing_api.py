@@ -1,8 +1,9 @@
 """The public types, checked by mypy and pyright, never run."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any, Concatenate, assert_type
 
 from batchify import (
@@ -425,8 +426,8 @@ async def methods_of_columns(one: Ranker) -> None:
     assert_type(one.rank.map([1], ["a"], model="k"), Generator[float, None, None])
     assert_type(await one.rank.aio(1, "a", model="k"), float)
     assert_type(Ranker.rank(one, 1, "a", model="k"), float)
-    of_two_alike: BatchedFunction[int, float, [int]] = one.alike
-    method: BatchedMethod[Ranker, BatchedFunction[int, float, [int]]] = Ranker.alike
+    assert_type(one.alike(1, 2), float)
+    assert_type(Ranker.alike(one, 1, 2), float)
     assert_type(one.three(1, "a", b"b"), float)
     assert_type(one.keyword(1, model="k"), float)
     assert_type(await one.fetch(1, "a", model="k"), float)
@@ -465,6 +466,11 @@ def from_anything(xs: Any) -> list[float]:
 @batched(batch_size=2)  # type: ignore[untyped-decorator, unused-ignore]
 def two_untyped(xs, ys):  # type: ignore[no-untyped-def]
     return xs
+
+
+def of_unknown(function: Callable[..., list[float]]) -> None:
+    batched(batch_size=2)(function)(3)
+    batched(batch_size=2)(partial(function, model="k"))(3)
 
 
 assert_type(of_anything(3), Any)
