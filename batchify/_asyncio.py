@@ -480,6 +480,7 @@ class LoopFlusher:
         taken: tuple[Sequence[Any], Reason] | None = None
         batch: LoopBatch | None = None
         hint = False
+        arrivals: list[float] = []
         try:
             with _lock:
                 if self._parts:

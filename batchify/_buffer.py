@@ -12,7 +12,7 @@ go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes
 
 import math
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
 from heapq import heappop, heappush
 from itertools import count
@@ -43,9 +43,9 @@ class Group:
 
     __slots__ = ("__weakref__", "calls", "constants", "key", "listed", "weight")
 
-    def __init__(self, key: Hashable = None, constants: dict[str, Any] | None = None) -> None:
+    def __init__(self, key: Hashable = None, constants: Mapping[str, Any] | None = None) -> None:
         self.key = key  # what reports call it
-        self.constants = constants or {}  # keyword arguments of the function for these items
+        self.constants: Mapping[str, Any] = constants or {}  # keyword arguments of the function for these items
         self.calls: OrderedDict[Any, None] = OrderedDict()
         # Of the calls that the next batch may have, all together; NaN if that must be counted anew.
         self.weight = math.nan
@@ -99,7 +99,7 @@ class Buffer(Generic[C]):
         """Whether a call would wait here, and not for room."""
         return len(self._waiting) < self._room
 
-    def group_of(self, key: Hashable, constants: dict[str, Any]) -> Group | None:
+    def group_of(self, key: Hashable, constants: Mapping[str, Any]) -> Group | None:
         """Return the one group of all calls with an equal key and these constants; None if there are no groups.
 
         Compares keys, and so calls what is the user's: not to be called under a lock that others need.

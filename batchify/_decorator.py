@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import reduce, update_wrapper
 from inspect import Signature
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
 
 from ._options import Options, Takes
 from ._signature import (
@@ -46,6 +46,8 @@ S_co = TypeVar("S_co", covariant=True)
 F = TypeVar("F", bound="BatchedFunction[Any, Any, ...] | BatchedCoroutineFunction[Any, Any, ...]")
 T2 = TypeVar("T2")
 T3 = TypeVar("T3")
+X = TypeVar("X")
+K = ParamSpec("K")
 
 
 class SizedIterable(Protocol[R_co]):
@@ -65,17 +67,15 @@ class FutureLike(Protocol[R_co]):
 if TYPE_CHECKING:
     import asyncio
 
-    from typing_extensions import ParamSpec
+    import typing_extensions
 
     from ._asyncio import LoopBatcher
 
     # What else there is beside the first column: further ones, and keywords. Mostly nothing.
-    P = ParamSpec("P", default=[])
+    P = typing_extensions.ParamSpec("P", default=[])
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
     _Wrapper = object
 else:
-    from typing import ParamSpec
-
     from wrapt import FunctionWrapper as _Wrapper
 
     P = ParamSpec("P")
@@ -636,33 +636,93 @@ def _restored(
     return made
 
 
-# What a function may return, but for mappings, whose keys would be taken for the results: those come first below.
-Entries = SizedIterable[R | Exception] | Iterator[R | Exception] | FutureLike[SizedIterable[R | Exception]]
+# What a function may return: two for `def`, two for `async def`. A mapping has a length and iterates too, but over its
+# keys: so it comes first below.
 Mapped = Mapping[Any, R | Exception] | FutureLike[Mapping[Any, R | Exception]]
-AwaitedMapping = Coroutine[Any, Any, Mapping[Any, R | Exception]]
-Awaited = Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]] | AsyncIterator[R | Exception]
+Entries = SizedIterable[R | Exception] | Iterator[R | Exception] | FutureLike[SizedIterable[R | Exception]]
+AMapped = Coroutine[Any, Any, Mapping[Any, R | Exception]]
+AEntries = Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]] | AsyncIterator[R | Exception]
+
+# What it may take: a column or two, and keywords `K`; or more columns, where what follows the third is not checked.
+# What begins with `Of` is for methods.
+One = Callable[Concatenate[list[T], K], X]
+Two = Callable[Concatenate[list[T], list[T2], K], X]
+More = Callable[Concatenate[list[T], list[T2], list[T3], ...], X]
+OfOne = Callable[Concatenate[S, list[T], K], X]
+OfTwo = Callable[Concatenate[S, list[T], list[T2], K], X]
+OfMore = Callable[Concatenate[S, list[T], list[T2], list[T3], ...], X]
+
+
+class Unknown(Protocol):
+    """It does not say what it takes: `Callable[..., X]`, and `functools.partial` to mypy."""
+
+    def __call__(self, *columns: list[Any]) -> Any: ...
+
+
 Def = BatchedFunction
 Async = BatchedCoroutineFunction
+Method = BatchedMethod
+
+# A function of two columns is also one of a column and of a `K` that begins with a list. That the first one counts is
+# what these overloads are for, and they need not be told of it.
+# mypy: disable-error-code="overload-overlap"
 
 
 class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller passes and gets."""
 
-    # Up to three columns, `P` being the keywords beside them: the most first, as `P` would take a list for an item.
-    # fmt: off
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], list[T2], list[T3], P], Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, P]]: ...  # noqa: E501
+    def __call__(self, f: Unknown, /) -> Any: ...
+    # The most columns first, as `K` would take the second one's list for an item.
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], list[T2], list[T3], P], Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, P]]: ...  # noqa: E501
+    def __call__(self, f: More[T, T2, T3, Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, ...]]: ...
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], list[T2], P], Mapped[R]], /) -> Def[T, R, Concatenate[T2, P]]: ...
+    def __call__(self, f: More[T, T2, T3, Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, ...]]: ...
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], list[T2], P], Entries[R]], /) -> Def[T, R, Concatenate[T2, P]]: ...
+    def __call__(self, f: More[T, T2, T3, AMapped[R]], /) -> Async[T, R, Concatenate[T2, T3, ...]]: ...
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], P], Mapped[R]], /) -> Def[T, R, P]: ...
+    def __call__(self, f: More[T, T2, T3, AEntries[R]], /) -> Async[T, R, Concatenate[T2, T3, ...]]: ...
     @overload
-    def __call__(self, f: Callable[Concatenate[list[T], P], Entries[R]], /) -> Def[T, R, P]: ...
-    # fmt: on
+    def __call__(self, f: Two[T, T2, K, Mapped[R]], /) -> Def[T, R, Concatenate[T2, K]]: ...
+    @overload
+    def __call__(self, f: Two[T, T2, K, Entries[R]], /) -> Def[T, R, Concatenate[T2, K]]: ...
+    @overload
+    def __call__(self, f: Two[T, T2, K, AMapped[R]], /) -> Async[T, R, Concatenate[T2, K]]: ...
+    @overload
+    def __call__(self, f: Two[T, T2, K, AEntries[R]], /) -> Async[T, R, Concatenate[T2, K]]: ...
+    @overload
+    def __call__(self, f: One[T, K, Mapped[R]], /) -> Def[T, R, K]: ...
+    @overload
+    def __call__(self, f: One[T, K, Entries[R]], /) -> Def[T, R, K]: ...
+    @overload
+    def __call__(self, f: One[T, K, AMapped[R]], /) -> Async[T, R, K]: ...
+    @overload
+    def __call__(self, f: One[T, K, AEntries[R]], /) -> Async[T, R, K]: ...
+    # The same for methods.
+    @overload
+    def __call__(self, f: OfMore[S, T, T2, T3, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, ...]]]: ...
+    @overload
+    def __call__(self, f: OfMore[S, T, T2, T3, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, ...]]]: ...
+    @overload
+    def __call__(self, f: OfMore[S, T, T2, T3, AMapped[R]], /) -> Method[S, Async[T, R, Concatenate[T2, T3, ...]]]: ...
+    @overload
+    def __call__(self, f: OfMore[S, T, T2, T3, AEntries[R]], /) -> Method[S, Async[T, R, Concatenate[T2, T3, ...]]]: ...
+    @overload
+    def __call__(self, f: OfTwo[S, T, T2, K, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, K]]]: ...
+    @overload
+    def __call__(self, f: OfTwo[S, T, T2, K, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, K]]]: ...
+    @overload
+    def __call__(self, f: OfTwo[S, T, T2, K, AMapped[R]], /) -> Method[S, Async[T, R, Concatenate[T2, K]]]: ...
+    @overload
+    def __call__(self, f: OfTwo[S, T, T2, K, AEntries[R]], /) -> Method[S, Async[T, R, Concatenate[T2, K]]]: ...
+    @overload
+    def __call__(self, f: OfOne[S, T, K, Mapped[R]], /) -> Method[S, Def[T, R, K]]: ...
+    @overload
+    def __call__(self, f: OfOne[S, T, K, Entries[R]], /) -> Method[S, Def[T, R, K]]: ...
+    @overload
+    def __call__(self, f: OfOne[S, T, K, AMapped[R]], /) -> Method[S, Async[T, R, K]]: ...
+    @overload
+    def __call__(self, f: OfOne[S, T, K, AEntries[R]], /) -> Method[S, Async[T, R, K]]: ...
 
 
 def batched(

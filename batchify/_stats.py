@@ -53,7 +53,7 @@ class Draft:
 
     def __init__(self, name: str, reason: Reason, calls: Sequence[Any], now: float) -> None:
         self._name = name
-        self._reason = reason
+        self._reason: Reason = reason
         self._waits = tuple(now - call.arrival for call in calls)
         self._contexts = tuple(call.context for call in calls)
         self._group = None if calls[0].group is None else calls[0].group.key

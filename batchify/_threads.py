@@ -269,7 +269,8 @@ class ThreadBatcher:
         self.function = function
         self.name = name
         self.options = options
-        self.takes = takes
+        # None only if no decorated function asks.
+        self.takes: Takes = takes  # type: ignore[assignment]
         self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
         self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
         self._grouped = takes is not None and takes.constants

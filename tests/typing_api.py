@@ -1,11 +1,20 @@
 """The public types, checked by mypy and pyright, never run."""
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from typing import Any, assert_type
+from functools import partial
+from typing import Any, Concatenate, assert_type
 
-from batchify import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, BatchProcessor, Stats, batched
+from batchify import (
+    BatchedCoroutineFunction,
+    BatchedFunction,
+    BatchedMethod,
+    BatchProcessor,
+    BatchReport,
+    Stats,
+    batched,
+)
 
 
 @batched(batch_size=2, timeout=0.1)
@@ -227,3 +236,322 @@ async def methods(one: Embedder, heir: Heir) -> None:
     one.embed(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     one.embed.sumbit("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
     Embedder.embed.submit("x")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# Columns and keywords: `P` is what follows the item.
+
+
+@batched(batch_size=2)
+def two(xs: list[int], ys: list[str]) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def alike(xs: list[int], ys: list[int]) -> dict[tuple[int, int], float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def of_any_kind(xs: Sequence[int], ys: Iterable[str]) -> Iterator[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def three(xs: list[int], ys: list[str], zs: list[bytes]) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def four(
+    xs: list[int], ys: list[str], zs: list[bytes], vs: list[bool], *, model: str
+) -> dict[tuple[int, str, bytes, bool], float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def keyword(xs: list[int], *, model: str) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def keyword_with_default(xs: list[int], *, model: str = "m") -> dict[int, float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def both(xs: list[int], ys: list[str], *, model: str = "m", size: int) -> Future[dict[tuple[int, str], float]]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def column_with_default(xs: list[int], ys: list[str] | None = None) -> list[float]:
+    raise NotImplementedError
+
+
+# Not by assert_type(): to pyright a column's parameter has a name of its own.
+of_two: BatchedFunction[int, float, [str]] = two
+assert_type(two(1, "a"), float)
+assert_type(two.submit(1, "a"), Future[float])
+assert_type(two.map([1], ["a"]), Generator[float, None, None])
+assert_type(alike(1, 2), float)
+assert_type(of_any_kind(1, "a"), float)
+assert_type(three, BatchedFunction[int, float, Concatenate[str, bytes, ...]])
+assert_type(three(1, "a", b"b"), float)
+assert_type(four(1, "a", b"b", True, model="k"), float)
+assert_type(keyword(1, model="k"), float)
+assert_type(keyword.submit(1, model="k"), Future[float])
+assert_type(keyword.map([1], model="k"), Generator[float, None, None])
+assert_type(keyword_with_default(1), float)
+assert_type(keyword_with_default(1, model="k"), float)
+assert_type(both(1, "a", size=1), float)
+assert_type(both(1, "a", model="k", size=1), float)
+assert_type(both.submit(1, "a", size=1), Future[float])
+assert_type(both.map([1], ["a"], size=1), Generator[float, None, None])
+assert_type(column_with_default(1, "a"), float)
+
+from_list(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+from_list(1, model="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+two(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+two(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+two("1", "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+two(1, "a", "b")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+two(1, "a", model="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+two.submit(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+two.map(["1"], ["a"])  # type: ignore[list-item]  # pyright: ignore[reportArgumentType]
+two.sumbit(1, "a")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+alike(1, [2])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+three(1, "a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+three(1, "a", "b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+keyword(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+keyword(1, "k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+keyword(1, model=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+keyword(1, model="k", modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+keyword.submit(1, modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+both(1, "a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+both(1, "a", size="k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+both(1, 2, size=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# What types cannot say yet: that this is right (the column has a default) and that (it may be passed by name).
+column_with_default(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+two(1, ys="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+# And that these are wrong.
+two.map([1], [2])
+keyword.map([1], modle="k")
+three(1, "a", b"b", modle="k")
+
+
+@batched(batch_size=2)
+async def coroutine_of_two(xs: list[int], ys: list[str], *, model: str = "m") -> dict[tuple[int, str], float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+async def coroutine_of_three(xs: list[int], ys: list[str], zs: list[bytes]) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+async def async_generator_with_keyword(xs: list[int], *, model: str) -> AsyncIterator[float]:
+    raise NotImplementedError
+    yield
+
+
+async def columns_and_keywords() -> None:
+    assert_type(await two.aio(1, "a"), float)
+    assert_type(await keyword.aio(1, model="k"), float)
+    assert_type(await both.aio(1, "a", size=1), float)
+    await two.aio(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await keyword.aio(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await keyword.aio(1, modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+    assert_type(await coroutine_of_two(1, "a"), float)
+    assert_type(await coroutine_of_two(1, "a", model="k"), float)
+    assert_type(await coroutine_of_two.aio(1, "a", model="k"), float)
+    assert_type(coroutine_of_two.submit(1, "a", model="k"), asyncio.Future[float])
+    assert_type(coroutine_of_two.map([1], ["a"], model="k"), AsyncGenerator[float, None])
+    assert_type(await coroutine_of_three(1, "a", b"b"), float)
+    assert_type(await async_generator_with_keyword(1, model="k"), float)
+    await coroutine_of_two(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await coroutine_of_two(1, "a", modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await coroutine_of_three(1, "a", "b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await async_generator_with_keyword(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+
+
+class Ranker:
+    @batched(batch_size=2)
+    def rank(self, xs: list[int], ys: list[str], *, model: str = "m") -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    def alike(self, xs: list[int], ys: list[int]) -> dict[tuple[int, int], float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    def three(self, xs: list[int], ys: list[str], zs: list[bytes]) -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    def keyword(self, xs: list[int], *, model: str) -> Future[list[float]]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    async def fetch(self, xs: list[int], ys: list[str], *, model: str = "m") -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    async def find(self, xs: list[int], *, model: str) -> dict[int, float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    @classmethod
+    def of_class(cls, xs: list[int], ys: list[str], *, model: str = "m") -> list[float]:
+        raise NotImplementedError
+
+    @batched(batch_size=2)
+    @staticmethod
+    def static(xs: list[int], ys: list[str], *, model: str = "m") -> list[float]:
+        raise NotImplementedError
+
+
+class Items(list[int]):
+    @batched(batch_size=2)
+    def find(self, xs: list[str]) -> list[float]:  # neither does a list as `self` become a column
+        raise NotImplementedError
+
+
+async def methods_of_columns(one: Ranker) -> None:
+    assert_type(one.rank(1, "a"), float)
+    assert_type(one.rank(1, "a", model="k"), float)
+    assert_type(one.rank.submit(1, "a", model="k"), Future[float])
+    assert_type(one.rank.map([1], ["a"], model="k"), Generator[float, None, None])
+    assert_type(await one.rank.aio(1, "a", model="k"), float)
+    assert_type(Ranker.rank(one, 1, "a", model="k"), float)
+    assert_type(one.alike(1, 2), float)
+    assert_type(Ranker.alike(one, 1, 2), float)
+    assert_type(one.three(1, "a", b"b"), float)
+    assert_type(one.keyword(1, model="k"), float)
+    assert_type(await one.fetch(1, "a", model="k"), float)
+    assert_type(await Ranker.fetch(one, 1, "a"), float)
+    assert_type(await one.find(1, model="k"), float)
+    assert_type(Ranker.of_class(1, "a", model="k"), float)
+    assert_type(one.static.submit(1, "a"), Future[float])
+    assert_type(Items().find("a"), float)
+    one.rank(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.rank(1, "a", modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    one.alike(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    one.three(1, "a", "b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.keyword(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    await one.fetch(1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    await one.find(1, modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    Ranker.rank(one, 1, 2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    one.rank.sumbit(1, "a")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# Without annotations: whatever is not known is Any.
+
+from_lambda = batched(batch_size=2)(lambda xs: [1.0 for _ in xs])
+assert_type(from_lambda(3), float)
+
+
+@batched(batch_size=2)
+def of_anything(xs: list[int]) -> Any:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def from_anything(xs: Any) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)  # type: ignore[untyped-decorator, unused-ignore]
+def two_untyped(xs, ys):  # type: ignore[no-untyped-def]
+    return xs
+
+
+def of_unknown(function: Callable[..., list[float]]) -> None:
+    batched(batch_size=2)(function)(3)
+    batched(batch_size=2)(partial(function, model="k"))(3)
+
+
+assert_type(of_anything(3), Any)
+assert_type(from_anything(3), float)
+assert_type(from_anything("a"), float)
+two_untyped(1, "a")
+
+
+class Untyped:
+    @batched(batch_size=2)  # type: ignore[untyped-decorator, unused-ignore]
+    def method(self, xs):  # type: ignore[no-untyped-def]
+        return xs
+
+
+Untyped().method(1)
+
+
+# No functions of lists.
+
+batched(batch_size=2)(3)  # type: ignore[call-overload]  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+@batched(batch_size=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+def of_no_list(x: int) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType, reportCallIssue]
+def to_no_list(xs: list[int]) -> float:
+    raise NotImplementedError
+
+
+# Options
+
+
+def weight(x: int) -> int:
+    return x
+
+
+def group(x: int, y: str) -> tuple[int, str]:
+    return x, y
+
+
+def on_batch(report: BatchReport) -> None:
+    assert_type(report.waits, tuple[float, ...])
+    assert_type(report.error, BaseException | None)
+
+
+@batched(
+    batch_size=2,
+    timeout=None,
+    weight=weight,
+    max_weight=10,
+    group_by=group,
+    dedupe=True,
+    isolate=True,
+    concurrency=2,
+    max_pending=10,
+    on_full="raise",
+    on_batch=on_batch,
+)
+def with_options(xs: list[int]) -> list[float]:
+    raise NotImplementedError
+
+
+assert_type(with_options, BatchedFunction[int, float])
+batched(
+    batch_size=2, weight=len, max_weight=1.5, group_by=lambda x: x, on_batch=print, on_full="wait", max_pending=None
+)
+
+batched()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+batched(2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+batched(batch_size=2, size=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+batched(batch_size=2, timeout="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, weight=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, weight=str)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, max_weight="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, group_by=list)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, dedupe="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, isolate=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, concurrency=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, max_pending=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, on_full="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, on_batch=group)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
