@@ -484,6 +484,8 @@ def test_methods_with_columns_and_constants(kit: Kit) -> None:
     def times(xs: list[int], ys: list[int]) -> list[int]:
         return [x * y for x, y in zip(xs, ys, strict=True)]
 
+    m.__qualname__ = "C.m"
+
     class C:
         plain = batched(batch_size=2)(kit.wrap(m))
         of_class = batched(batch_size=2)(classmethod(kit.wrap(m)))
@@ -987,9 +989,11 @@ def test_the_count_of_results_is_that_of_what_was_sent(kit: Kit) -> None:
 def test_equal_items_of_a_batch_that_leaves_the_process_are_sent_once(threads: Threads) -> None:
     with ThreadPoolExecutor(1) as pool:
         for work, expected in ((negate, [-1, -1, -2]), (raises, [ValueError] * 3)):
-            f = threads(
-                lambda xs, work=work: pool.submit(work, xs), batch_size=3, timeout=None, dedupe=True, isolate=True
-            )
+
+            def function(xs: list[int], /) -> Future[list[int]]:
+                return pool.submit(work, xs)  # noqa: B023 - all is answered before the next turn
+
+            f = threads(function, batch_size=3, timeout=None, dedupe=True, isolate=True)
             outcomes = threads.outcomes(threads.submits(f, [1, 1, 2]))
             assert [type(each) if isinstance(each, Exception) else each for each in outcomes] == expected
             threads.until(lambda f=f: f.stats.in_flight == 0)
@@ -1125,6 +1129,11 @@ def test_a_batch_whose_future_fails_is_split(threads: Threads, engine: str) -> N
     assert len(threads.batches) <= 9
     threads.until(lambda: f.stats.in_flight == 0)
     threads.consistent(f)
+
+
+def test_calls_behind_a_future_that_was_dropped_are_answered(threads: Threads) -> None:
+    f = threads(lambda xs: Future(), batch_size=1)
+    assert [type(error) for error in threads.outcomes(threads.submits(f, range(3)))] == [BatchError] * 3
 
 
 def test_a_batch_from_inside_is_split_too(threads: Threads) -> None:
