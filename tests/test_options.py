@@ -156,6 +156,7 @@ class Threads(Kit):
     def start(self, f: Any, *args: Any, **constants: Any) -> Any:
         """Call in a thread. Returns when the call waits, or has ended."""
         handle: Future[Any] = Future()
+        handle.set_running_or_notify_cancel()  # a thread cannot leave
         before = f.stats
 
         def call() -> None:
