@@ -9,7 +9,6 @@ import inspect
 import logging
 import math
 import pickle
-import random
 import threading
 import weakref
 from collections import Counter
@@ -198,7 +197,7 @@ class Threads(Kit):
         f.close()
 
     def end(self) -> None:
-        self.go_on(10**6)
+        self.go_on(500)
         for f in self.made:
             f._self_batcher.close(wait=False)
             for thread in list(f._self_batcher._threads.values()):
@@ -372,7 +371,9 @@ def test_calls_with_other_constants_never_share_a_batch(kit: Kit) -> None:
     default = [kit.submit(f, 10), kit.submit(f, 11, model="small")]
     outcomes = kit.outcomes([*handles, *default])
     assert [number for _, number in outcomes] == list(range(12))
-    assert [(type(model), model) for model, _ in outcomes] == [(type(each), each) for each in [*models, "small", "small"]]
+    assert [(type(model), model) for model, _ in outcomes] == [
+        (type(each), each) for each in [*models, "small", "small"]
+    ]
     assert kit.batches == [[0, 5], [1, 6], [2, 7], [3, 8], [4, 9], [10, 11]]
 
 
@@ -703,7 +704,10 @@ def test_an_error_of_a_map_is_raised_in_its_place(kit: Kit, option: str) -> None
     def fails_at_3(x: Any) -> int:
         return 1 // (x - 3)
 
-    options = {"group_by": {"group_by": fails_at_3}, "weight": {"weight": lambda x: abs(fails_at_3(x)), "max_weight": 9}}
+    options = {
+        "group_by": {"group_by": fails_at_3},
+        "weight": {"weight": lambda x: abs(fails_at_3(x)), "max_weight": 9},
+    }
     f = kit(echo, batch_size=2, **options.get(option, {"dedupe": True}))
     results = kit.map(f, [1, 2, [] if option == "dedupe" else 3, 4, 5])
     assert [next(results), next(results)] == [1, 2]
@@ -1075,7 +1079,16 @@ def test_a_generator_that_raises_midway_keeps_what_it_yielded(kit: Kit) -> None:
 
     f = kit(function, batch_size=8, timeout=None, isolate=True)
     outcomes = kit.outcomes(kit.submits(f, range(8)))
-    assert [each.args[0] if isinstance(each, ValueError) else each for each in outcomes] == [0, -1, 2, -3, -4, -5, 6, -7]
+    assert [each.args[0] if isinstance(each, ValueError) else each for each in outcomes] == [
+        0,
+        -1,
+        2,
+        -3,
+        -4,
+        -5,
+        6,
+        -7,
+    ]
     assert kit.batches[0] == list(range(8))
     assert len(kit.batches) <= 15
     assert not any(set(batch) & {0, 1} for batch in kit.batches[1:])
@@ -1630,7 +1643,9 @@ def test_who_is_released_by_close_counts_no_more(threads: Threads, monkeypatch: 
     assert threads.outcomes(handles) == [0, -1]
 
 
-@pytest.mark.parametrize("options", [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}], ids=str
+)
 @pytest.mark.parametrize("sized", [True, False])
 def test_map_never_exceeds_the_limit_and_ends(kit: Kit, options: dict[str, Any], sized: bool) -> None:
     waiting = []
@@ -2081,7 +2096,7 @@ class Together(RuleBasedStateMachine):
             return
         kit, f = self.kit, self.f
         try:
-            kit.go_on(10**3)
+            kit.go_on(500)
             if f.stats.blocked:  # close would refuse them
                 f.timeout = 0.0
                 kit.until(lambda: f.stats.blocked == 0)
