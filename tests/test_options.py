@@ -324,6 +324,72 @@ def coroutines() -> Iterator[Coroutines]:
     kit.end()
 
 
+# Wrong values
+
+COUNT = "must be an int of at least 1, got"
+FUNCTION = "must be a function, and no coroutine function, got"
+
+
+async def later(x: object) -> int:
+    return 1
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"concurrency": 0}, ValueError, "concurrency must be at least 1, got 0"),
+        ({"concurrency": 2.0}, TypeError, f"concurrency {COUNT} 2.0"),
+        ({"concurrency": True}, TypeError, f"concurrency {COUNT} True"),
+        ({"concurrency": None}, TypeError, f"concurrency {COUNT} None"),
+        ({"max_pending": 0}, ValueError, "max_pending must be at least 1, got 0"),
+        ({"max_pending": "9"}, TypeError, f"max_pending {COUNT} '9'"),
+        ({"max_pending": math.inf}, TypeError, f"max_pending {COUNT} inf"),
+        ({"on_full": "drop", "max_pending": 1}, ValueError, "on_full must be 'wait' or 'raise', got 'drop'"),
+        ({"on_full": None, "max_pending": 1}, ValueError, "on_full must be 'wait' or 'raise', got None"),
+        ({"on_full": [], "max_pending": 1}, ValueError, "on_full must be 'wait' or 'raise', got []"),
+        ({"on_full": "raise"}, TypeError, "on_full needs max_pending, the most items that may wait"),
+        ({"dedupe": 1}, TypeError, "dedupe must be True or False, got 1"),
+        ({"isolate": None}, TypeError, "isolate must be True or False, got None"),
+        ({"group_by": "size"}, TypeError, f"group_by {FUNCTION} 'size'"),
+        ({"group_by": later}, TypeError, f"group_by {FUNCTION} {later!r}"),
+        ({"on_batch": later}, TypeError, f"on_batch {FUNCTION} {later!r}"),
+        ({"on_batch": 5}, TypeError, f"on_batch {FUNCTION} 5"),
+        ({"weight": 5, "max_weight": 1}, TypeError, f"weight {FUNCTION} 5"),
+        ({"weight": later, "max_weight": 1}, TypeError, f"weight {FUNCTION} {later!r}"),
+        (
+            {"weight": len},
+            TypeError,
+            "weight needs max_weight: what an item weighs, and the most that a batch may weigh",
+        ),
+        (
+            {"max_weight": 1},
+            TypeError,
+            "max_weight needs weight: what an item weighs, and the most that a batch may weigh",
+        ),
+        ({"weight": len, "max_weight": "5"}, TypeError, "max_weight must be a number, got '5'"),
+        ({"weight": len, "max_weight": True}, TypeError, "max_weight must be a number, got True"),
+        ({"weight": len, "max_weight": 0}, ValueError, "max_weight must be above 0 and finite, got 0"),
+        ({"weight": len, "max_weight": -1.5}, ValueError, "max_weight must be above 0 and finite, got -1.5"),
+        ({"weight": len, "max_weight": math.inf}, ValueError, "max_weight must be above 0 and finite, got inf"),
+        ({"weight": len, "max_weight": math.nan}, ValueError, "max_weight must be above 0 and finite, got nan"),
+    ],
+    ids=[f"{number}" for number in range(27)],
+)
+def test_a_wrong_value_is_refused_in_full(
+    kit: Kit, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error) as raised:
+        kit(**{"batch_size": 2, **options})
+    assert str(raised.value) == f"negate(): {message}"
+
+    class C:
+        def m(self, xs: Any) -> Any: ...
+
+    with pytest.raises(error) as raised:
+        batched(**{"batch_size": 2, **options})(C.m)
+    assert str(raised.value) == f"C.m(): {message}"
+
+
 # Columns and constants
 
 
@@ -826,7 +892,8 @@ def test_who_leaves_takes_his_weight_along(kit: Kit) -> None:
     first, second = kit.submits(f, [3, 6])
     assert first.cancel()
     third = kit.submit(f, 3)
-    assert not (second.done() or third.done())
+    assert not second.done()
+    assert not third.done()
     assert kit.outcomes([kit.submit(f, 1), second, third]) == [1, 6, 3]
     assert kit.batches == [[6, 3, 1]]
 
@@ -1732,7 +1799,8 @@ def test_one_report_per_batch_before_the_callers_go_on(kit: Kit) -> None:
         assert not kit.lock_is_held()
 
     f = kit(embed, batch_size=2, timeout=None, on_batch=hook, group_by=lambda x: "g", concurrency=2)
-    handles = [kit.submit(f, 1, model="m"), kit.submit(f, 2, model="m")]
+    handles: list[Any] = [kit.submit(f, 1, model="m")]
+    handles.append(kit.submit(f, 2, model="m"))
     kit.outcomes(handles)
     (report,) = reports
     assert answered == [False]
