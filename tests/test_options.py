@@ -107,6 +107,10 @@ class Kit:
 
         self.until(waits)
 
+    def until_idle(self, f: Any) -> None:
+        """Wait until all batches have ended, and so all is counted."""
+        self.until(lambda: f.stats.in_flight == 0)
+
     def consistent(self, f: Any) -> None:
         """All that was accepted is at its end, and counted once."""
         stats = f.stats
@@ -625,7 +629,7 @@ def test_weight_and_group_by_get_what_the_call_got(kit: Kit) -> None:
 # Pickled
 
 
-@batched(
+@batched(  # type: ignore[untyped-decorator]
     batch_size=3,
     timeout=1.5,
     weight=lambda x, y: x,
@@ -774,10 +778,10 @@ def test_a_group_that_cannot_be_found_out_is_that_calls_error(kit: Kit, how: str
 
 @pytest.mark.parametrize("option", ["group_by", "weight", "dedupe"])
 def test_an_error_of_a_map_is_raised_in_its_place(kit: Kit, option: str) -> None:
-    def fails_at_3(x: Any) -> int:
+    def fails_at_3(x: Any) -> Any:
         return 1 // (x - 3)
 
-    options = {
+    options: dict[str, dict[str, Any]] = {
         "group_by": {"group_by": fails_at_3},
         "weight": {"weight": lambda x: abs(fails_at_3(x)), "max_weight": 9},
     }
@@ -787,7 +791,7 @@ def test_an_error_of_a_map_is_raised_in_its_place(kit: Kit, option: str) -> None
     with pytest.raises(TypeError if option == "dedupe" else ZeroDivisionError):
         next(results)
     results.close()  # type: ignore[attr-defined]
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -931,7 +935,9 @@ def test_a_weight_is_any_number(kit: Kit, weight: Any) -> None:
     ],
     ids=["nan", "inf", "negative", "str", "None", "bool", "complex", "huge", "Decimal", "raises", "exits"],
 )
-def test_a_weight_that_is_none_is_that_calls_error(kit: Kit, weight: Any, error: type[Exception], message: str) -> None:
+def test_a_weight_that_is_none_is_that_calls_error(
+    kit: Kit, weight: Any, error: type[BaseException], message: str
+) -> None:
     def weigh(x: int) -> Any:
         if x:
             return 1
@@ -984,7 +990,7 @@ def test_one_that_is_cancelled_leaves_its_equals(kit: Kit, who: int, when: str) 
     outcomes = kit.outcomes(handles)
     assert outcomes[:who] + outcomes[who + 1 :] == [1, 1]
     assert handles[who].cancelled()
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1076,7 +1082,7 @@ def test_equal_items_of_a_batch_that_leaves_the_process_are_sent_once(threads: T
             f = threads(function, batch_size=3, timeout=None, dedupe=True, isolate=True)
             outcomes = threads.outcomes(threads.submits(f, [1, 1, 2]))
             assert [type(each) if isinstance(each, Exception) else each for each in outcomes] == expected
-            threads.until(lambda f=f: f.stats.in_flight == 0)
+            threads.until_idle(f)
             threads.consistent(f)
     assert threads.batches == [[1, 2], [1, 2], [1], [2]]
 
@@ -1107,7 +1113,7 @@ def test_only_the_caller_of_a_bad_item_gets_the_error(kit: Kit, bad: set[int]) -
     assert len(kit.batches) == 1 or len(bad) > 0
     if bad == set(range(8)):
         assert len(kit.batches) == 15
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
     assert f.stats.reasons.get("isolate", 0) == len(kit.batches) - 1
     assert (f.stats.failed, f.stats.answered) == (len(bad), 8 - len(bad))
@@ -1132,7 +1138,7 @@ def test_what_is_no_exception_is_not_split(kit: Kit, error: type[BaseException])
         kit.turn()  # type: ignore[attr-defined]
     assert [type(each) for each in kit.outcomes(handles)] == [BatchError] * 4
     assert len(kit.batches) == 1
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1141,7 +1147,7 @@ def test_wrong_results_are_not_split(kit: Kit, returned: Any) -> None:
     f = kit(lambda xs: returned, batch_size=4, timeout=None, isolate=True)
     kit.outcomes(kit.submits(f, range(4)))
     assert len(kit.batches) == 1
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1167,7 +1173,7 @@ def test_a_generator_that_raises_midway_keeps_what_it_yielded(kit: Kit) -> None:
     assert kit.batches[0] == list(range(8))
     assert len(kit.batches) <= 15
     assert not any(set(batch) & {0, 1} for batch in kit.batches[1:])
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1187,7 +1193,7 @@ def test_isolate_keeps_columns_constants_and_equals(kit: Kit) -> None:
     ]
     assert all(constants == {"plus": 10} for _, constants in kit.calls)
     assert len(kit.calls) <= 2 * 3 - 1
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1216,7 +1222,7 @@ def test_a_batch_whose_future_fails_is_split(threads: Threads, engine: str) -> N
         -4,
     ]
     assert len(threads.batches) <= 9
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -1277,7 +1283,7 @@ def test_who_leaves_while_parts_wait_leaves_the_others(kit: Kit) -> None:
     kit.go_on(10)
     assert kit.outcomes(handles[1:3]) == [-1, -2]
     assert type(kit.outcome(handles[0])) is ValueError
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1299,7 +1305,7 @@ def test_so_many_batches_run_at_once_and_no_more(kit: Kit, n: int) -> None:
     handles = []
     for number in range(n):
         handles.append(kit.submit(f, number))
-        kit.until(lambda number=number: kit.running == number + 1)
+        kit.until_runs(number + 1)
     assert f.stats.in_flight == n
     handles += kit.submits(f, range(10, 13))  # late cutting: they go on joining
     assert (f.stats.pending, len(kit.calls)) == (3, n)
@@ -1309,7 +1315,7 @@ def test_so_many_batches_run_at_once_and_no_more(kit: Kit, n: int) -> None:
     kit.go_on(10)
     assert kit.outcomes(handles) == [-item for item in (*range(n), 10, 11, 12)]
     assert kit.most == n
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1360,7 +1366,7 @@ def test_functions_that_return_futures_need_one_thread(threads: Threads) -> None
     assert threads.outcomes(handles) == [0, -1, -2, -3, -4]
     flush_thread(f)
     assert len(threads.idents) == 1
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -1491,7 +1497,7 @@ def test_calls_from_inside_are_answered_for_any_concurrency(threads: Threads) ->
 
     f = threads(function, batch_size=2, concurrency=3, isolate=True, dedupe=True, max_pending=4)
     assert in_threads(f, range(10)) == [0, 1, 1, 2, 3, 5, 8, 13, 21, 34]
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -1584,7 +1590,7 @@ def test_room_is_given_in_order_of_arrival(kit: Kit) -> None:
     kit.go_on()
     assert kit.outcomes(handles) == [-item for item in range(7)]
     assert kit.batches == [[item] for item in range(7)]
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1621,14 +1627,14 @@ def test_aio_waits_for_room_and_may_leave(threads: Threads) -> None:
         await asyncio.wait([tasks[1]])
         assert f.stats.blocked == 2
         threads.go_on(4)
-        assert await asyncio.gather(tasks[0], tasks[2]) == [-2, -4]
+        assert [await tasks[0], await tasks[2]] == [-2, -4]
 
     f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1)
     handles = [threads.busy(f, 0), threads.submit(f, 1)]
     asyncio.run(main())
     assert threads.outcomes(handles) == [0, -1]
     assert threads.batches == [[0], [1], [2], [4]]
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -1704,7 +1710,7 @@ def test_who_is_released_by_close_counts_no_more(threads: Threads, monkeypatch: 
     counted = []
 
     class Loop(asyncio.SelectorEventLoop):
-        def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:
+        def call_soon_threadsafe(self, *args: Any, **options: Any) -> Any:  # type: ignore[override]
             counted.append(f.stats.blocked)
             return super().call_soon_threadsafe(*args, **options)
 
@@ -1741,7 +1747,7 @@ def test_map_never_exceeds_the_limit_and_ends(kit: Kit, options: dict[str, Any],
     assert list(kit.map(f, items)) == [-item for item in range(50)]
     assert max(waiting) <= 3
     assert all(len(batch) <= 3 for batch in kit.batches)
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1755,7 +1761,7 @@ def test_a_dropped_map_leaves_nobody_in_the_line(kit: Kit) -> None:
     assert next(results) == -1
     results.close()  # type: ignore[attr-defined]
     kit.go_on(10)
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1765,7 +1771,7 @@ def test_a_full_buffer_of_many_groups_is_taken(kit: Kit) -> None:
     assert kit.outcomes(handles[:3]) == [0, 1, 2]
     kit.flush(f)
     assert kit.outcomes(handles) == [0, 1, 2, 3, 4]
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
 
 
@@ -1797,7 +1803,7 @@ def test_map_of_an_async_iterable_heeds_the_limit(coroutines: Coroutines) -> Non
 def test_a_crowd_finds_room_one_after_the_other(threads: Threads) -> None:
     f = threads(batch_size=3, max_pending=2, concurrency=2, group_by=lambda x: x % 3)
     assert in_threads(f, range(40)) == [-item for item in range(40)]
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -1883,7 +1889,7 @@ def test_a_report_tells_of_the_error_of_its_batch(kit: Kit, function: Any, error
     reports: list[BatchReport] = []
     f = kit(function, batch_size=2, timeout=None, on_batch=reports.append)
     kit.outcomes(kit.submits(f, [1, 2]))
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     assert [type(report.error) for report in reports] == [error]
 
 
@@ -1891,7 +1897,7 @@ def test_each_part_of_a_batch_that_is_split_has_its_report(kit: Kit) -> None:
     reports: list[BatchReport] = []
     f = kit(refuses_bad({1}), batch_size=4, timeout=None, isolate=True, on_batch=reports.append)
     kit.outcomes(kit.submits(f, range(4)))
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     assert [(report.reason, report.size, type(report.error)) for report in reports] == [
         ("full", 4, ValueError),
         ("isolate", 2, ValueError),
@@ -1914,7 +1920,7 @@ def test_a_hook_that_raises_is_logged_and_hurts_nobody(
     f = kit(batch_size=2, timeout=None, on_batch=hook)
     for _ in range(2):
         assert kit.outcomes(kit.submits(f, [1, 2])) == [-1, -2]
-    kit.until(lambda: f.stats.in_flight == 0)
+    kit.until_idle(f)
     kit.consistent(f)
     said = [(record.name, record.message, record.exc_info and record.exc_info[0]) for record in caplog.records]
     assert said == [("batchify", "on_batch of negate() raised", error)] * 2
@@ -1966,7 +1972,7 @@ def test_a_hook_may_call_the_function_itself(threads: Threads) -> None:
     f = threads(batch_size=2, timeout=None, on_batch=hook, isolate=True)
     assert threads.outcomes(threads.submits(f, [1, 2])) == [-1, -2]
     assert got == [-10, -11, -12, -13]
-    threads.until(lambda: f.stats.in_flight == 0)
+    threads.until_idle(f)
     threads.consistent(f)
 
 
@@ -2057,7 +2063,7 @@ def test_too_few_threads_are_told_of_once(
         with threads_module._lock:
             f._self_batcher._wake_locked()
         assert threads.outcomes(handles) == [-1, -2]
-        threads.until(lambda: f.stats.in_flight == 0)
+        threads.until_idle(f)
     assert said(caplog) == [("batchify", logging.WARNING, WARNED)]
     assert f.stats.reasons == {"timeout": 60}
 
