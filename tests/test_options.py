@@ -2147,7 +2147,9 @@ class Together(RuleBasedStateMachine):
             handle = call(self.f, item, order, constant=constant)
         except BufferFullError:
             assert self.options["max_pending"] is not None
-            return
+            handle = Future()  # what is drawn later must not depend on the threads
+            handle.cancel()
+            self.left.add(id(handle))
         self.handles.append((item, order, constant, handle))
 
     @precondition(lambda self: self.handles)
