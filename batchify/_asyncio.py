@@ -177,7 +177,8 @@ class ItemFuture(asyncio.Future[Any]):
                     future.set_exception(future.error)
                     future.exception()  # as if asked for: one error must not be logged once for each item of its batch
             future.item = future.owner = future.value = future.error = None
-            future.group = future.context = None
+            if future.flusher.batcher.asks:
+                future.group = future.context = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         """Cancel the call. False if it is answered already."""
@@ -481,7 +482,10 @@ class LoopFlusher:
         hint = False
         try:
             with _lock:
-                taken = (self._parts.popleft(), "isolate") if self._parts else self.buffer.take(now)
+                if self._parts:
+                    taken = self._parts.popleft(), "isolate"
+                else:
+                    taken = self.buffer.take(now)
                 if taken is not None:
                     calls, reason = taken
                     batch = LoopBatch(self, calls, reason, now)
@@ -493,8 +497,10 @@ class LoopFlusher:
                     hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
             if hint and len(arrivals) < options.batch_size:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
+            self.buffer.let_go()
             if self._looks_at == inf:
                 self.look()
+            return batch
         except BaseException:  # Ctrl-C: nobody else knows these calls
             if batch is not None:
                 self._in_flight.discard(batch)
@@ -503,7 +509,6 @@ class LoopFlusher:
             elif taken is not None:
                 self.buffer.put_back(list(taken[0]))
             raise
-        return batch
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
@@ -548,6 +553,7 @@ class LoopBatcher:
         self.takes = takes
         self.asks = options.ask_items or takes.constants
         self.refuses = options.on_full == "raise"
+        self._limited = options.max_pending is not None
         self.task_name = f"batchify task of {name}()"
         self.aio = awaits_loop(name, takes)
         self._closed = False
@@ -619,7 +625,7 @@ class LoopBatcher:
         try:
             if self.asks:
                 flusher.ask(future, constants)
-            flusher.put(future, loop, refuses=self.options.max_pending is not None)
+            flusher.put(future, loop, refuses=self._limited)
         except BaseException:
             future.cancel()
             raise

@@ -10,14 +10,13 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, ContextVar
 from itertools import islice
 from types import CoroutineType, MappingProxyType
 from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._options import Options
-from ._stats import BatchReport
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
@@ -300,6 +299,7 @@ class Batch:
         try:
             self.answer((), 0, done=True)
         finally:
+            self.error = None
             self.finish()
 
     def _conclude(self, results: Sequence[Any]) -> None:
@@ -333,6 +333,7 @@ class Batch:
                 self.answer(calls, failed, done=True)
             raise
         finally:
+            self.error = None  # it knows this batch, by the frames that called the function
             self.finish()
 
     def _stream(self, results: Iterator[Any]) -> None:
@@ -472,21 +473,31 @@ def _is_future(value: object) -> bool:
     )
 
 
-def tell(options: Options, report: BatchReport) -> None:
+# Whether an `on_batch` runs here.
+_telling: ContextVar[bool] = ContextVar("batchify report", default=False)
+
+
+def tell(options: Options, report: Any) -> None:
     """Pass a report to whom it is for, whatever that makes of it."""
+    # Not in the midst of another one, where that calls a batched function, or a finalizer does: it may hold a lock that
+    # it would want once more, and there would be no end to its calls.
+    if options.on_batch is None or _telling.get():
+        return
+    token = _telling.set(True)
     try:
-        if options.on_batch is not None:
-            options.on_batch(report)
+        options.on_batch(report)
     except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
         complain("on_batch of %s() raised", report.name)
+    finally:
+        _telling.reset(token)
 
 
 def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None:
     """Say that there are too few callers to fill a batch."""
     with suppress(BaseException):
         logging.getLogger("batchify").warning(
-            "%s() was called with %d of at most %d items each time, after each waited out the timeout of %s s: no more "
-            "callers wait at once. A smaller batch_size or timeout=0 would cost them less, more callers at once fill it",
+            "%s() gets %d of at most %d items each time, after they waited out the timeout of %s s: no more callers wait "
+            "at once. With a smaller batch_size, or timeout=0, they would wait less; more of them would fill a batch",
             name,
             size,
             batch_size,

@@ -14,8 +14,8 @@ import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable
 from contextlib import suppress
-from heapq import heappop, heappush, heapreplace
-from itertools import count, islice
+from heapq import heappop, heappush
+from itertools import count
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -62,8 +62,8 @@ class Buffer(Generic[C]):
     # True at every line:
     #   1. _waiting stands in order of arrival, so the first call has the earliest deadline.
     #   2. A call waits if it is in _waiting. Then it is in its group too; what is only in a group is passed over.
-    #   3. Each group that is full is in _full, under an arrival that is not later than that of its oldest call. What
-    #      else is in there, or under an earlier arrival, is mended when it comes first.
+    #   3. If there are groups, each that is full is in _full, under an arrival that is not later than that of its oldest
+    #      call. What else is in there, or under an earlier arrival, is mended when it comes first.
     #   4. closed goes from False to True once and never back; then _flushed_at is inf.
     #   5. What arrived until _flushed_at is due.
     #   6. A call that found no room is in _line, in order of arrival, and in nothing else. Nobody passes it.
@@ -78,9 +78,11 @@ class Buffer(Generic[C]):
             self._only.calls = self._waiting
         self._groups: WeakValueDictionary[Hashable, Group] = WeakValueDictionary()
         self._full: list[tuple[float, int, Group]] = []  # a heap
+        self._popped: list[Group] = []  # see let_go()
         self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
         self._line: OrderedDict[C, None] = OrderedDict()
         self._room = math.inf if options.max_pending is None else options.max_pending
+        self._simple = self._only is not None and options.max_weight is None and options.max_pending is None
         self._flushed_at = -math.inf
         self.closed = False
 
@@ -121,6 +123,12 @@ class Buffer(Generic[C]):
         first.
         """
         call.arrival = now
+        if self._simple:  # _enter() for it, written out: most are, and everybody pays for each step
+            self._waiting[call] = None
+            if len(self._waiting) >= self._options.batch_size or now <= self._flushed_at:
+                return -math.inf
+            timeout = self._options.timeout
+            return math.inf if timeout is None else now + timeout
         if self._line or len(self._waiting) >= self._room:
             self._line[call] = None
             self._fill()  # a finalizer may just have made room
@@ -133,16 +141,11 @@ class Buffer(Generic[C]):
             group = call.group
             group.calls[call] = None
         self._waiting[call] = None
-        options = self._options
-        if options.max_weight is not None:
+        if self._options.max_weight is not None:
             group.weight += call.weight  # NaN stays NaN
-            self._note_if_full(group)
-        elif len(group.calls) >= options.batch_size and not group.listed:
-            self._note_if_full(group)
-        # It may be listed wrongly, as calls left; then somebody looks in vain.
-        if group.listed or len(self._waiting) >= self._room or call.arrival <= self._flushed_at:
+        if self._note_if_full(group) or len(self._waiting) >= self._room or call.arrival <= self._flushed_at:
             return -math.inf
-        timeout = options.timeout
+        timeout = self._options.timeout
         return math.inf if timeout is None else call.arrival + timeout
 
     def remove(self, call: C) -> bool:
@@ -173,21 +176,25 @@ class Buffer(Generic[C]):
 
     def adapt(self) -> None:
         """Take notice that options have changed."""
-        groups = set()
+        groups: dict[Group, None] = {}  # in order
         for call in _listed(self._waiting):
-            groups.add(self._only or call.group)
+            groups[self._only or call.group] = None
         for group in groups:
             group.weight = math.nan
             self._note_if_full(group)
 
+    def let_go(self) -> None:
+        """Forget groups that are not full any more, if nobody else has them: calls destructors that are the user's."""
+        self._popped.clear()
+
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        if self._oldest_full() is not None or len(self._waiting) >= self._room:
-            return -math.inf
-        oldest = _first(self._waiting)
+        oldest, full = _first(self._waiting), self._oldest_full()
         if oldest is None:
             return math.inf
+        if full is not None or len(self._waiting) >= self._room:
+            return -math.inf
         if oldest.arrival <= self._flushed_at:
             return -math.inf
         timeout = self._options.timeout
@@ -201,7 +208,9 @@ class Buffer(Generic[C]):
         calls: list[C] = []
         try:
             if self._only is not None and self._options.max_weight is None:
-                with suppress(KeyError):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                with suppress(
+                    KeyError
+                ):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
                     for _ in range(self._options.batch_size):
                         calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
             else:
@@ -290,7 +299,7 @@ class Buffer(Generic[C]):
     def _note_if_full(self, group: Group) -> bool:
         if not self._is_full(group):
             return False
-        if not group.listed:
+        if not group.listed and group is not self._only:
             oldest = _first(group.calls)
             if oldest is not None:
                 # In this order: interrupted in between, it is listed twice, which does no harm.
@@ -300,17 +309,24 @@ class Buffer(Generic[C]):
 
     def _oldest_full(self) -> Group | None:
         """Return the full group whose oldest call has waited longest."""
+        if self._only is not None:
+            return self._only if self._is_full(self._only) else None
         while self._full:
-            arrival, _, group = self._full[0]
-            oldest = _first(group.calls)
-            if oldest is None or not self._is_full(group):
-                heappop(self._full)
-                group.listed = False
-                self._note_if_full(group)  # a finalizer may have filled it meanwhile
-            elif oldest.arrival > arrival:
-                heapreplace(self._full, (oldest.arrival, next(self._tickets), group))
-            else:
-                return group
+            try:
+                arrival, _, group = self._full[0]
+                oldest = _first(group.calls)
+                group.listed = oldest is not None and self._is_full(group)
+                if oldest is not None and group.listed:
+                    if oldest.arrival <= arrival:
+                        return group
+                    heappush(self._full, (oldest.arrival, next(self._tickets), group))
+                self._popped.append(heappop(self._full)[2])
+                popped = self._popped[-1]
+            except IndexError:  # a finalizer has just emptied it
+                continue
+            if popped is not group:  # a finalizer put it there meanwhile
+                popped.listed = False
+                self._note_if_full(popped)
         return None
 
     def _check(self) -> None:
@@ -325,7 +341,7 @@ class Buffer(Generic[C]):
             group = self._only or call.group
             assert call in group.calls
             assert call not in self._line
-            assert not self._is_full(group) or id(group) in listed
+            assert not self._is_full(group) or id(group) in listed or group is self._only
 
 
 _GONE = object()

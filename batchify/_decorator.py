@@ -25,7 +25,6 @@ from inspect import Signature
 from types import CodeType, FunctionType, GenericAlias, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Protocol, Self, TypeVar, overload
 
-from ._batch import NO_CONSTANTS
 from ._options import Options, Takes
 from ._signature import (
     annotations_of_one_item,
@@ -154,7 +153,7 @@ class _Batched(Generic[T, R, P], _Decorated):
         self._self_bound_to = owner  # whose method this is, and kept alive by all calls that wait
         self._self_method = method
         if method is None:
-            self._self_list_function = _findable(function, batcher.options)
+            self._self_list_function = _findable(function, function, "_self_list_function")
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers. Any thread may call."""
@@ -193,16 +192,11 @@ class _Batched(Generic[T, R, P], _Decorated):
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if self._self_method is not None:
             return getattr, (self._self_bound_to, self._self_method._self_attribute)
-        return _restored, (*_by_reference(self, self._self_list_function, self._self_batcher.options), False)
+        return _restored, (self._self_list_function, *_place(self), self._self_options, False)
 
-    def _self_bind(
-        self, item: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Any, Mapping[str, Any]]:
-        """Return the item of a call and its constants; raise a TypeError if it has the wrong arguments."""
-        takes: Takes = self._self_batcher.takes
-        if takes.plain and item is not _MISSING and not args and not kwargs:
-            return item, NO_CONSTANTS
-        return takes.bind(*(() if item is _MISSING else (item,)), *args, **kwargs)
+    @property
+    def _self_options(self) -> Options:
+        return self._self_batcher.options
 
     def _self_columns(
         self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
@@ -257,7 +251,7 @@ class BatchedFunction(_Batched[T, R, P]):
         """
         if self._self_plain and item is not _MISSING and not args and not kwargs:
             return self._self_call(item)
-        return self._self_call(*self._self_bind(item, args, kwargs))
+        return self._self_call(*self._self_batcher.takes.bind(*_given(item, args), **kwargs))
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
@@ -275,8 +269,11 @@ class BatchedFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
-        bound, constants = self._self_bind(item, args, kwargs)
-        return self._self_batcher.submit(bound, self._self_bound_to, constants)
+        batcher = self._self_batcher
+        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
+            return batcher.submit(item, self._self_bound_to)
+        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
+        return batcher.submit(bound, self._self_bound_to, constants)
 
     @property
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
@@ -376,7 +373,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait, and `on_full` is "raise".
             ClosedError: `aclose()` was called before.
         """
-        coroutine: Coroutine[Any, Any, R] = self._self_call(*(() if item is _MISSING else (item,)), *args, **kwargs)
+        coroutine: Coroutine[Any, Any, R] = self._self_call(*_given(item, args), **kwargs)
         return coroutine
 
     @property
@@ -402,8 +399,11 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait: this never does.
             ClosedError: `aclose()` was called before.
         """
-        bound, constants = self._self_bind(item, args, kwargs)
-        return self._self_batcher.submit(bound, self._self_bound_to, constants)
+        batcher = self._self_batcher
+        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
+            return batcher.submit(item, self._self_bound_to)
+        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
+        return batcher.submit(bound, self._self_bound_to, constants)
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
@@ -481,7 +481,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         self._self_takes = takes
         self._self_of_class = of_class
         self._self_attribute: str = function.__name__
-        self._self_list_function = _findable(function, options)
+        self._self_list_function = _findable(function, function, "_self_list_function")
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
         self._self_batchers: dict[int, tuple[weakref.ref[object], Any]] = {}
@@ -558,10 +558,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         )
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (
-            *_by_reference(self, self._self_list_function, self._self_options),
-            self._self_of_class,
-        )
+        return _restored, (self._self_list_function, *_place(self), self._self_options, self._self_of_class)
 
     if not TYPE_CHECKING:
 
@@ -574,9 +571,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             return super().__getattr__(name)
 
 
-def _bound_weakly(
-    function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes
-) -> Callable[..., Any]:
+def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes) -> Callable[..., Any]:
     """Bind a method without keeping its instance alive. Whoever waits for an answer does that."""
 
     def run(items: list[Any], **constants: Any) -> Any:
@@ -599,12 +594,12 @@ def _of_items(function: Callable[..., Any], takes: Takes) -> Callable[..., Any]:
     return run
 
 
-def _findable(function: Callable[..., Any], options: Options) -> Callable[..., Any]:
-    """Return the list function as pickle shall see it: under a name at which it, and not we, is found.
+def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
+    """Return the list function, or one of its options, as pickle shall see it: under a name at which it is found.
 
-    It has the options with it, which may be functions that pickle cannot find: where it goes as a name, they stay.
+    That is an attribute of what we make of the list function, which itself is found where the list function was.
     """
-    if type(function) is not FunctionType:
+    if type(function) is not FunctionType or type(within) is not FunctionType:
         return function
     found = FunctionType(
         function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
@@ -612,21 +607,17 @@ def _findable(function: Callable[..., Any], options: Options) -> Callable[..., A
     update_wrapper(found, function)
     del found.__wrapped__  # type: ignore[attr-defined]
     found.__kwdefaults__ = function.__kwdefaults__
-    found.__qualname__ = f"{function.__qualname__}._self_list_function"
-    found._batchify_options = options  # type: ignore[attr-defined]
+    found.__module__, found.__qualname__ = within.__module__, f"{within.__qualname__}.{attribute}"
     return found
 
 
-def _by_reference(
-    function: _Decorated, list_function: Callable[..., Any], options: Options
-) -> tuple[Callable[..., Any], str | None, str, Options | None]:
-    """Return the list function, the module of the decorated one, its name there, and the options if they must travel."""
-    place = getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-    return list_function, *place, None if hasattr(list_function, "_batchify_options") else options
+def _place(function: _Decorated) -> tuple[str | None, str]:
+    """Return the module of a function, and its name there."""
+    return getattr(function, "__module__", None), getattr(function, "__qualname__", "")
 
 
 def _restored(
-    function: Callable[..., Any], module: str | None, qualname: str, options: Options | None, of_class: bool
+    function: Callable[..., Any], module: str | None, qualname: str, options: Options, of_class: bool
 ) -> _Decorated:
     """Return what was pickled: the one of this process where it stands at its place, else one made anew.
 
@@ -641,7 +632,6 @@ def _restored(
         return found
     if type(function) is FunctionType:
         function.__qualname__ = qualname
-        options = function.__dict__.pop("_batchify_options", options)
     made: _Decorated = _decorate(classmethod(function) if of_class else function, replace(options))
     return made
 
@@ -692,26 +682,53 @@ def batched(
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and never twice at the same time; only a call made from
-    inside it runs at once, where it is made, as it would wait for itself. The function gets a list of items that it
-    may keep or change, and returns one result per item, in the same order: as a list or anything else that has
-    a length and iterates in order; as a mapping from item to result; as an iterator, where each caller goes on as soon
-    as its result is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the
-    results is raised at its own caller. If the function raises, each caller of that batch gets a copy of the error.
+    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time;
+    only a call made from inside it runs at once, where it is made, as it would wait for itself. The function gets
+    a list of items that it may keep or change, and returns one result per item, in the same order: as a list or
+    anything else that has a length and iterates in order; as a mapping from item to result; as an iterator, where each
+    caller goes on as soon as its result is yielded; or as a thread-safe future of one of these, from an executor. An
+    `Exception` among the results is raised at its own caller. If the function raises, each caller of that batch gets
+    a copy of the error.
+
+    Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
+    the item is the tuple of both, and a default is that of one item. Keyword-only parameters are the same for a whole
+    batch: only calls with equal ones, which must be hashable, share it.
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
-    loop share batches, and on one loop it never runs twice at the same time.
+    loop share batches, and all limits are those of one loop.
 
     A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
-    nobody waits for company, and batches form by themselves while the function is busy. How many items wait is
-    unbounded. Source: a batch is due by the rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list
-    is called with one item is from dataloader.
+    nobody waits for company, and batches form by themselves while the function is busy. Source: a batch is due by the
+    rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list is called with one item is from
+    dataloader.
 
     Args:
         batch_size: Most items in one call of the function, at least 1.
         timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
             batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
+        weight: A function that is called as the decorated one is, without its keywords, and returns what the item
+            weighs (tokens, bytes): a number of at least 0.
+        max_weight: Most that the items of a batch may weigh together. An item that does not fit opens the next batch,
+            and one that is heavier than this runs alone.
+        group_by: A function that is called like `weight`, and returns something hashable. Only items for which that is
+            equal share a batch. Of the batches that are due, the one whose oldest item has waited longest goes first.
+        dedupe: Whether equal items in one batch are given to the function once, and all their callers get the result;
+            `batch_size` bounds the callers. Items must be hashable. Nothing is remembered from batch to batch.
+        isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
+            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
+            function does must be safe to do twice.
+        concurrency: Most batches in flight at once. With more than 1, a `def` function that blocks runs in so many
+            threads, if so many are needed, and one that returns futures still in one.
+        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, as nobody
+            could join them.
+        on_full: What a call does when `max_pending` items wait: "wait" for room, in order of arrival, or "raise"
+            a `BufferFullError`. `submit()` always raises, `map()` always waits.
+        on_batch: A function that is called with a `BatchReport` when a batch has ended, before its last callers go on,
+            by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
+            such a call, as when it calls the function itself, is not reported.
+
+    `weight` and `group_by` are called by the caller; what they raise is raised at that call alone.
 
     A method, that is a function written in a class, has a buffer for each instance, a class method one for each class;
     these go with the instance or class, which no buffer keeps alive, but what waits in it does. A static method is
@@ -722,8 +739,9 @@ def batched(
         methods, `BatchedMethod`.
 
     Raises:
-        TypeError: (On decorating) the function does not take one list, `batch_size` is no int, `timeout` is no number.
-        ValueError: (On decorating) `batch_size` is below 1, or `timeout` is negative or not finite.
+        TypeError: (On decorating) the function takes no list by position, or `*args` or `**kwargs`; an option is of
+            the wrong type, or lacks the one that it needs.
+        ValueError: (On decorating) an option is out of its range.
     """
 
     def decorate(function: Callable[..., Any], /) -> Any:
@@ -757,6 +775,10 @@ def _decorate(function: Any, options: Options) -> Any:
     method = of_class or (is_method(function) and not is_static)
     takes = takes_of(name, function, method=method)
     options.check(name)
+    for option in ("weight", "group_by", "on_batch"):
+        value = getattr(options, option)
+        if "<" in getattr(value, "__qualname__", ""):  # a lambda, or in another function
+            setattr(options, option, _findable(value, function, f"_self_options.{option}"))
     kind: Any = BatchedFunction
     begin: Any = ThreadBatcher
     if is_coroutine_function(function):
@@ -774,6 +796,12 @@ def _not_called(*_: object) -> None:
 
 # Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
 _MISSING: Any = object()
+
+
+def _given(item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return args if item is _MISSING else (item, *args)
+
+
 for _entry in (
     BatchedFunction.__call__,
     BatchedFunction.submit,

@@ -63,8 +63,9 @@ class Options:
         if self.max_weight is not None:
             if not _is_number(self.max_weight):
                 raise TypeError(f"{name}(): max_weight must be a number, got {self.max_weight!r}")
+            self.max_weight = float(self.max_weight)
             if not 0 < self.max_weight < math.inf:
-                raise ValueError(f"{name}(): max_weight must be above 0 and finite, got {self.max_weight}")
+                raise ValueError(f"{name}(): max_weight must be above 0 and finite, got {self.max_weight:g}")
         if self.on_full not in ("wait", "raise"):
             raise ValueError(f"{name}(): on_full must be 'wait' or 'raise', got {self.on_full!r}")
         if self.on_full != "wait" and self.max_pending is None:
@@ -85,9 +86,9 @@ class Options:
             weight = self.weight(*columns)
             if not _is_number(weight):
                 raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
-            if not 0 <= weight < math.inf:
-                raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {weight}")
             call.weight = float(weight)
+            if not 0 <= call.weight < math.inf:
+                raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {call.weight:g}")
         if self.on_batch is not None:
             call.context = copy_context()
         if self.dedupe:

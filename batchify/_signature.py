@@ -14,6 +14,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from functools import partial
 from inspect import Parameter, Signature
 from types import CodeType
 from typing import Any, get_args, get_origin
@@ -45,8 +46,8 @@ def _class_around(function: Callable[..., Any]) -> str:
 def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
     if _signature(function) is None:  # let Python say
-        return Takes(1, constants=False, plain=True, bind=_binder(name, _parameters(_one), []))
-    parameters = _parameters(function)[1 if method else 0 :]
+        return Takes(1, constants=False, plain=True, bind=_binder(name, [], _parameters(_one), []))
+    instance, parameters = _parameters(function)[:method], _parameters(function)[method:]
     columns = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
     constants = [parameter for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     if not columns or len(columns) + len(constants) < len(parameters):
@@ -57,22 +58,25 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
             f"ones, each the same for a whole batch; it takes {takes}"
         )
     plain = len(columns) == 1 and not constants and columns[0].default is Parameter.empty
-    return Takes(len(columns), bool(constants), plain, _binder(name, columns, constants))
+    return Takes(len(columns), bool(constants), plain, _binder(name, instance, columns, constants))
 
 
 def _one(item: object, /) -> None:
     """Take one item."""
 
 
-def _binder(name: str, columns: list[Parameter], constants: list[Parameter]) -> Callable[..., Any]:
+def _binder(
+    name: str, instance: list[Parameter], columns: list[Parameter], constants: list[Parameter]
+) -> Callable[..., Any]:
     """Return a function that takes the arguments of a call, and returns its item and its constants.
 
     Made from text, as `collections.namedtuple` does it, so that what Python says of wrong arguments is what it would
-    say of the function itself.
+    say of the function itself, where it counts the instance too.
     """
     defaults = {f"_{each.name}_": each.default for each in (*columns, *constants)}
     texts = [
-        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_" for each in (*columns, *constants)
+        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_"
+        for each in (*columns, *constants)
     ]
     if constants:
         texts.insert(len(columns), "*")
@@ -80,12 +84,13 @@ def _binder(name: str, columns: list[Parameter], constants: list[Parameter]) -> 
     nameless = sum(each.kind is Parameter.POSITIONAL_ONLY for each in columns) or len(columns) + len(constants) == 1
     if nameless:
         texts.insert(int(nameless), "/")
+    texts = [each.name for each in instance] + texts
     item = columns[0].name if len(columns) == 1 else f"({', '.join(each.name for each in columns)})"
     values = ", ".join(f"{each.name!r}: {each.name}" for each in constants)
     exec(f"def bind({', '.join(texts)}): return {item}, {{{values}}}", defaults)  # noqa: S102 - names of parameters
     bind: Callable[..., Any] = defaults["bind"]
     bind.__name__ = bind.__qualname__ = name
-    return bind
+    return partial(bind, None) if instance else bind
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:

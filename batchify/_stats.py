@@ -10,7 +10,7 @@ from typing import Any, Literal
 Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
 
 # So many batches in a row must look alike before it is said that there are too few callers.
-_ALIKE = 20
+_ALIKE = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,10 +173,10 @@ class Tally:
     def answer(self, items: int, failed: int, ended_at: float | None) -> None:
         """Count items whose callers are about to go on. `ended_at`: the moment at which with them the batch ended."""
         self.running -= items
+        self.in_flight -= ended_at is not None
         self.answered += items - failed
         self.failed += failed
         if ended_at is not None:
-            self.in_flight -= 1
             self._ended_at = ended_at
 
     def snapshot(self, pending: int, blocked: int) -> Stats:

@@ -153,7 +153,9 @@ class ThreadBatch(Batch):
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
         options = batcher.options
         group = calls[0].group if batcher._asks else None
-        super().__init__(batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants)
+        super().__init__(
+            batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants
+        )
         self._batcher = batcher
         self._life = batcher._life
         self._expects = False  # the function returned a future
@@ -184,13 +186,16 @@ class ThreadBatch(Batch):
     def finish(self) -> None:
         batcher = self._batcher
         if self._life is batcher._life:
+            ident = get_ident()
             with _lock:
-                # A flush thread looks for the next batch by itself.
-                if (batcher._has_no_room or batcher._parts) and get_ident() not in batcher._threads:
+                # A flush thread looks for the next batch by itself, unless it has just looked, and dropped this one as
+                # it goes to sleep.
+                looks = ident in batcher._threads and ident not in batcher._asleep
+                if (batcher._has_no_room or batcher._parts) and not looks:
                     batcher._wake_locked()
                 batcher._blocks = not self._expects
                 batcher._unfinished.discard(id(self))
-            batcher._hire_if_short()
+            batcher._after_the_lock()
         self._let_go()
 
     def _let_go(self) -> None:
@@ -243,7 +248,7 @@ class ThreadBatcher:
     #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
     #      future; not the batch, which nobody but that future may keep alive. While _has_no_room, whoever finishes one
     #      looks for the next, or wakes somebody who does.
-    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them, who finds in _handed
+    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them; it finds in _handed
     #      the batcher that it is woken for. Nothing waits before there is one.
     #   4. _short if a batch may run, and only another thread could run it now. Whoever sees it hires one.
     #   5. _parts are those of batches that failed and are to be run again, before all that waits. Their calls are in
@@ -326,7 +331,7 @@ class ThreadBatcher:
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
                     self._wake_locked()
             if self._short:
-                self._hire_if_short()
+                self._after_the_lock()
             lock.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
@@ -366,7 +371,7 @@ class ThreadBatcher:
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
         if self._short:
-            self._hire_if_short()
+            self._after_the_lock()
 
     def map(
         self, items: Iterable[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool
@@ -378,7 +383,12 @@ class ThreadBatcher:
         return self._map(iter(items), owner, constants, chunked=chunked)
 
     def _map(
-        self, items: Iterator[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool  # noqa: ARG002
+        self,
+        items: Iterator[Any],
+        owner: object,
+        constants: Mapping[str, Any],
+        *,
+        chunked: bool,
     ) -> Generator[Any, None, None]:
         bell = allocate_lock()
         ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self._asks else None)
@@ -416,7 +426,7 @@ class ThreadBatcher:
             if waited:
                 self._tally.cancelled += 1
                 self._wake_if_due_locked()  # in its place came one that waited for room
-        self._hire_if_short()
+        self._after_the_lock()
         return waited
 
     def flush(self) -> None:
@@ -424,7 +434,7 @@ class ThreadBatcher:
         with _lock:
             self._buffer.flush(monotonic())
             self._wake_if_due_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     def close(self, *, wait: bool = True) -> None:
         """Refuse what comes, and wait until what was accepted is answered."""
@@ -461,7 +471,7 @@ class ThreadBatcher:
             self._wake_if_due_locked()
             for bell in self._bells:
                 _ring(bell)
-        self._hire_if_short()
+        self._after_the_lock()
 
     @property
     def timeout(self) -> float | None:
@@ -472,7 +482,7 @@ class ThreadBatcher:
         with _lock:
             self.options.timeout = check_timeout(self.name, value)
             self._wake_if_due_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     @property
     def stats(self) -> Stats:
@@ -506,7 +516,7 @@ class ThreadBatcher:
                 self._check_open_locked(refuses=refuses)
                 if self._buffer.add(call, now) < self._wakes_at:
                     self._wake_locked()
-        self._hire_if_short()
+        self._after_the_lock()
 
     def _check_open_locked(self, *, refuses: bool) -> None:
         if self._buffer.closed:
@@ -525,12 +535,11 @@ class ThreadBatcher:
         begun, go = allocate_lock(), allocate_lock()
         begun.acquire()
         go.acquire()
-        hired: list[bool] = []
         try:
             try:
                 thread = Thread(
                     target=_flush_forever,
-                    args=(self._bell, begun, go, hired, self._handed, self._life),
+                    args=(self._bell, begun, go, self._threads, self._handed, self._life),
                     name=f"batchify flush thread of {self.name}()",
                     daemon=True,
                 )
@@ -541,16 +550,19 @@ class ThreadBatcher:
             with _lock:
                 if not self._buffer.closed and (self._short or not self._threads):
                     ident: Any = thread.ident
-                    self._asleep[ident] = inf  # as good as: it finds the bell rung
                     self._threads[ident] = thread
+                    self._asleep[ident] = inf  # as good as: it finds the bell rung
                     self._short = False
-                    hired.append(True)
+                    _ring(go)
         finally:
-            _ring(go)
+            _ring(go)  # also if it is not hired; and again, in case that Ctrl-C came first
 
-    def _hire_if_short(self) -> None:
-        """Start another thread where a batch could run at once. Not to be called while holding the lock."""
-        if not self._short or _lock._is_owned():  # type: ignore[attr-defined]
+    def _after_the_lock(self) -> None:
+        """Do what must not be done while holding the lock: start another thread where a batch could run at once."""
+        if _lock._is_owned():  # type: ignore[attr-defined]
+            return
+        self._buffer.let_go()
+        if not self._short:
             return
         try:
             self._start_thread()
@@ -671,7 +683,7 @@ class ThreadBatcher:
                 self._wakes_at = -inf
                 self._has_no_room = running + 1 >= self.options.concurrency
                 if not self._has_no_room and self._blocks:
-                    # Another batch may run beside this one, so somebody else must look after what waits, and what comes.
+                    # Another batch may run beside this one: somebody else must look after what waits, and what comes.
                     self._wakes_at = min(self._asleep.values(), default=inf)
                     self._wake_if_due_locked()
                 return batch
@@ -695,8 +707,7 @@ class ThreadBatcher:
             return max(0.0, wakes_at - now)
 
     def _before_a_batch(self) -> None:
-        if self._short:
-            self._hire_if_short()
+        self._after_the_lock()
         if self._hint:
             with _lock:
                 size, self._hint = self._hint, 0
@@ -729,9 +740,14 @@ class ThreadBatcher:
 
 
 def _flush_forever(
-    bell: LockType, begun: LockType, go: LockType, hired: list[bool], handed: list[ThreadBatcher], life: object
+    bell: LockType,
+    begun: LockType,
+    go: LockType,
+    hired: dict[int, Thread],
+    handed: list[ThreadBatcher],
+    life: object,
 ) -> None:
-    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`."""
+    """Sleep on `bell`, and flush the batcher that whoever rang it left in `handed`; if hired, once it may `go`."""
     ident = get_ident()
     _flushing[ident] = (life,)
     begun.release()
@@ -740,7 +756,8 @@ def _flush_forever(
     known: Callable[[], ThreadBatcher | None] = lambda: None  # noqa: E731 - the batcher, weakly
     seconds = inf
     go.acquire()
-    while hired:
+    was_hired = ident in hired
+    while was_hired:
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
@@ -757,6 +774,7 @@ def _flush_forever(
                 flushed = True
             if step is None:
                 break
+            batcher._after_the_lock()
             seconds = step
             if seconds == inf or not len(batcher._buffer):
                 # Idle: who drops the function must not find it kept alive by its own thread. An item that comes just
@@ -770,7 +788,7 @@ def _flush_forever(
             # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
             seconds = 0.0 if batcher is not None or handed else inf
     _flushing.pop(ident, None)
-    if hired:
+    if was_hired:
         handed.clear()
         _ring(bell)  # for the next one to end
     if batcher is not None:

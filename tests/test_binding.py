@@ -377,12 +377,13 @@ def test_what_only_an_instance_has_says_so(attribute: str) -> None:
 
 
 def test_a_method_that_takes_something_else_is_refused() -> None:
-    for takes in ("self, xs, ys", "self, *xs", "", "self, xs, *, model"):
+    for takes in ("", "self, xs, *ys", "self, xs, ys, **options"):
         space: dict[str, Any] = {"batched": batched}
         with pytest.raises(TypeError) as raised:
             exec(f"class C:\n    @batched(batch_size=2)\n    def m({takes}): ...", space)
         assert str(raised.value) == (
-            f"C.m() must take the instance and one more parameter, the list of items; it takes ({takes})"
+            f"C.m() must take the instance and one parameter or more by position, each a list with one entry per item, "
+            f"and may take keyword-only ones, each the same for a whole batch; it takes ({takes})"
         )
 
 

@@ -204,6 +204,7 @@ class BufferAgainstList(RuleBasedStateMachine):
 
     @invariant()
     def an_empty_group_leaves_nothing_behind(self) -> None:
+        self.buffer.let_go()
         keys = {id(entry.group) for entry in (*self.waiting, *self.line)}
         gc.collect(0)
         assert len(self.buffer._groups) <= len(keys) + len(self.buffer._full)

@@ -19,7 +19,6 @@ from hypothesis import strategies as st
 from batchify import BatchedCoroutineFunction, BatchError, ClosedError, MissingResultError, ResultCountError
 from batchify._asyncio import LoopBatch, LoopFlusher
 from batchify._buffer import Buffer
-from batchify._options import Options
 
 from .tools import batched as batched_untyped
 from .tools import in_threads, run_script

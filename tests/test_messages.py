@@ -70,8 +70,18 @@ def many(*xs: int) -> list[int]:
     return list(xs)
 
 
-def named(xs: list[int], *, model: str = "small") -> list[int]:
+def keywords(xs: list[int], **options: int) -> list[int]:
     return xs
+
+
+def named(*, model: str = "small") -> list[int]:
+    return []
+
+
+ALLOWED = (
+    " or more by position, each a list with one entry per item, and may take keyword-only ones, each the same for a "
+    "whole batch; it takes"
+)
 
 
 def nothing() -> list[int]:
@@ -81,14 +91,14 @@ def nothing() -> list[int]:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (two, "two() must take one parameter, the list of items; it takes (xs, ys)"),
-        (many, "many() must take one parameter, the list of items; it takes (*xs)"),
-        (named, "named() must take one parameter, the list of items; it takes (xs, *, model='small')"),
-        (nothing, "nothing() must take one parameter, the list of items; it takes ()"),
+        (many, f"many() must take one parameter{ALLOWED} (*xs)"),
+        (keywords, f"keywords() must take one parameter{ALLOWED} (xs, **options)"),
+        (named, f"named() must take one parameter{ALLOWED} (*, model='small')"),
+        (nothing, f"nothing() must take one parameter{ALLOWED} ()"),
         (3, "batched() decorates a function of one list, got 3"),
         (dict, "batched() decorates a function of one list, got <class 'dict'>"),
     ],
-    ids=["two", "many", "named", "nothing", "number", "class"],
+    ids=["many", "keywords", "named", "nothing", "number", "class"],
 )
 def test_functions(function: Any, message: str) -> None:
     with pytest.raises(TypeError) as raised:
@@ -241,7 +251,7 @@ class Model:
         (future, "(xs: int, /) -> str"),
         (unknown, "(xs, /)"),
         (bare, "(xs, /)"),
-        (future_of_a_mapping, "(xs: int, /) -> str"),
+        (future_of_a_mapping, "(xs: int = [], /) -> str"),
         (collection, "(xs: int, /) -> str"),
         (unsaid, "(xs, /)"),
         (array, "(xs, /)"),

@@ -13,6 +13,8 @@ pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is no
 
 PACKAGE = Path(batchify.__file__).parent
 ROWS = [
+    "prometheus",  # imported by users only
+    "otel",  # so is this
     "__init__",
     "_processor",
     "_decorator",
@@ -21,11 +23,17 @@ ROWS = [
     "_asyncio",
     "_buffer",
     "_batch",
+    "_options",
     "_stats",
     "_errors",
 ]
-ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature"}, "time": {"_threads"}, "_thread": {"_threads"}}
-ONLY |= {"asyncio": {"_asyncio", "_decorator"}, "threading": {"_threads", "_asyncio"}}
+ONLY = {"wrapt": {"_decorator"}, "inspect": {"_decorator", "_signature", "_options"}, "_thread": {"_threads"}}
+ONLY |= {
+    "time": {"_threads", "otel"},
+    "asyncio": {"_asyncio", "_decorator"},
+    "threading": {"_threads", "_asyncio", "prometheus"},
+}
+ONLY |= {"prometheus_client": {"prometheus"}, "opentelemetry": {"otel"}}
 
 
 def imports(path: Path) -> set[str]:

@@ -1,0 +1,65 @@
+"""What happened, for OpenTelemetry: an `on_batch` on its official API.
+
+Needs the extra `otel`. It is imported by whoever uses it, never by the rest of batchify.
+"""
+
+from time import time_ns
+
+from opentelemetry import trace
+from opentelemetry.context import Context
+
+from ._stats import BatchReport
+
+
+class OpenTelemetryObserver:
+    """Makes a span `batch <function>` of each batch: `@batched(batch_size=64, on_batch=OpenTelemetryObserver())`.
+
+    The span begins when the batch was taken, and ends with it. A batch has as many parents as callers, and a span at
+    most one; so it is the root of a trace of its own, linked to the span that was current where each item was passed
+    in, once to each. (The SDK keeps the last 128 links, if `OTEL_SPAN_LINK_COUNT_LIMIT` does not say otherwise.)
+
+    Its attributes have the names in `BatchReport` behind `batchify.`: `function`, `size`, `batch_size`, `reason`,
+    `longest_wait` in seconds, `pending`, `in_flight`. A batch with an error has the status of one, `error.type`, and
+    the exception as an event.
+
+    One observer may serve many functions. It is pickled as one on the global provider of the other side; with a
+    provider of its own, if that can be pickled.
+
+    Args:
+        tracer_provider: Who makes the spans; without, the global one, which may be set later.
+    """
+
+    def __init__(self, tracer_provider: trace.TracerProvider | None = None) -> None:
+        self._provider = tracer_provider
+        self._tracer = trace.get_tracer("batchify", tracer_provider=tracer_provider)
+
+    def __call__(self, report: BatchReport) -> None:
+        """Make the span of one batch, which has just ended."""
+        end = time_ns()
+        callers = [context.run(trace.get_current_span).get_span_context() for context in report.contexts]
+        distinct = {(caller.trace_id, caller.span_id): caller for caller in callers if caller.is_valid}
+        span = self._tracer.start_span(
+            f"batch {report.name}",
+            context=Context(),  # not that of this thread, which may be an engine's
+            attributes={
+                "batchify.function": report.name,
+                "batchify.size": report.size,
+                "batchify.batch_size": report.batch_size,
+                "batchify.reason": report.reason,
+                "batchify.longest_wait": max(report.waits),
+                "batchify.pending": report.pending,
+                "batchify.in_flight": report.in_flight,
+            },
+            links=[trace.Link(caller) for caller in distinct.values()],
+            start_time=end - round(report.duration * 1e9),
+        )
+        try:
+            if report.error is not None:
+                span.set_attribute("error.type", type(report.error).__qualname__)
+                span.set_status(trace.StatusCode.ERROR, str(report.error))
+                span.record_exception(report.error, timestamp=end)
+        finally:  # an error may have a message that raises
+            span.end(end)
+
+    def __reduce__(self) -> "tuple[type[OpenTelemetryObserver], tuple[trace.TracerProvider, ...]]":
+        return type(self), () if self._provider is None else (self._provider,)

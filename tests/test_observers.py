@@ -1,0 +1,366 @@
+"""Ready-made observers, against the libraries that they feed; and progress bars around a map."""
+
+import asyncio
+import io
+import pickle
+from collections.abc import Sequence
+from contextvars import Context, copy_context
+from typing import Any
+from uuid import uuid4
+
+import cloudpickle
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+from rich.console import Console
+from rich.progress import track
+from tqdm import tqdm
+
+from batchify import BatchReport
+from batchify.otel import OpenTelemetryObserver
+from batchify.prometheus import PrometheusObserver
+
+from .tools import batched, in_threads, run_script
+
+
+def a_report(
+    name: str = "f",
+    waits: Sequence[float] = (0.0,),
+    error: BaseException | None = None,
+    contexts: Sequence[Context] | None = None,
+    **others: Any,
+) -> BatchReport:
+    """Return a report in which only that is said which matters."""
+    said: dict[str, Any] = {
+        "batch_size": 64,
+        "reason": "timeout",
+        "group": None,
+        "duration": 0.0,
+        "pending": 0,
+        "in_flight": 0,
+    } | others
+    contexts = tuple(Context() for _ in waits) if contexts is None else tuple(contexts)
+    return BatchReport(name=name, size=len(waits), waits=tuple(waits), error=error, contexts=contexts, **said)
+
+
+def tens(items: list[int]) -> list[int]:
+    return [10 * item for item in items]
+
+
+def picky(items: list[int]) -> list[int]:
+    if 0 in items:
+        raise ValueError("none for 0")
+    return tens(items)
+
+
+# Prometheus
+
+
+def scraped(registry: CollectorRegistry) -> dict[str, float]:
+    """Return what a scrape reads: the value of each series, but for those that say when another one was made."""
+    lines = [line for line in generate_latest(registry).decode().splitlines() if not line.startswith("#")]
+    pairs = [line.rsplit(" ", 1) for line in lines if "_created{" not in line]
+    return {series: float(value) for series, value in pairs}
+
+
+def test_a_scrape_shows_every_figure_in_base_units_by_function() -> None:
+    registry = CollectorRegistry()
+    observe = PrometheusObserver(registry)
+    observe(a_report(waits=[0.5, 0.25, 0.0], duration=2.0, reason="full", pending=7, in_flight=3))
+    observe(a_report(waits=[0.125], duration=0.25, pending=5, in_flight=2, error=ValueError("no")))
+    shown = scraped(registry)
+    assert {series: value for series, value in shown.items() if "_bucket{" not in series} == {
+        'batchify_batch_size_count{function="f"}': 2,
+        'batchify_batch_size_sum{function="f"}': 4,
+        'batchify_full_batches_total{function="f"}': 1,
+        'batchify_failed_batches_total{function="f"}': 1,
+        'batchify_item_wait_seconds_count{function="f"}': 4,
+        'batchify_item_wait_seconds_sum{function="f"}': 0.875,
+        'batchify_batch_duration_seconds_count{function="f"}': 2,
+        'batchify_batch_duration_seconds_sum{function="f"}': 2.25,
+        'batchify_pending_items{function="f"}': 5,
+        'batchify_in_flight_batches{function="f"}': 2,
+    }
+    assert [shown[f'batchify_batch_size_bucket{{function="f",le="{le}"}}'] for le in ("1.0", "2.0", "4.0")] == [1, 1, 2]
+    assert shown['batchify_item_wait_seconds_bucket{function="f",le="0.0001"}'] == 1
+    assert shown['batchify_batch_duration_seconds_bucket{function="f",le="0.25"}'] == 1
+
+
+def test_the_batches_of_callers_in_threads_are_counted() -> None:
+    registry = CollectorRegistry()
+    f = batched(batch_size=2, timeout=None, on_batch=PrometheusObserver(registry))(tens)
+    assert in_threads(f, range(6)) == tens([*range(6)])
+    shown = scraped(registry)
+    assert shown['batchify_batch_size_bucket{function="tens",le="1.0"}'] == 0
+    assert shown['batchify_batch_size_bucket{function="tens",le="2.0"}'] == 3
+    assert shown['batchify_full_batches_total{function="tens"}'] == 3
+    assert shown['batchify_failed_batches_total{function="tens"}'] == 0  # there before the first
+    assert shown['batchify_item_wait_seconds_count{function="tens"}'] == 6
+    assert shown['batchify_batch_duration_seconds_count{function="tens"}'] == 3
+
+
+def test_a_failed_batch_is_counted() -> None:
+    registry = CollectorRegistry()
+    f = batched(batch_size=2, timeout=None, on_batch=PrometheusObserver(registry))(picky)
+    outcomes = in_threads(f, [0, 1])
+    assert [type(each) for each in outcomes] == [ValueError, ValueError]
+    assert scraped(registry)['batchify_failed_batches_total{function="picky"}'] == 1
+
+
+def test_items_of_a_batch_that_is_split_waited_once() -> None:
+    registry = CollectorRegistry()
+    f = batched(batch_size=2, timeout=None, isolate=True, on_batch=PrometheusObserver(registry))(picky)
+    good, bad = in_threads(f, [1, 0])
+    assert (good, type(bad)) == (10, ValueError)
+    shown = scraped(registry)
+    assert shown['batchify_item_wait_seconds_count{function="picky"}'] == 2
+    assert shown['batchify_batch_size_count{function="picky"}'] == 3
+    assert shown['batchify_failed_batches_total{function="picky"}'] == 2
+
+
+def test_one_prometheus_observer_serves_many_functions() -> None:
+    registry = CollectorRegistry()
+    observe = PrometheusObserver(registry)
+    f, g = batched(batch_size=1, on_batch=observe)(tens), batched(batch_size=1, on_batch=observe)(picky)
+    assert (f(1), g(2), g(3)) == (10, 20, 30)
+    shown = scraped(registry)
+    assert shown['batchify_batch_size_count{function="tens"}'] == 1
+    assert shown['batchify_batch_size_count{function="picky"}'] == 2
+
+
+def test_observers_on_one_registry_share_its_metrics() -> None:
+    registry, other = CollectorRegistry(), CollectorRegistry()
+    for observe in in_threads(PrometheusObserver, [registry, other, registry]):
+        observe(a_report())
+    assert scraped(registry)['batchify_batch_size_count{function="f"}'] == 2
+    assert scraped(other)['batchify_batch_size_count{function="f"}'] == 1
+
+
+def test_a_name_that_is_taken_is_told() -> None:
+    registry = CollectorRegistry()
+    Counter("batchify_full_batches_total", "of somebody else", registry=registry)
+    with pytest.raises(ValueError, match="batchify_full_batches"):
+        PrometheusObserver(registry)
+
+
+def test_a_pickled_prometheus_observer_counts_in_the_default_registry_of_the_other_side() -> None:
+    name = uuid4().hex  # the registry is everybody's
+    pickle.loads(pickle.dumps(PrometheusObserver()))(a_report(name))
+    assert REGISTRY.get_sample_value("batchify_batch_size_sum", {"function": name}) == 1
+
+
+# OpenTelemetry
+
+
+class Recorder:
+    """A provider of tracers of its own, and the spans that have ended."""
+
+    def __init__(self) -> None:
+        self._exporter = InMemorySpanExporter()
+        self.provider = TracerProvider(shutdown_on_exit=False)
+        self.provider.add_span_processor(SimpleSpanProcessor(self._exporter))
+        self.observe = OpenTelemetryObserver(self.provider)
+        self.span = self.provider.get_tracer("test").start_as_current_span
+
+    def ended(self, name: str) -> list[ReadableSpan]:
+        """Return the spans of that name, in the order in which they ended."""
+        return [span for span in self._exporter.get_finished_spans() if span.name == name]
+
+
+def linked(span: ReadableSpan) -> list[int]:
+    """Return which spans it is linked to."""
+    return sorted(link.context.span_id for link in span.links)
+
+
+def identities(spans: Sequence[ReadableSpan]) -> list[int]:
+    return sorted(span.context.span_id for span in spans if span.context is not None)
+
+
+def test_a_batch_is_linked_to_the_spans_of_its_callers_in_threads() -> None:
+    recorder = Recorder()
+    f = batched(batch_size=3, timeout=None, on_batch=recorder.observe)(tens)
+
+    def call(item: int) -> Any:
+        with recorder.span("caller"):
+            return f(item)
+
+    assert in_threads(call, [1, 2, 3]) == [10, 20, 30]
+    (span,) = recorder.ended("batch tens")
+    callers = recorder.ended("caller")
+    assert len(callers) == 3
+    assert linked(span) == identities(callers)
+
+
+def test_a_batch_is_linked_to_the_spans_of_its_callers_in_coroutines() -> None:
+    recorder = Recorder()
+
+    @batched(batch_size=3, timeout=None, on_batch=recorder.observe)
+    async def on_the_loop(items: list[int]) -> list[int]:
+        return tens(items)
+
+    @batched(batch_size=3, timeout=None, on_batch=recorder.observe)
+    def in_a_thread(items: list[int]) -> list[int]:
+        return tens(items)
+
+    async def call(name: str, f: Any, item: int) -> Any:
+        with recorder.span(name):
+            return await f(item)
+
+    async def main() -> None:
+        for name, f in (("on_the_loop", on_the_loop), ("in_a_thread", in_a_thread.aio)):
+            assert await asyncio.gather(*(call(f"caller {name}", f, item) for item in (1, 2, 3))) == [10, 20, 30]
+
+    asyncio.run(main())
+    for name in ("on_the_loop", "in_a_thread"):
+        (span,) = recorder.ended(f"batch {name}")
+        callers = recorder.ended(f"caller {name}")
+        assert len(callers) == 3
+        assert linked(span) == identities(callers)
+
+
+def test_a_span_is_linked_once_however_many_items_it_passed_in_and_a_caller_without_one_is_not() -> None:
+    recorder = Recorder()
+    f = batched(batch_size=4, timeout=None, on_batch=recorder.observe)(tens)
+    futures = [f.submit(1)]
+    with recorder.span("caller"):
+        futures += [f.submit(2), f.submit(3)]
+    remote = trace.NonRecordingSpan(trace.SpanContext(1, 2, is_remote=True))  # what came with a request
+    with trace.use_span(remote):
+        futures.append(f.submit(4))
+    assert [future.result() for future in futures] == [10, 20, 30, 40]
+    (span,) = recorder.ended("batch tens")
+    assert linked(span) == sorted([*identities(recorder.ended("caller")), 2])
+
+
+def test_a_batch_is_the_root_of_a_trace_wherever_it_ends() -> None:
+    recorder = Recorder()
+    with recorder.span("of an engine, say"):
+        recorder.observe(a_report(contexts=[copy_context()]))
+    (span,), (other,) = recorder.ended("batch f"), recorder.ended("of an engine, say")
+    assert span.parent is None
+    assert span.context is not None
+    assert other.context is not None
+    assert span.context.trace_id != other.context.trace_id
+    assert linked(span) == identities([other])
+
+
+def test_a_span_is_as_long_as_its_batch_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchify.otel.time_ns", lambda: 5_000_000_000)
+    recorder = Recorder()
+    recorder.observe(a_report(duration=0.75, error=ValueError("no")))
+    (span,) = recorder.ended("batch f")
+    assert (span.start_time, span.end_time) == (4_250_000_000, 5_000_000_000)
+    assert [event.timestamp for event in span.events] == [5_000_000_000]
+
+
+def test_attributes_tell_what_the_report_does() -> None:
+    recorder = Recorder()
+    recorder.observe(a_report("g", [0.5, 0.75, 0.25], batch_size=3, reason="full", pending=7, in_flight=2))
+    (span,) = recorder.ended("batch g")
+    assert dict(span.attributes or {}) == {
+        "batchify.function": "g",
+        "batchify.size": 3,
+        "batchify.batch_size": 3,
+        "batchify.reason": "full",
+        "batchify.longest_wait": 0.75,
+        "batchify.pending": 7,
+        "batchify.in_flight": 2,
+    }
+    assert span.instrumentation_scope is not None
+    assert span.instrumentation_scope.name == "batchify"
+    assert span.status.status_code is trace.StatusCode.UNSET
+    assert not span.events
+
+
+def test_a_failed_batch_has_a_span_that_says_why() -> None:
+    recorder = Recorder()
+    f = batched(batch_size=1, on_batch=recorder.observe)(picky)
+    with pytest.raises(ValueError, match="none for 0"), recorder.span("caller"):
+        f(0)
+    (span,), callers = recorder.ended("batch picky"), recorder.ended("caller")
+    assert (span.status.status_code, span.status.description) == (trace.StatusCode.ERROR, "none for 0")
+    assert (span.attributes or {})["error.type"] == "ValueError"
+    (event,) = span.events
+    assert event.name == "exception"
+    said = event.attributes or {}
+    assert (said["exception.type"], said["exception.message"]) == ("ValueError", "none for 0")
+    assert "in picky" in str(said["exception.stacktrace"])
+    assert linked(span) == identities(callers)
+
+
+def test_an_error_without_a_message_has_a_span_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no message")
+
+    def fail(items: list[int]) -> list[int]:
+        raise Mute
+
+    recorder = Recorder()
+    with pytest.raises(Mute):
+        batched(batch_size=1, on_batch=recorder.observe)(fail)(0)
+    (span,) = recorder.ended("batch fail")
+    assert str((span.attributes or {})["error.type"]).endswith("<locals>.Mute")
+    assert "on_batch of fail() raised" in caplog.text
+
+
+def test_one_opentelemetry_observer_serves_many_functions() -> None:
+    recorder = Recorder()
+    f, g = (batched(batch_size=1, on_batch=recorder.observe)(function) for function in (tens, picky))
+    assert (f(1), g(2), g(3)) == (10, 20, 30)
+    assert (len(recorder.ended("batch tens")), len(recorder.ended("batch picky"))) == (1, 2)
+
+
+def test_the_global_provider_may_be_set_later() -> None:
+    script = """if True:
+        import pickle
+        from batchify import batched
+        from batchify.otel import OpenTelemetryObserver
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+        from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+        observe, exporter = OpenTelemetryObserver(), InMemorySpanExporter()
+        f = batched(batch_size=1, on_batch=observe)(lambda xs: xs)
+        f(1)
+        provider = TracerProvider()
+        provider.add_span_processor(SimpleSpanProcessor(exporter))
+        trace.set_tracer_provider(provider)
+        f(2)
+        batched(batch_size=1, on_batch=pickle.loads(pickle.dumps(observe)))(lambda xs: xs)(3)
+        print([span.name for span in exporter.get_finished_spans()])
+    """
+    assert run_script(script).stdout == "['batch <lambda>', 'batch <lambda>']\n"
+
+
+@pytest.mark.parametrize("observer", [PrometheusObserver, OpenTelemetryObserver])
+def test_a_watched_function_can_still_be_pickled(observer: type) -> None:
+    f = batched(batch_size=1, on_batch=observer())(lambda xs: tens(xs))
+    assert pickle.loads(cloudpickle.dumps(f))(4) == 40
+
+
+def test_nobody_else_needs_the_libraries() -> None:
+    script = "import sys, batchify; print([name for name in sys.modules if name.startswith(('prom', 'opentel'))])"
+    assert run_script(script).stdout == "[]\n"
+
+
+# Progress bars
+
+
+def test_tqdm_around_a_map_gives_every_result_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # else it leaves a thread
+    drawn = io.StringIO()
+    f = batched(batch_size=8)(tens)
+    assert list(tqdm(f.map(range(100)), total=100, file=drawn)) == tens([*range(100)])
+    assert "100/100" in drawn.getvalue()
+
+
+def test_rich_around_a_map_gives_every_result_in_order() -> None:
+    drawn = io.StringIO()
+    f = batched(batch_size=8)(tens)
+    assert list(track(f.map(range(100)), total=100, console=Console(file=drawn))) == tens([*range(100)])
+    assert "100%" in drawn.getvalue()
