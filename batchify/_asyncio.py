@@ -483,7 +483,8 @@ class LoopFlusher:
         arrivals: list[float] = []
         try:
             with _lock:
-                if self._parts:
+                # No conditional expression, in which Ctrl-C may come between taking and keeping.
+                if self._parts:  # noqa: SIM108
                     taken = self._parts.popleft(), "isolate"
                 else:
                     taken = self.buffer.take(now)

@@ -496,8 +496,8 @@ def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None
     """Say that there are too few callers to fill a batch."""
     with suppress(BaseException):
         logging.getLogger("batchify").warning(
-            "%s() gets %d of at most %d items each time, after they waited out the timeout of %s s: no more callers wait "
-            "at once. With a smaller batch_size, or timeout=0, they would wait less; more of them would fill a batch",
+            "%s() gets %d of at most %d items each time, after they waited out the timeout of %s s: no more callers "
+            "wait at once. They would wait less with a smaller batch_size or timeout=0; more of them would fill it",
             name,
             size,
             batch_size,

@@ -386,7 +386,7 @@ class ThreadBatcher:
     def _map(
         self,
         items: Iterator[Any],
-        owner: object,
+        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
         constants: Mapping[str, Any],
         *,
         chunked: bool,

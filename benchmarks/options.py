@@ -82,9 +82,7 @@ def closed_loop(options: dict[str, Any], callers: int, batch_size: int, each: in
 
     def go_round() -> None:
         barrier.wait()
-        for item in range(each):
-            if same(item) != item:
-                wrong.append(item)
+        wrong.extend(item for item in range(each) if same(item) != item)
 
     wrong: list[int] = []
     barrier = threading.Barrier(callers + 1)

@@ -1136,7 +1136,9 @@ def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog
 
     begun, go = threading.Lock(), threading.Lock()
     begun.acquire()
-    threads_module._flush_forever(Bell(), begun, go, {threading.get_ident(): threading.current_thread()}, [], lambda: None, object())  # type: ignore[arg-type]
+    hired = {threading.get_ident(): threading.current_thread()}
+    bell: Any = Bell()
+    threads_module._flush_forever(bell, begun, go, hired, [], lambda: None, object())
     assert sleeps == [-1, -1]
     assert caplog.messages == ["the flush thread of ?() was disturbed"]
 
