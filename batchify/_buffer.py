@@ -208,9 +208,8 @@ class Buffer(Generic[C]):
         calls: list[C] = []
         try:
             if self._only is not None and self._options.max_weight is None:
-                with suppress(
-                    KeyError
-                ):  # Empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                # Until it is empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
+                with suppress(KeyError):
                     for _ in range(self._options.batch_size):
                         calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
             else:
@@ -320,8 +319,8 @@ class Buffer(Generic[C]):
                     if oldest.arrival <= arrival:
                         return group
                     heappush(self._full, (oldest.arrival, next(self._tickets), group))
-                self._popped.append(heappop(self._full)[2])
-                popped = self._popped[-1]
+                popped = heappop(self._full)[2]
+                self._popped.append(popped)
             except IndexError:  # a finalizer has just emptied it
                 continue
             if popped is not group:  # a finalizer put it there meanwhile
