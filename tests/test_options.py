@@ -929,7 +929,7 @@ def test_a_weight_is_any_number(kit: Kit, weight: Any) -> None:
         (True, TypeError, "echo(): weight must return a number, got bool"),
         (1j, TypeError, "echo(): weight must return a number, got complex"),
         (10**400, OverflowError, "int too large to convert to float"),
-        (Decimal("NaN"), ArithmeticError, ""),
+        (Decimal("NaN"), ValueError, "echo(): weight must return at least 0 and a finite number, got nan"),
         (ZeroDivisionError("mine"), ZeroDivisionError, "mine"),
         (SystemExit("mine"), SystemExit, "mine"),
     ],
@@ -2011,8 +2011,8 @@ def test_a_report_of_a_generator_comes_after_its_last_result(kit: Kit) -> None:
 
 
 WARNED = (
-    "negate() was called with 2 of at most 5 items each time, after each waited out the timeout of 1.0 s: no more "
-    "callers wait at once. A smaller batch_size or timeout=0 would cost them less, more callers at once fill it"
+    "negate() gets 2 of at most 5 items each time, after they waited out the timeout of 1.0 s: no more callers wait "
+    "at once. With a smaller batch_size, or timeout=0, they would wait less; more of them would fill a batch"
 )
 
 
