@@ -25,7 +25,7 @@ from batchify import BatchError, ClosedError
 from batchify import _asyncio as asyncio_module
 from batchify import _threads as threads_module
 
-from .tools import batched, flush_thread, until
+from .tools import batched, until
 
 pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
 
@@ -183,14 +183,29 @@ def check(f: Any, futures: list["Future[Any]"], where: str) -> None:
     assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), where
     assert stats.accepted == stats.answered + stats.cancelled, where
     f._self_batcher._check()
-    assert not flush_thread(f).is_alive()
+    assert not any(thread.is_alive() for thread in f._self_batcher._threads.values()), where
 
 
-def function_and_neighbour(scenario: str, *, started: bool) -> tuple[Any, "Future[Any]"]:
+ALL_OPTIONS: dict[str, Any] = {
+    "group_by": lambda _: "all",
+    "weight": lambda _: 1,
+    "max_weight": 2,
+    "dedupe": True,
+    "isolate": True,
+    "concurrency": 2,
+    "max_pending": 2,
+    "on_batch": lambda _: None,
+}
+PLAIN_AND_ALL = pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
+
+
+def function_and_neighbour(
+    scenario: str, options: dict[str, Any], *, started: bool
+) -> tuple[Any, "Future[Any]"]:
     """A function in which an item of somebody else's waits, for company or, where the scenario does not bring any, for
     its timeout.
     """
-    f = batched(batch_size=2, timeout=0.0)(negate)
+    f = batched(batch_size=2, timeout=0.0, **options)(negate)
     if started:
         f(0)
     f.timeout = None
@@ -199,12 +214,13 @@ def function_and_neighbour(scenario: str, *, started: bool) -> tuple[Any, "Futur
     return f, neighbour
 
 
+@PLAIN_AND_ALL
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_ctrl_c_at_any_line_loses_nothing(scenario: str) -> None:
+def test_ctrl_c_at_any_line_loses_nothing(scenario: str, options: dict[str, Any]) -> None:
     at, where = 0, "start"
     while where:
         at += 1
-        f, neighbour = function_and_neighbour(scenario, started=at % 2 == 0)
+        f, neighbour = function_and_neighbour(scenario, options, started=at % 2 == 0)
         intruder = Intruder(at, ctrl_c)
         with suppress(KeyboardInterrupt), intruder.on_this_thread():
             SCENARIOS[scenario](f, neighbour)
@@ -230,13 +246,14 @@ ACTIONS = ["submit", "call", "close"]
 
 
 @pytest.mark.filterwarnings("ignore:.*running event loop:RuntimeWarning")
+@PLAIN_AND_ALL
 @pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_call_at_any_line_is_answered(scenario: str, action: str) -> None:
+def test_a_call_at_any_line_is_answered(scenario: str, action: str, options: dict[str, Any]) -> None:
     at, where = 0, "start"
     while where:
         at += 1
-        f, neighbour = function_and_neighbour(scenario, started=at % 2 == 0)
+        f, neighbour = function_and_neighbour(scenario, options, started=at % 2 == 0)
         futures = [neighbour]
         intruder = Intruder(at, intrusion(action, f, futures))
         with suppress(ClosedError) if action == "close" else nullcontext(), intruder.on_this_thread():
@@ -402,13 +419,16 @@ async def turns(number: int) -> None:
 
 # Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@PLAIN_AND_ALL
 @pytest.mark.parametrize("function", [answer, answer_one_by_one])
 @pytest.mark.parametrize("scenario", THERE)
-def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(scenario: str, function: Callable[..., Any]) -> None:
+def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(
+    scenario: str, function: Callable[..., Any], options: dict[str, Any]
+) -> None:
     at, where = 0, "start"
     while where:
         at += 1
-        f: Any = batched(batch_size=2, timeout=None)(function)
+        f: Any = batched(batch_size=2, timeout=None, **options)(function)
         intruder = Intruder(at, ctrl_c)
         loop = asyncio.new_event_loop()
 
