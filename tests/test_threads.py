@@ -1098,6 +1098,17 @@ def test_a_logging_handler_that_raises_ends_nothing(monkeypatch: pytest.MonkeyPa
         assert [f(1), f(2)] == [1, 2]
 
 
+def test_a_logging_handler_that_raises_when_a_callback_did_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("logging.Logger.error", refuse)
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(refuse)
+        assert f.submit(2).result() == 2
+        assert in_threads(f, [3, 4]) == [3, 4]
+
+
 # close
 
 
