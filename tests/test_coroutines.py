@@ -311,9 +311,9 @@ def test_a_batch_from_inside_sets_no_timer_while_the_outer_one_runs() -> None:
         waiting = [f.submit(0), f.submit(1)]
         await go_on.wait()
         waiting.append(f.submit(3))
-        await settle()
+        assert await together(*waiting[:2]) == [0, 1]
         await move(1.0)
-        assert await together(*waiting) == [0, 1, 3]
+        assert waiting[2].result() == 3
 
     go_on = asyncio.Event()
     f = batched(batch_size=2, timeout=1.0)(function)
@@ -1060,6 +1060,23 @@ def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works
         assert (stats.pending, stats.cancelled, stats.answered, stats.failed) == (0, 1, 2, 2), stats
     """
     run_script(script, "-X", "dev", "-W", "error")
+
+
+def test_a_batch_that_ends_when_its_loop_is_closed_begins_no_other_one() -> None:
+    async def start() -> Any:
+        futures.extend(f.submit(item) for item in range(3))
+        await settle()
+        return our_tasks()[0].get_coro()
+
+    futures: list[Any] = []
+    gated = Gated()
+    f = batched(batch_size=2)(gated)
+    loop = HandLoop()
+    batch = loop.run_until_complete(start())
+    loop.close()
+    batch.close()
+    assert gated.batches == [[0, 1]]
+    assert [future.done() for future in futures] == [True, True, False]
 
 
 @pytest.mark.parametrize("awaits", [0, 1, 2, 3])

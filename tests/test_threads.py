@@ -969,6 +969,25 @@ def test_a_callback_on_the_thread_of_an_engine_is_answered() -> None:
     assert outcome == [5]
 
 
+@pytest.mark.parametrize("how", ["call", "submit", "close"])
+def test_a_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_it_answers(how: str) -> None:
+    def use(_: object) -> None:
+        if how == "close":
+            f.close()
+        else:
+            outcome.append(f(2) if how == "call" else f.submit(2).result())
+
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    with batched(batch_size=1)(lambda items: engine if items == [1] else items) as f:
+        future = f.submit(1)
+        future.add_done_callback(use)
+        until(lambda: f._self_batcher._sleeps_until_finish)
+        in_threads(engine.set_result, [[1]])
+        assert future.result() == 1
+    assert outcome == ([] if how == "close" else [2])
+
+
 def test_a_ring_through_an_engine_is_answered() -> None:
     outcome: list[Any] = []
     with ThreadPoolExecutor(1) as pool:
@@ -1054,6 +1073,28 @@ def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
     two = batched(batch_size=1)(other)
     assert first(1) == 1
     two.close()
+    first.close()
+
+
+def test_closing_each_other_from_inside_ends() -> None:
+    entered = threading.Event()
+
+    def one(items: list[int]) -> list[int]:
+        if items == [0]:
+            entered.wait()
+            thread = second._self_batcher._thread
+            until(lambda: thread is not None and thread.ident in threads_module._waits_for)
+            second.close()
+        return items
+
+    def other(items: list[int]) -> list[int]:
+        entered.set()
+        return [first(1)]
+
+    first, second = batched(batch_size=1)(one), batched(batch_size=1)(other)
+    futures = [first.submit(0), second.submit(0)]
+    assert [future.result() for future in futures] == [0, 1]
+    second.close()
     first.close()
 
 
@@ -1796,10 +1837,17 @@ def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
 
 
 def test_a_finalizer_inside_the_lock_may_call_a_function_that_leaves_the_process() -> None:
-    with ThreadPoolExecutor(1) as pool, batched(batch_size=1)(lambda items: pool.submit(list, items)) as f:
+    class Engine:
+        def result(self) -> list[int]:
+            return [1]
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            threading.Thread(target=callback, args=(self,)).start()
+
+    with batched(batch_size=1)(lambda items: Engine()) as f:
         with threads_module._lock:
-            assert f(1) == 1
-        assert f(2) == 2
+            assert f(0) == 1
+        assert f(0) == 1
 
 
 def test_a_finalizer_inside_the_lock_is_refused_by_a_closed_function() -> None:
