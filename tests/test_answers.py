@@ -362,6 +362,7 @@ def test_one_yield_too_many_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert [record.getMessage() for record in caplog.records] == [
         "<lambda>() yielded more results than the 2 items it was given"
     ]
+    assert not caplog.records[0].exc_info  # else it would end in "NoneType: None"
     assert list(results) == ["x", "y", "z"]  # it is not asked any more
 
 
@@ -371,7 +372,10 @@ def test_an_error_behind_the_last_yield_is_logged(caplog: pytest.LogCaptureFixtu
         raise SystemExit
 
     assert answers(function, 1, 2) == [1, 2]
-    assert "raised after its last result" in caplog.text
+    (record,) = caplog.records
+    assert record.getMessage() == "function() raised after its last result"
+    assert record.exc_info is not None
+    assert record.exc_info[0] is SystemExit
 
 
 # Futures: batches that leave the process
@@ -484,6 +488,12 @@ def test_a_result_that_has_every_attribute_is_no_future() -> None:
             return lambda *_: None
 
     assert answers(lambda _: Proxy("x", "y"), 1, 2) == ["x", "y"]
+
+
+@pytest.mark.parametrize("name", ["result", "add_done_callback"])
+def test_a_container_that_has_half_of_what_makes_a_future_is_none(name: str) -> None:
+    half = type("Half", (Sized,), {name: lambda *_: None})
+    assert answers(lambda _: half("x", "y"), 1, 2) == ["x", "y"]
 
 
 def test_a_future_of_asyncio_is_refused() -> None:

@@ -271,15 +271,20 @@ def intrusion(action: str, f: Any, futures: list["Future[Any]"]) -> Callable[[],
         f.timeout = 0.0  # no company comes while this waits
         assert f(9) == -9
 
+    def submit_and_close() -> None:
+        futures.append(f.submit(9))
+        f.close()
+
     actions: dict[str, Callable[[], object]] = {
         "submit": lambda: futures.append(f.submit(9)),
         "call": call,
         "close": f.close,
+        "submit and close": submit_and_close,
     }
     return actions[action]
 
 
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", [*ACTIONS, "submit and close"])
 @pytest.mark.parametrize("form", ["list", "generator", "error"])
 def test_a_call_at_any_line_of_the_flush_thread_is_answered(form: str, action: str) -> None:
     def function(items: list[int]) -> Any:

@@ -297,6 +297,30 @@ def test_while_a_batch_runs_no_timer_is_set() -> None:
     run(main())
 
 
+def test_a_batch_from_inside_sets_no_timer_while_the_outer_one_runs() -> None:
+    async def function(items: list[int]) -> list[int]:
+        if items == [0, 1]:
+            go_on.set()
+            await settle()
+            assert f.stats.pending == 1
+            assert await f(2) == 2
+            assert (f.stats.pending, here().timers()) == (1, 0)
+        return items
+
+    async def main() -> None:
+        waiting = [f.submit(0), f.submit(1)]
+        await go_on.wait()
+        waiting.append(f.submit(3))
+        assert await together(*waiting[:2]) == [0, 1]
+        await move(1.0)
+        assert waiting[2].result() == 3
+
+    go_on = asyncio.Event()
+    f = batched(batch_size=2, timeout=1.0)(function)
+    run(main())
+    assert f.stats.reasons == {"full": 1, "nested": 1, "timeout": 1}
+
+
 def test_who_leaves_a_full_batch_before_it_is_taken_leaves_the_others_their_time() -> None:
     async def main() -> None:
         first, second = f.submit(1), f.submit(2)
@@ -714,7 +738,7 @@ def test_a_future_cancelled_after_its_answer_keeps_it() -> None:
     async def main() -> None:
         future = f.submit(1)
         await move(1.0)
-        assert not future.cancel()
+        assert future.cancel() is False
         assert await future == -1
 
     run(main())
@@ -949,7 +973,7 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
     assert loop_reference() is None
 
 
-@pytest.mark.parametrize("how", ["stats", "flush"])
+@pytest.mark.parametrize("how", ["stats", "flush", "call"])
 def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
     async def start() -> None:
         f.submit(1)
@@ -962,8 +986,14 @@ def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> Non
     del loop
     if how == "stats":
         assert f.stats.cancelled == 1
-    else:
+    elif how == "flush":
         f.flush()
+    else:
+
+        async def call() -> None:
+            f.submit(2).cancel()
+
+        asyncio.run(call())
     gc.collect()
     assert reference() is None
 
@@ -1030,6 +1060,23 @@ def test_a_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works
         assert (stats.pending, stats.cancelled, stats.answered, stats.failed) == (0, 1, 2, 2), stats
     """
     run_script(script, "-X", "dev", "-W", "error")
+
+
+def test_a_batch_that_ends_when_its_loop_is_closed_begins_no_other_one() -> None:
+    async def start() -> Any:
+        futures.extend(f.submit(item) for item in range(3))
+        await settle()
+        return our_tasks()[0].get_coro()
+
+    futures: list[Any] = []
+    gated = Gated()
+    f = batched(batch_size=2)(gated)
+    loop = HandLoop()
+    batch = loop.run_until_complete(start())
+    loop.close()
+    batch.close()
+    assert gated.batches == [[0, 1]]
+    assert [future.done() for future in futures] == [True, True, False]
 
 
 @pytest.mark.parametrize("awaits", [0, 1, 2, 3])
@@ -1212,6 +1259,30 @@ def test_calls_made_from_inside_are_not_kept() -> None:
             await inner(item)
             del item
             assert sum(each() is not None for each in kept[-200:]) < 100
+        return items
+
+    run(batched(batch_size=1)(function)(1))
+
+
+def test_calls_made_from_inside_are_not_kept_after_many_had_to_wait() -> None:
+    inner = batched(batch_size=200, timeout=None)(negate)
+    kept: list[weakref.ref[Any]] = []
+
+    class Item:
+        def __neg__(self) -> "Item":
+            return self
+
+    def item() -> Item:
+        made = Item()
+        kept.append(weakref.ref(made))
+        return made
+
+    async def function(items: list[int]) -> list[int]:
+        await together(*(inner.submit(item()) for _ in range(200)))
+        inner.batch_size = 1
+        for _ in range(500):
+            await inner(item())
+        assert sum(each() is not None for each in kept) < 300
         return items
 
     run(batched(batch_size=1)(function)(1))
@@ -1658,6 +1729,113 @@ def test_a_result_of_map_does_not_wait_for_the_next_item_to_come() -> None:
     run(main())
 
 
+def test_a_result_of_map_does_not_wait_for_those_of_later_items() -> None:
+    async def items() -> AsyncIterator[int]:
+        for item in (1, 2, 3):
+            yield item
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        results = f.map(items())
+        await settle()
+        assert [await anext(results), await anext(results)] == [-1, -2]
+        assert f.stats.pending == 1
+        await results.aclose()
+
+    f = batched(batch_size=2, timeout=None)(negate)
+    run(main())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_map_reads_a_batch_ahead_of_the_one_that_runs(asynchronous: bool) -> None:
+    async def some() -> AsyncIterator[int]:
+        for item in range(100):
+            yield item
+
+    async def main() -> None:
+        (task,) = tasks([anext(f.map(some() if asynchronous else range(100)))])
+        await settle()
+        assert (f.stats.running, f.stats.pending) == (5, 5)
+        await gated.go_on(20)
+        assert task.result() == 0
+
+    gated = Gated()
+    f = batched(batch_size=5, timeout=None)(gated)
+    run(main())
+
+
+def test_map_of_an_async_iterable_reads_no_more_when_batches_become_smaller() -> None:
+    read: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        for item in range(100):
+            read.append(item)
+            yield item
+
+    async def main() -> None:
+        results = f.map(items())
+        assert await anext(results) == 0
+        await settle()
+        f.batch_size = 2
+        for expected in range(1, 50):
+            assert await anext(results) == -expected
+            await settle()
+            assert len(read) <= max(17, expected + 5)
+        await results.aclose()
+
+    f = batched(batch_size=8, timeout=None)(negate)
+    run(main())
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_nothing_is_kept_of_a_map_that_has_ended(asynchronous: bool) -> None:
+    async def some() -> AsyncIterator[int]:
+        yield 1
+
+    async def main() -> None:
+        assert [result async for result in f.map(some() if asynchronous else [1])] == [-1]
+        assert not f._self_batcher.here()[1].bells
+
+    f = batched(batch_size=5)(negate)
+    run(main())
+
+
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_map_keeps_no_item_while_it_waits_for_the_next_one() -> None:
+    class Thing:
+        pass
+
+    kept: list[weakref.ref[Thing]] = []
+
+    class Things:
+        def __aiter__(self) -> "Things":
+            return self
+
+        async def __anext__(self) -> Thing:
+            if kept:
+                await asyncio.Event().wait()
+            thing = Thing()
+            kept.append(weakref.ref(thing))
+            return thing
+
+    async def function(things: list[Thing]) -> list[int]:
+        return [1 for _ in things]
+
+    async def main() -> None:
+        results = f.map(Things())
+        assert await anext(results) == 1
+        await settle()
+        assert kept[0]() is None
+        await results.aclose()
+
+    f = batched(batch_size=5)(function)
+    gc.disable()  # by counting alone
+    try:
+        run(main())
+    finally:
+        gc.enable()
+
+
 def test_map_lets_a_generator_run_in_one_task() -> None:
     async def items() -> AsyncIterator[int]:
         async with asyncio.timeout(1e6):
@@ -1972,6 +2150,30 @@ def test_close_ends_though_ctrl_c_came_when_the_loop_was_told_that_a_task_had_en
         runner.run(main())
 
 
+@pytest.mark.parametrize("how", ["call", "submit", "map"])
+def test_while_it_drains_the_function_may_call_itself(how: str) -> None:
+    async def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+        await closes.wait()
+        if how == "map":
+            return [item async for item in f.map([0])]
+        return [await (f(0) if how == "call" else f.submit(0))]
+
+    async def main() -> None:
+        (caller,) = tasks([f(1)])
+        await settle()
+        (closer,) = tasks([f.aclose()])
+        await settle()
+        closes.set()
+        await closer
+        assert caller.result() == 0
+
+    closes = asyncio.Event()
+    f = batched(batch_size=1)(function)
+    run(main())
+
+
 def test_close_from_inside_does_not_wait_for_itself() -> None:
     async def function(items: list[int]) -> list[int]:
         await f.aclose()
@@ -2104,6 +2306,21 @@ def test_nothing_of_a_batch_is_kept_after_the_answer() -> None:
         run(main())
     finally:
         gc.enable()
+
+
+def test_the_task_of_a_batch_is_not_kept_when_it_has_ended() -> None:
+    async def main() -> None:
+        future = f.submit(1)
+        await settle()
+        ours = weakref.ref(our_tasks()[0])
+        await gated.go_on()
+        assert await future == -1
+        gc.collect()
+        assert ours() is None
+
+    gated = Gated()
+    f = batched(batch_size=1)(gated)
+    run(main())
 
 
 @pytest.mark.parametrize("when", ["answered", "cancelled waiting", "cancelled running"])

@@ -278,8 +278,10 @@ def test_a_flush_thread_that_waits_for_no_deadline_sets_no_timer(monkeypatch: py
     assert set(timeouts) == {-1}
 
 
-def test_an_item_that_is_due_later_wakes_nobody() -> None:
-    f = batched(batch_size=9, timeout=10**9)(lambda items: items)
+@pytest.mark.parametrize("how", ["call", "submit", "aio"])
+@pytest.mark.parametrize("timeout", [10**9, None])
+def test_an_item_that_is_due_later_wakes_nobody(how: str, timeout: float | None) -> None:
+    f = batched(batch_size=9, timeout=timeout)(lambda items: items)
     batcher = f._self_batcher
     step, wake = batcher._next, batcher._wake_locked
     sleeps: list[Any] = []
@@ -294,12 +296,90 @@ def test_an_item_that_is_due_later_wakes_nobody() -> None:
         wake()
 
     batcher._next, batcher._wake_locked = spy, count  # type: ignore[method-assign]
-    futures = [f.submit(1)]
-    until(lambda: len(sleeps) == 1)
-    futures += [f.submit(2), f.submit(3)]
-    assert woken == [1]
-    f.close()
+    with ThreadPoolExecutor(1) as pool:
+        calls: dict[str, Callable[[], Future[Any]]] = {
+            "call": lambda: pool.submit(f, 2),
+            "submit": lambda: f.submit(2),
+            "aio": lambda: pool.submit(lambda: asyncio.run(f.aio(2))),
+        }
+        futures = [f.submit(1)]
+        if timeout is not None:  # the first one sets the timer
+            until(lambda: len(sleeps) == 1)
+        futures += [calls[how](), f.submit(3)]
+        until(lambda: f.stats.pending == 3)
+        assert woken == ([1] if timeout is not None else [])
+        f.close()
     assert [future.result() for future in futures] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("how", ["runs", "has returned a future"])
+def test_what_comes_while_the_function_is_busy_wakes_nobody(how: str) -> None:
+    engine: Future[Any] = Future()
+    function = Gated(lambda items: engine if items == [0] and how == "has returned a future" else items)
+    with batched(batch_size=1)(function) as f:
+        futures = [f.submit(0)]
+        function.entered.acquire()
+        if how == "has returned a future":
+            function.let_on.release()
+            until(lambda: f._self_batcher._sleeps_until_finish)
+        batcher = f._self_batcher
+        wake = batcher._wake_locked
+        woken: list[str] = []
+        batcher._wake_locked = lambda: woken.append("")  # type: ignore[method-assign]
+        futures += [f.submit(1), f.submit(2)]
+        assert woken == []
+        batcher._wake_locked = wake  # type: ignore[method-assign]
+        engine.set_result([0])
+        function.open()
+        assert [future.result() for future in futures] == [0, 1, 2]
+
+
+def test_what_changes_nothing_wakes_nobody() -> None:
+    with batched(batch_size=1, timeout=10**6)(lambda items: items) as f:
+        assert f(1) == 1
+        batcher = f._self_batcher
+        until(lambda: batcher._wakes_at > 0)  # it sleeps
+        wake = batcher._wake_locked
+        woken: list[str] = []
+        batcher._wake_locked = lambda: woken.append("")  # type: ignore[method-assign]
+        f.flush()
+        f.batch_size = 2
+        f.timeout = 10**7
+        assert woken == []
+        batcher._wake_locked = wake  # type: ignore[method-assign]
+
+
+def test_what_is_left_over_keeps_its_time_of_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    timeouts: list[float] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.release = self.lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            timeouts.append(timeout)
+            return self.lock.acquire(blocking, timeout)
+
+    monkeypatch.setattr(threads_module, "allocate_lock", Lock)
+    monkeypatch.setattr(threads_module, "monotonic", lambda: now[0])
+    function = Gated()
+    with batched(batch_size=2, timeout=1000)(function) as f:
+        futures = [f.submit(0), f.submit(1)]
+        function.entered.acquire()
+        now[0] += 300.0
+        futures.append(f.submit(2))
+        now[0] += 200.0
+        function.let_on.release()
+        until(lambda: max(timeouts) > 0)
+        assert timeouts[-1] == 800.0
+        now[0] += 799.5  # a part of a second is left, and not rounded up
+        f.timeout = 999.75
+        until(lambda: timeouts[-1] < 1.0)
+        function.open()
+        f.flush()
+        assert [future.result() for future in futures] == [0, 1, 2]
 
 
 def test_a_huge_timeout_is_no_overflow() -> None:
@@ -422,7 +502,7 @@ def test_cancelled_caller_does_not_disturb_its_batch() -> None:
             second.result()
 
 
-def test_whoever_waits_for_a_cancelled_future_is_told() -> None:
+def test_whoever_waits_for_a_cancelled_future_is_told(caplog: pytest.LogCaptureFixture) -> None:
     function = Gated()
     with batched(batch_size=2, timeout=None)(function) as f:
         buffered = f.submit(0)
@@ -433,13 +513,14 @@ def test_whoever_waits_for_a_cancelled_future_is_told() -> None:
         function.open()
         done, _ = concurrent.futures.wait([buffered, *running])
         assert len(done) == 3
+    assert not caplog.records
 
 
 def test_an_answered_future_cannot_be_cancelled() -> None:
     with batched(batch_size=1)(lambda items: items) as f:
         future = f.submit(1)
         assert future.result() == 1
-        assert not future.cancel()
+        assert future.cancel() is False
 
 
 def test_cancelling_at_the_moment_of_the_answer_harms_nobody() -> None:
@@ -459,6 +540,37 @@ def test_a_future_that_somebody_else_completed_harms_nobody(caplog: pytest.LogCa
         first.set_result("not ours")
         assert f.submit(2).result() == 2
         assert first.result() == "not ours"
+    assert not caplog.records
+
+
+def test_a_future_that_somebody_else_began_is_answered() -> None:
+    """As an executor does before it runs what is in it; then it can be cancelled no more."""
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        first = f.submit(1)
+        assert first.set_running_or_notify_cancel()
+        assert not first.cancel()
+        assert f.submit(2).result() == 2
+        assert first.result() == 1
+
+
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_nothing_is_kept_of_what_is_refused() -> None:
+    class Thing:
+        pass
+
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        f = batched(batch_size=1)(lambda items: items)
+        f.close()
+        thing = Thing()
+        watched = weakref.ref(thing)
+        with contextlib.suppress(ClosedError):
+            f.submit(thing)
+        del thing
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("error", [ValueError, SystemExit])
@@ -526,6 +638,74 @@ def test_map_passes_on_each_item_as_soon_as_it_is_read() -> None:
 
     with batched(batch_size=8, timeout=0.0)(lambda items: items) as f:
         assert list(f.map(slow())) == [0, 1, 2]
+
+
+def test_a_result_of_map_does_not_wait_for_the_next_item_to_come() -> None:
+    function = Gated()
+
+    def items() -> Iterator[int]:
+        yield 0
+        function.let_on.release()
+        until(lambda: f.stats.answered == 1)
+        yield 1
+        read_too_far.append(True)
+
+    read_too_far: list[bool] = []
+    with batched(batch_size=4)(function) as f:
+        results = f.map(items())
+        assert next(results) == 0
+        assert not read_too_far
+        results.close()
+        function.open()
+
+
+def test_map_reads_on_before_the_last_of_its_results_is_asked_for() -> None:
+    """So that the function runs while the caller is busy with what it has got."""
+    function = Gated()
+    function.open()
+    with batched(batch_size=4)(function) as f:
+        results = f.map(list(range(16)))
+        assert [next(results) for _ in range(4)] == [0, 1, 2, 3]
+        until(lambda: f.stats.answered == 8)
+        assert next(results) == 4
+        until(lambda: f.stats.answered == 12)
+        assert list(results) == list(range(5, 16))
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_map_sleeps_until_there_is_a_result(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    bells: list[Any] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.acquired = 0
+            self.release = self.lock.release
+            bells.append(self)
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            self.acquired += 1
+            return self.lock.acquire(blocking, timeout)
+
+    def read(_: Any) -> list[Any]:
+        with monkeypatch.context() as patch:
+            patch.setattr(threads_module, "allocate_lock", Lock)
+            results = f.map([1, 2])
+            first = next(results)
+        return [[first, *results]]
+
+    function = Gated()
+    with batched(batch_size=2)(function) as f, batched(batch_size=1)(read) as g, ThreadPoolExecutor(1) as pool:
+        other = f.submit(0)  # its flush thread is there
+        function.entered.acquire()
+        outcome = g.submit(0) if inside else pool.submit(read, 0)
+        until(lambda: bool(bells) and bells[0].acquired > 1)  # it was open at first
+        function.open()
+        assert outcome.result() == ([1, 2] if inside else [[1, 2]])
+        assert other.result() == 0
+    assert bells[0].acquired == 2
+    watched = weakref.ref(bells.pop(0))
+    assert watched() is None  # what has ended is rung no more
 
 
 def test_a_dropped_map_takes_its_items_out() -> None:
@@ -608,6 +788,18 @@ def test_a_function_that_calls_itself_is_answered() -> None:
         assert f.stats.reasons["nested"] >= 12
 
 
+def test_a_function_that_calls_itself_waits_for_nobody() -> None:
+    """The call is run on the spot: who looks for a ring through this thread finds none."""
+
+    def function(items: list[int]) -> list[bool]:
+        if items == [0]:
+            return [f(1)]
+        return [threading.get_ident() in threads_module._waits_for]
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) is False
+
+
 def test_a_call_of_itself_counts_as_no_time_waited() -> None:
     def function(items: list[int]) -> list[int]:
         if items == [0]:
@@ -626,6 +818,121 @@ def test_a_function_that_submits_to_itself_is_answered() -> None:
 
     with batched(batch_size=4)(function) as f:
         assert f(3) == 3 * 0 + sum(f(item) for item in range(3))
+
+
+def test_a_function_may_wait_for_what_it_submits_to_itself_in_any_way() -> None:
+    def function(items: list[int]) -> list[int]:
+        if items[0] == 0:
+            return items
+        futures = [f.submit(0), f.submit(0)]
+        concurrent.futures.wait(futures)
+        assert futures[0].exception() is None
+        return [items[0] + sum(future.result() for future in futures)]
+
+    with batched(batch_size=1)(function) as f:
+        assert f(3) == 3
+        future = f.submit(4)
+        # On the flush thread, and in a batch of its own there: what that one submits is not a callback's.
+        outcome: list[int] = []
+        future.add_done_callback(lambda _: outcome.append(f(5)))
+        assert future.result() == 4
+    assert outcome == [5]
+
+
+@pytest.mark.parametrize("ask", ["result", "exception"])
+def test_a_function_may_wait_for_what_waits_for_it(ask: str) -> None:
+    def function(items: list[int]) -> list[Any]:
+        if items == [1]:
+            return items
+        begun.wait()
+        return [getattr(later, ask)()]
+
+    begun = threading.Event()
+    with batched(batch_size=1)(function) as f:
+        first, later = f.submit(0), f.submit(1)
+        begun.set()
+        assert first.result() == (1 if ask == "result" else None)
+        assert later.result() == 1
+
+
+def test_a_function_that_asks_for_its_own_answer_is_told_that_it_is_not_there() -> None:
+    told: list[Any] = []
+
+    def function(items: list[int]) -> list[int]:
+        begun.wait()
+        with pytest.raises(TimeoutError):
+            told.append(future.result(timeout=0))
+        return items
+
+    begun = threading.Event()
+    with batched(batch_size=1)(function) as f:
+        future = f.submit(1)
+        begun.set()
+        assert future.result() == 1
+    assert not told
+
+
+def test_a_map_from_inside_is_one_batch_per_chunk() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [sum(f.map([0] * item)) + item if item else 0 for item in items]
+
+    with batched(batch_size=4)(function) as f:
+        assert f(8) == 8
+        assert f.stats.sizes == {1: 1, 4: 2}
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "error", "map", "aio"])
+def test_a_call_of_another_function_from_inside_joins_its_batch(how: str) -> None:
+    calls: dict[str, Callable[[int], Any]] = {
+        "call": lambda item: inner(item),
+        "submit": lambda item: inner.submit(item).result(),
+        "error": lambda item: inner.submit(-1).exception() or inner(item),
+        "map": lambda item: next(inner.map([item])),
+        "aio": lambda item: asyncio.run(inner.aio(item)),
+    }
+    names: list[str] = []
+
+    def function(items: list[int]) -> list[int]:
+        names.append(threading.current_thread().name)
+        return items
+
+    with batched(batch_size=9, timeout=None)(function) as inner:
+        stranger = inner.submit(0)
+        with batched(batch_size=1)(lambda items: [calls[how](items[0])]) as outer:
+            future = outer.submit(1)
+            until(lambda: inner.stats.pending == 2 or future.done())
+            inner.flush()
+            if how == "error":
+                until(lambda: inner.stats.pending == 1)
+                inner.flush()
+            assert (future.result(), stranger.result()) == (1, 0)
+    assert set(names) == {"batchify flush thread of function()"}
+    assert "nested" not in inner.stats.reasons
+
+
+def test_functions_in_a_chain_each_run_in_their_own_thread() -> None:
+    """The second calls the third, while the first waits for it: no ring, so nothing is run on the spot."""
+    third = batched(batch_size=1)(lambda items: [threading.get_ident()])
+    second = batched(batch_size=1)(lambda items: [[threading.get_ident(), third(0)]])
+    first = batched(batch_size=1)(lambda items: [[threading.get_ident(), *second(0)]])
+    with third, second, first:
+        assert len(set(first(0))) == 3
+        assert (first.stats.reasons, second.stats.reasons, third.stats.reasons) == ({"full": 1},) * 3
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "map", "aio"])
+def test_a_closed_function_refuses_calls_from_inside_another_one(how: str) -> None:
+    calls: dict[str, Callable[[], Any]] = {
+        "call": lambda: closed(1),
+        "submit": lambda: closed.submit(1),
+        "map": lambda: next(closed.map([1])),
+        "aio": lambda: asyncio.run(closed.aio(1)),
+    }
+    closed = batched(batch_size=1)(lambda items: items)
+    assert closed(0) == 0
+    closed.close()
+    with batched(batch_size=1)(lambda items: [calls[how]()]) as f, pytest.raises(ClosedError):
+        f(1)
 
 
 def test_functions_that_call_each_other_are_answered() -> None:
@@ -660,6 +967,25 @@ def test_a_callback_on_the_thread_of_an_engine_is_answered() -> None:
         f.submit(2).add_done_callback(lambda _: f.close())
     g.close()
     assert outcome == [5]
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "close"])
+def test_a_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_it_answers(how: str) -> None:
+    def use(_: object) -> None:
+        if how == "close":
+            f.close()
+        else:
+            outcome.append(f(2) if how == "call" else f.submit(2).result())
+
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    with batched(batch_size=1)(lambda items: engine if items == [1] else items) as f:
+        future = f.submit(1)
+        future.add_done_callback(use)
+        until(lambda: f._self_batcher._sleeps_until_finish)
+        in_threads(engine.set_result, [[1]])
+        assert future.result() == 1
+    assert outcome == ([] if how == "close" else [2])
 
 
 def test_a_ring_through_an_engine_is_answered() -> None:
@@ -749,6 +1075,28 @@ def test_a_ring_is_found_whatever_the_first_one_waits_with(how: str) -> None:
     first.close()
 
 
+def test_closing_each_other_from_inside_ends() -> None:
+    entered = threading.Event()
+
+    def one(items: list[int]) -> list[int]:
+        if items == [0]:
+            entered.wait()
+            thread = second._self_batcher._thread
+            until(lambda: thread is not None and thread.ident in threads_module._waits_for)
+            second.close()
+        return items
+
+    def other(items: list[int]) -> list[int]:
+        entered.set()
+        return [first(1)]
+
+    first, second = batched(batch_size=1)(one), batched(batch_size=1)(other)
+    futures = [first.submit(0), second.submit(0)]
+    assert [future.result() for future in futures] == [0, 1]
+    second.close()
+    first.close()
+
+
 @pytest.mark.parametrize("timeout", [0.0, None])
 def test_a_callback_that_waits_is_answered(timeout: float | None) -> None:
     outcome: list[int] = []
@@ -826,6 +1174,17 @@ def test_a_logging_handler_that_raises_ends_nothing(monkeypatch: pytest.MonkeyPa
         assert [f(1), f(2)] == [1, 2]
 
 
+def test_a_logging_handler_that_raises_when_a_callback_did_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr("logging.Logger.error", refuse)
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(refuse)
+        assert f.submit(2).result() == 2
+        assert in_threads(f, [3, 4]) == [3, 4]
+
+
 # close
 
 
@@ -877,29 +1236,76 @@ def test_two_closers_both_wait() -> None:
         assert future.done()
 
 
-@pytest.mark.parametrize("how", ["call", "submit", "map"])
-@pytest.mark.thread_unsafe(reason="looks for threads by name")
-def test_after_close_calls_are_refused(how: str) -> None:
+def cannot_start(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "call": lambda f: f(1),
+    "submit": lambda f: f.submit(1).result(),
+    "map": lambda f: next(f.map([1])),
+    "aio": lambda f: asyncio.run(f.aio(1)),
+}
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_after_close_calls_are_refused(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def refusing(items: list[int]) -> list[int]:
         return items
 
     f = batched(batch_size=2)(refusing)
     f.close()
     f.close()
-    with pytest.raises(ClosedError, match=r"refusing\(\) is closed"):
-        f(1) if how == "call" else f.submit(1) if how == "submit" else next(f.map([1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", cannot_start)  # nor does it try
+        with pytest.raises(ClosedError, match=r"^refusing\(\) is closed$"):
+            CALLS[how](f)
     assert f.stats.accepted == 0
-    assert not flush_threads("refusing")
 
 
-def test_a_function_that_was_closed_twice_goes_when_it_is_dropped() -> None:
-    f = batched(batch_size=1)(lambda items: items)
-    assert f(1) == 1
-    f.close()
-    f.close()
-    reference = weakref.ref(f._self_batcher)
-    del f
-    assert reference() is None
+@pytest.mark.parametrize("used", ["", "call", "flush", "set", "close"])
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_a_function_goes_when_it_is_dropped(used: str) -> None:
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        f = batched(batch_size=1)(lambda items: items)
+        if used == "call":
+            assert f(1) == 1
+            f.close()
+        if used == "flush":
+            f.flush()
+        if used == "set":
+            f.timeout = f.batch_size = 2
+        if used:
+            f.close()
+            f.close()
+            f.flush()
+        watched = weakref.ref(f.__wrapped__)
+        del f
+        assert watched() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_a_function_that_was_closed_while_it_ran_goes_when_it_is_dropped() -> None:
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        function = Gated()
+        f = batched(batch_size=1)(function)
+        future = f.submit(1)
+        function.entered.acquire()
+        f._self_batcher.close(wait=False)
+        function.open()
+        assert future.result() == 1
+        f.close()
+        watched = weakref.ref(f._self_batcher)
+        del f, future
+        assert watched() is None
+    finally:
+        gc.enable()
 
 
 def test_close_from_inside_the_function_does_not_wait_for_itself() -> None:
@@ -978,6 +1384,51 @@ def test_many_first_callers_start_one_thread() -> None:
         until(lambda: not flush_threads("eager"))
 
 
+@pytest.mark.parametrize("how", CALLS)
+def test_the_thread_is_started_once(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with batched(batch_size=1)(lambda items: items) as f:
+        assert f(0) == 0
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", cannot_start)
+            assert CALLS[how](f) == 1
+
+
+@pytest.mark.parametrize("meanwhile", ["another one starts it", "it is closed"])
+@pytest.mark.thread_unsafe(reason="looks for threads by name")
+def test_a_thread_that_comes_too_late_is_sent_home(meanwhile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(items: list[int]) -> list[int]:
+        return items
+
+    start = threading.Thread.start
+
+    def start_late(thread: threading.Thread) -> None:
+        monkeypatch.setattr(threading.Thread, "start", start)
+        if meanwhile == "it is closed":
+            f.close()
+        else:
+            assert f(0) == 0
+        thread.start()
+
+    f = batched(batch_size=1)(late)
+    monkeypatch.setattr(threading.Thread, "start", start_late)
+    if meanwhile == "it is closed":
+        with pytest.raises(ClosedError):
+            f(1)
+        until(lambda: not flush_threads("late"))
+    else:
+        assert f(1) == 1
+        until(lambda: len(flush_threads("late")) == 1)
+        f.close()
+
+
+def test_nothing_is_known_of_a_flush_thread_that_has_ended() -> None:
+    """Another thread may get its number."""
+    with batched(batch_size=1)(lambda items: [threading.get_ident()]) as f:
+        ident = f(1)
+        assert ident in threads_module._flushing
+    assert ident not in threads_module._flushing
+
+
 @pytest.mark.parametrize("refers_to_itself", [False, True])
 @pytest.mark.thread_unsafe(reason="looks for threads by name")
 def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: bool) -> None:
@@ -998,6 +1449,53 @@ def test_a_dropped_function_is_collected_and_its_thread_ends(refers_to_itself: b
     gc.collect()
     thread.join()
     assert function() is None
+
+
+def test_a_dropped_function_is_collected_while_its_thread_waits_for_nothing_but_a_timeout() -> None:
+    """After each batch it sleeps for as long as an item may wait; that is not for the function's sake."""
+    f: Any = batched(batch_size=2, timeout=10**6)(lambda items: items)
+    future = f.submit(1)
+    thread = f._self_batcher._thread
+    until(lambda: f._self_batcher._wakes_at > 0)
+    assert f(2) == 2
+    assert future.result() == 1
+    until(lambda: f._self_batcher._wakes_at > 0)
+    f = None
+    thread.join()
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_a_dropped_function_is_collected_when_all_is_answered(started: bool) -> None:
+    f: Any = batched(batch_size=2, timeout=None)(lambda items: items)
+    futures = [f.submit(1)]
+    if started:  # its thread has seen what is left over
+        futures += [f.submit(2), f.submit(3)]
+        until(lambda: f._self_batcher._wakes_at == float("inf") and f.stats.answered == 2)
+    thread, function = f._self_batcher._thread, weakref.ref(f.__wrapped__)
+    f = None
+    assert [future.result() for future in futures] == list(range(1, len(futures) + 1))
+    thread.join()
+    del futures
+    until(lambda: function() is None)
+
+
+def test_dropping_a_function_does_not_wait() -> None:
+    let_on = threading.Event()
+    f: Any = batched(batch_size=2, timeout=None)(lambda items: items)
+    future = f.submit(1)
+    future.add_done_callback(lambda _: let_on.wait())
+    thread = f._self_batcher._thread
+    del f
+    let_on.set()
+    thread.join()
+    assert future.result() == 1
+
+
+def test_what_waits_in_a_dropped_function_still_has_its_time() -> None:
+    before = time.monotonic()
+    future = batched(batch_size=2, timeout=0.05)(lambda items: items).submit(1)
+    assert future.result() == 1
+    assert time.monotonic() - before >= 0.05
 
 
 def test_an_error_that_is_kept_does_not_keep_a_dropped_function_alive() -> None:
@@ -1143,6 +1641,47 @@ def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog
     assert caplog.messages == ["the flush thread of ?() was disturbed"]
 
 
+def test_a_flush_thread_that_is_disturbed_as_it_wakes_up_looks_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    sleeps: list[float] = []
+
+    class Batcher:
+        def _next(self, *, flushed: bool) -> None:
+            assert not flushed
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None:
+            sleeps.append(seconds)
+            if len(sleeps) == 1:
+                raise MemoryError
+
+    begun = threading.Lock()
+    begun.acquire()
+    threads_module._flush_forever(Bell(), begun, [Batcher()], object())  # type: ignore[arg-type, list-item]
+    assert sleeps == [-1, 0.0]
+
+
+def test_a_flush_thread_that_is_disturbed_at_work_goes_on_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    sleeps: list[float] = []
+
+    class Batcher:
+        name = "f"
+        looks = 0
+
+        def _next(self, *, flushed: bool) -> None:
+            self.looks += 1
+            if self.looks == 1:
+                raise MemoryError
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None:
+            sleeps.append(seconds)
+
+    begun = threading.Lock()
+    begun.acquire()
+    threads_module._flush_forever(Bell(), begun, [Batcher()], object())  # type: ignore[arg-type, list-item]
+    assert sleeps == [-1, 0.0]
+
+
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
     causes: list[type] = []
 
@@ -1228,6 +1767,21 @@ def test_ctrl_c_in_a_batch_does_not_disturb_it(ctrl_c: Callable[[], None]) -> No
         assert in_threads(f, [2, 3]) == [2, 3]
 
 
+def test_ctrl_c_in_submit_takes_the_item_out() -> None:
+    with batched(batch_size=2, timeout=1)(lambda items: items) as f:
+        batcher = f._self_batcher
+        wake = batcher._wake_locked
+
+        def interrupted() -> None:
+            batcher._wake_locked = wake  # type: ignore[method-assign]
+            raise KeyboardInterrupt
+
+        batcher._wake_locked = interrupted  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            f.submit(1)
+        assert (f.stats.pending, f.stats.cancelled) == (0, 1)
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_ctrl_c_in_a_call_from_inside_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
@@ -1284,6 +1838,44 @@ def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
     assert [future.result() for future in futures] == [2] * len(futures)
 
 
+def test_a_finalizer_inside_the_lock_may_call_a_function_that_leaves_the_process() -> None:
+    class Engine:
+        def result(self) -> list[int]:
+            return [1]
+
+        def add_done_callback(self, callback: Callable[[Any], None]) -> None:
+            threading.Thread(target=callback, args=(self,)).start()
+
+    with batched(batch_size=1)(lambda items: Engine()) as f:
+        with threads_module._lock:
+            assert f(0) == 1
+        assert f(0) == 1
+
+
+def test_a_finalizer_inside_the_lock_is_refused_by_a_closed_function() -> None:
+    f = batched(batch_size=1)(lambda items: items)
+    assert f(1) == 1
+    f.close()
+    with threads_module._lock, pytest.raises(ClosedError):
+        f(2)
+
+
+def test_what_a_finalizer_of_the_flush_thread_submits_inside_the_lock_waits_for_its_turn() -> None:
+    futures: list[Future[Any]] = []
+
+    def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            with threads_module._lock:
+                futures.append(f.submit(1))
+            assert not futures[0].done()
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == 0
+        assert futures[0].result() == 1
+        assert "nested" not in f.stats.reasons
+
+
 # The event loop
 
 
@@ -1296,6 +1888,24 @@ def test_a_blocking_call_on_a_running_loop_warns_once_and_works() -> None:
             assert asyncio.run(main()) == [1, 2]
         assert len(warned) == 1
         assert warned[0].filename == __file__
+
+
+def test_the_very_first_call_warns_as_well() -> None:
+    done = run_script("""if True:
+        import asyncio, warnings
+        from batchify import batched
+        warnings.simplefilter("error")
+
+        async def main():
+            try:
+                f(1)
+            except RuntimeWarning:
+                print("warned")
+
+        f = batched(batch_size=1)(lambda items: items)
+        asyncio.run(main())
+    """)
+    assert done.stdout.split() == ["warned"]
 
 
 def test_no_warning_elsewhere() -> None:
@@ -1439,6 +2049,74 @@ def test_a_fork_inside_the_function() -> None:
     """)
 
 
+def test_a_fork_inside_the_function_answers_nobody_twice() -> None:
+    done = run_script("""if True:
+        import os, threading, warnings
+        from batchify import batched
+        warnings.simplefilter("ignore")
+        begun = threading.Event()
+
+        @batched(batch_size=1)
+        def function(items):
+            begun.wait()
+            child = os.fork()
+            if child:
+                assert os.waitpid(child, 0)[1] == 0
+            return items
+
+        future = function.submit(1)
+        future.add_done_callback(lambda _: os.write(1, b"answered"))
+        begun.set()
+        future.result()
+        function.close()
+    """)
+    assert done.stdout == "answered"
+
+
+@pytest.mark.parametrize("which", ["flush thread", "thread"])
+def test_a_forked_child_knows_nothing_of_its_parents_threads(which: str) -> None:
+    """Its own get their numbers."""
+    run_script(
+        f"which = {which!r}"
+        + """
+import asyncio, concurrent.futures, os, signal, threading, warnings
+from batchify import batched
+warnings.simplefilter("ignore")
+
+def function(items):
+    if items[0] == 1:
+        concurrent.futures.wait([function.submit(0)])
+    return items
+
+async def main():
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function(0)
+    warned.append(len(caught))
+
+warned = []
+entered, let_on = threading.Event(), threading.Event()
+delivering = batched(batch_size=1)(lambda items: items)
+delivering.submit(1).add_done_callback(lambda _: (entered.set(), let_on.wait()))
+entered.wait()
+child = os.fork()
+if not child:
+    signal.alarm(100)
+    function = batched(batch_size=1)(function)
+    if which == "flush thread":
+        assert function(1) == 1
+    else:
+        thread = threading.Thread(target=lambda: asyncio.run(main()))
+        thread.start()
+        thread.join()
+        assert warned == [1]
+    os._exit(0)
+let_on.set()
+assert os.waitpid(child, 0)[1] == 0
+    """
+    )
+
+
 def test_an_idle_function_does_not_hold_up_the_exit() -> None:
     run_script("from batchify import batched; f = batched(batch_size=2)(lambda xs: xs); f(1)")
 
@@ -1456,6 +2134,22 @@ def test_what_a_dropped_function_accepted_is_answered_at_exit() -> None:
 
         make()
         gc.collect()
+    """)
+    assert done.stdout.split() == ["7"]
+
+
+def test_a_batch_of_a_dropped_function_is_answered_at_exit() -> None:
+    done = run_script("""if True:
+        import threading
+        from batchify import batched
+
+        def function(items):
+            threading.main_thread().join()
+            return items
+
+        f = batched(batch_size=9, timeout=None)(function)
+        f.submit(7).add_done_callback(lambda future: print(future.result()))
+        del f
     """)
     assert done.stdout.split() == ["7"]
 
@@ -1537,6 +2231,41 @@ def test_calls_at_exit_are_answered_or_refused() -> None:
     assert unused in ("1", "RuntimeError")
     assert used_before_drain == "1"
     assert used_after_drain == "ClosedError"
+
+
+def test_a_function_that_is_made_at_exit_refuses() -> None:
+    done = run_script("""if True:
+        import atexit
+
+        def late():
+            try:
+                print(batched(batch_size=1)(lambda items: items)(1))
+            except RuntimeError as error:
+                print(error)
+
+        atexit.register(late)
+        from batchify import batched
+    """)
+    assert done.stdout == "<lambda>() is closed (the interpreter is exiting)\n"
+
+
+def test_at_exit_a_function_that_is_open_yet_runs_in_its_own_thread() -> None:
+    done = run_script("""if True:
+        import threading
+        from batchify import batched
+
+        @batched(batch_size=1)
+        def inner(items):
+            return [threading.current_thread().name]
+
+        @batched(batch_size=2, timeout=None)
+        def outer(items):
+            return [inner(item) for item in items]
+
+        inner(0)
+        outer.submit(1).add_done_callback(lambda future: print(future.result()))
+    """)
+    assert done.stdout == "batchify flush thread of inner()\n"
 
 
 def test_map_heeds_a_change_of_batch_size_while_it_waits() -> None:

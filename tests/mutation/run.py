@@ -44,7 +44,7 @@ EQUIVALENT = HERE / "equivalent.md"
 # The tests most likely to notice, for each file; the others come after them.
 FIRST = {
     "_buffer.py": ["buffer", "messages"],
-    "_batch.py": ["answers", "coroutines", "asyncio", "threads", "any_line"],
+    "_batch.py": ["answers", "coroutines", "asyncio", "threads"],
     "_errors.py": ["answers", "messages"],
     "_stats.py": ["stats"],
     "_processor.py": ["processor"],
@@ -65,10 +65,12 @@ OTHERS = [
     "structure",
     "coroutines",
 ]
-OTHERS += ["threads", "any_line"]  # the slowest come last
+OTHERS += ["threads"]
+LAST = ["any_line"]  # where one test takes as long as others are given
 OPTIONS = ["-q", "-x", "--tb=line", "-rf", "-p", "no:cacheprovider", "-p", "no:run_parallel"]
-OPTIONS += ["-o", "timeout=10", "-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-SECONDS = 180  # for a run that does not end by itself
+OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+SECONDS, LAST_SECONDS = 10, 60  # for one test
+ALL_SECONDS = 180  # for a run that does not end by itself
 BYTES = 8 << 30
 
 
@@ -99,7 +101,7 @@ def test_all(todo: Iterable[Mutant], workers: int, *, quick: bool) -> Iterator[t
             while True:
                 while free and (mutant := next(todo, None)) is not None:
                     first = FIRST[mutant.file]
-                    stages = [first] if quick else [first, [name for name in OTHERS if name not in first]]
+                    stages = [first] if quick else [first, [name for name in OTHERS if name not in first], LAST]
                     run = Run(mutant, free.pop(), stages)
                     (run.copy / "batchify" / mutant.file).write_text(mutant.code)
                     running[start(run)] = run
@@ -123,7 +125,7 @@ def wait_for_one(running: dict[int, Run]) -> tuple[int, int]:
     """Return the process that ended first, and its exit status; one that hangs is ended."""
     while True:
         for pid, run in running.items():
-            hangs = time.monotonic() > run.started + SECONDS
+            hangs = time.monotonic() > run.started + ALL_SECONDS
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended or hangs:
                 with suppress(ProcessLookupError):
@@ -146,7 +148,7 @@ def copy_project(copy: Path) -> Path:
         "pytest",
         *OPTIONS,
         "--collect-only",
-        *(f"tests/test_{name}.py" for name in OTHERS),
+        *(f"tests/test_{name}.py" for name in OTHERS + LAST),
     ]
     done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -179,7 +181,8 @@ def start(run: Run) -> int:
             os._exit(1)
         if not str(batchify.__file__).startswith(str(run.copy)):
             os._exit(99)
-        code = pytest.main([*OPTIONS, *(f"tests/test_{name}.py" for name in stage)])
+        timeout = f"timeout={LAST_SECONDS if stage == LAST else SECONDS}"
+        code = pytest.main([*OPTIONS, "-o", timeout, *(f"tests/test_{name}.py" for name in stage)])
         sys.stdout.flush()
         os._exit(code)
     finally:
