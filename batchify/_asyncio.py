@@ -245,9 +245,9 @@ class LoopBatch(Batch):
     def will_wait_for(self, flusher: "LoopFlusher", calls: Sequence[Any]) -> None:
         """Note that these calls are made from inside the function."""
         waiting = self._waits_for.setdefault(flusher, [])
+        before = len(waiting)
         waiting.extend(calls)
-        size = len(waiting)
-        if size >= 64 and size & (size - 1) == 0:
+        if len(waiting) >= 64 and len(waiting).bit_length() > before.bit_length():  # so it is done seldom
             waiting[:] = [call for call in waiting if not hasattr(call, "error")]
 
     def waits_for(self) -> "list[LoopFlusher]":

@@ -321,7 +321,7 @@ def test_what_comes_while_the_function_is_busy_wakes_nobody(how: str) -> None:
         function.entered.acquire()
         if how == "has returned a future":
             function.let_on.release()
-            until(lambda: f._self_batcher._sleeps_until_finish)
+            until(lambda: f._self_batcher._has_no_room and bool(f._self_batcher._asleep))
         batcher = f._self_batcher
         wake = batcher._wake_locked
         woken: list[str] = []
@@ -982,7 +982,7 @@ def test_a_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_
     with batched(batch_size=1)(lambda items: engine if items == [1] else items) as f:
         future = f.submit(1)
         future.add_done_callback(use)
-        until(lambda: f._self_batcher._sleeps_until_finish)
+        until(lambda: f._self_batcher._has_no_room and bool(f._self_batcher._asleep))
         in_threads(engine.set_result, [[1]])
         assert future.result() == 1
     assert outcome == ([] if how == "close" else [2])
@@ -1081,8 +1081,7 @@ def test_closing_each_other_from_inside_ends() -> None:
     def one(items: list[int]) -> list[int]:
         if items == [0]:
             entered.wait()
-            thread = second._self_batcher._thread
-            until(lambda: thread is not None and thread.ident in threads_module._waits_for)
+            until(lambda: flush_thread(second).ident in threads_module._waits_for)
             second.close()
         return items
 
@@ -1455,7 +1454,7 @@ def test_a_dropped_function_is_collected_while_its_thread_waits_for_nothing_but_
     """After each batch it sleeps for as long as an item may wait; that is not for the function's sake."""
     f: Any = batched(batch_size=2, timeout=10**6)(lambda items: items)
     future = f.submit(1)
-    thread = f._self_batcher._thread
+    thread = flush_thread(f)
     until(lambda: f._self_batcher._wakes_at > 0)
     assert f(2) == 2
     assert future.result() == 1
@@ -1471,7 +1470,7 @@ def test_a_dropped_function_is_collected_when_all_is_answered(started: bool) -> 
     if started:  # its thread has seen what is left over
         futures += [f.submit(2), f.submit(3)]
         until(lambda: f._self_batcher._wakes_at == float("inf") and f.stats.answered == 2)
-    thread, function = f._self_batcher._thread, weakref.ref(f.__wrapped__)
+    thread, function = flush_thread(f), weakref.ref(f.__wrapped__)
     f = None
     assert [future.result() for future in futures] == list(range(1, len(futures) + 1))
     thread.join()
@@ -1484,7 +1483,7 @@ def test_dropping_a_function_does_not_wait() -> None:
     f: Any = batched(batch_size=2, timeout=None)(lambda items: items)
     future = f.submit(1)
     future.add_done_callback(lambda _: let_on.wait())
-    thread = f._self_batcher._thread
+    thread = flush_thread(f)
     del f
     let_on.set()
     thread.join()
@@ -1619,6 +1618,15 @@ def test_a_batch_that_could_not_be_made_is_made_again(
     assert not errors
 
 
+def flush_forever(bell: Any, handed: list[Any]) -> None:
+    """Be a flush thread, with what stands in for its bell and for its batcher."""
+    begun, go = threading.Lock(), threading.Lock()
+    begun.acquire()
+    hired = {threading.get_ident(): threading.current_thread()}
+    bell.release = lambda _: None
+    threads_module._flush_forever(bell(), begun, go, hired, handed, lambda: None, object())
+
+
 @pytest.mark.thread_unsafe(reason="looks for threads by name")
 def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog: pytest.LogCaptureFixture) -> None:
     sleeps: list[float] = []
@@ -1629,14 +1637,7 @@ def test_a_flush_thread_that_is_disturbed_before_its_first_item_sleeps_on(caplog
             if len(sleeps) == 1:
                 raise MemoryError
 
-        def release(self) -> None:
-            pass
-
-    begun, go = threading.Lock(), threading.Lock()
-    begun.acquire()
-    hired = {threading.get_ident(): threading.current_thread()}
-    bell: Any = Bell()
-    threads_module._flush_forever(bell, begun, go, hired, [], lambda: None, object())
+    flush_forever(Bell, [])
     assert sleeps == [-1, -1]
     assert caplog.messages == ["the flush thread of ?() was disturbed"]
 
@@ -1654,9 +1655,7 @@ def test_a_flush_thread_that_is_disturbed_as_it_wakes_up_looks_at_once(caplog: p
             if len(sleeps) == 1:
                 raise MemoryError
 
-    begun = threading.Lock()
-    begun.acquire()
-    threads_module._flush_forever(Bell(), begun, [Batcher()], object())  # type: ignore[arg-type, list-item]
+    flush_forever(Bell, [Batcher()])
     assert sleeps == [-1, 0.0]
 
 
@@ -1676,9 +1675,7 @@ def test_a_flush_thread_that_is_disturbed_at_work_goes_on_at_once(caplog: pytest
         def acquire(self, _: bool, seconds: float) -> None:
             sleeps.append(seconds)
 
-    begun = threading.Lock()
-    begun.acquire()
-    threads_module._flush_forever(Bell(), begun, [Batcher()], object())  # type: ignore[arg-type, list-item]
+    flush_forever(Bell, [Batcher()])
     assert sleeps == [-1, 0.0]
 
 
