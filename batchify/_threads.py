@@ -427,6 +427,8 @@ class ThreadBatcher:
             if waited:
                 self._tally.cancelled += 1
                 self._wake_if_due_locked()  # in its place came one that waited for room
+                if not len(self._buffer) and -inf < self._wakes_at < inf:
+                    self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
         self._after_the_lock()
         return waited
 

@@ -2552,3 +2552,33 @@ def test_an_item_passed_at_any_line_is_answered() -> None:
         if not intruder.where:
             break
     assert at > 100
+
+
+def test_what_a_map_from_inside_has_yielded_is_not_kept() -> None:
+    class Item:
+        pass
+
+    kept: list[weakref.ref[Item]] = []
+
+    def items() -> Iterator[Item]:
+        for _ in range(600):
+            item = Item()
+            kept.append(weakref.ref(item))
+            yield item
+            del item
+
+    @batched(batch_size=3)
+    async def inner(items: list[Item]) -> list[int]:
+        return [0 for _ in items]
+
+    @batched(batch_size=1)
+    async def outer(numbers: list[int]) -> list[int]:
+        async for _ in inner.map(items()):
+            pass
+        return [sum(reference() is not None for reference in kept)]
+
+    async def main() -> int:
+        result: int = await outer(0)
+        return result
+
+    assert asyncio.run(main()) < 200

@@ -1478,6 +1478,16 @@ def test_a_dropped_function_is_collected_when_all_is_answered(started: bool) -> 
     until(lambda: function() is None)
 
 
+def test_a_dropped_function_whose_only_item_was_cancelled_is_collected_before_its_timeout() -> None:
+    f: Any = batched(batch_size=2, timeout=10**6)(lambda items: items)
+    future = f.submit(1)
+    thread = flush_thread(f)
+    until(lambda: 0 < f._self_batcher._wakes_at < float("inf"))  # it sleeps until the item is due
+    assert future.cancel()
+    f = None
+    thread.join()
+
+
 def test_dropping_a_function_does_not_wait() -> None:
     let_on = threading.Event()
     f: Any = batched(batch_size=2, timeout=None)(lambda items: items)
