@@ -226,8 +226,8 @@ class LoopBatch(Batch):
         now = flusher.now() if done else None
         with _lock:
             flusher.tally.answer(len(calls), failed, now)
-            pending, in_flight = len(flusher.buffer), flusher.tally.in_flight
         if self._draft is not None and now is not None:
+            pending, in_flight = len(flusher.buffer), flusher.tally.in_flight
             tell(options, self._draft.report(options.batch_size, now, pending, in_flight, self.error))
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
@@ -497,7 +497,7 @@ class LoopFlusher:
                     arrivals = list(map(arrival_of, calls))
                     self.tally.begin(reason, arrivals, now)
                     hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-            if hint and len(arrivals) < options.batch_size:
+            if hint:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
             self.buffer.let_go()
             if self._looks_at == inf:

@@ -21,6 +21,7 @@ from ._options import Options
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
+_NO_TWINS: "dict[Call, list[Call]]" = {}  # never changed
 NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -170,7 +171,7 @@ class Batch:
         self._unanswered = [calls]
         # With `dedupe`: by each call whose item is given to the function, those with an equal one, which are not in
         # _unanswered.
-        self._twins: dict[Call, list[Call]] = {}
+        self._twins = _NO_TWINS
 
     def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
         """Deliver these calls; `failed` of them hold an error. `done`: no answer follows, so the batch has ended."""

@@ -11,6 +11,7 @@ go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes
 """
 
 import math
+from _weakref import _remove_dead_weakref as remove_if_dead  # type: ignore[attr-defined]  # as in weakref.py
 from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
 from contextlib import suppress
@@ -18,7 +19,7 @@ from heapq import heappop, heappush
 from itertools import count
 from operator import attrgetter
 from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakValueDictionary
+from weakref import ref
 
 from ._options import Options
 from ._stats import Reason
@@ -35,7 +36,6 @@ class Waits(Protocol):
 C = TypeVar("C", bound=Waits)
 # In place of comprehensions, in whose loop Ctrl-C makes CPython 3.13.0 leave a `with` block without leaving its lock.
 arrival_of = attrgetter("arrival")
-_weight_of = attrgetter("weight")
 
 
 class Group:
@@ -47,7 +47,7 @@ class Group:
         self.key = key  # what reports call it
         self.constants: Mapping[str, Any] = constants or {}  # keyword arguments of the function for these items
         self.calls: OrderedDict[Any, None] = OrderedDict()
-        # Of the calls that the next batch may have, all together; NaN if that must be counted anew.
+        # Of all calls together, or of the first ones, if these make it full; NaN if that must be counted anew.
         self.weight = math.nan
         self.listed = False  # among those that are full
 
@@ -76,7 +76,7 @@ class Buffer(Generic[C]):
         self._only = None if grouped or options.group_by is not None else Group()
         if self._only is not None:
             self._only.calls = self._waiting
-        self._groups: WeakValueDictionary[Hashable, Group] = WeakValueDictionary()
+        self._groups: dict[Hashable, ref[Group]] = {}
         self._full: list[tuple[float, int, Group]] = []  # a heap
         self._popped: list[Group] = []  # see let_go()
         self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
@@ -102,7 +102,8 @@ class Buffer(Generic[C]):
     def group_of(self, key: Hashable, constants: Mapping[str, Any]) -> Group | None:
         """Return the one group of all calls with an equal key and these constants; None if there are no groups.
 
-        Compares keys, and so calls what is the user's: not to be called under a lock that others need.
+        Compares keys, and so calls what is the user's: not to be called under a lock. Without one, any thread may call
+        it at any time, as each step is atomic, and none takes away what another has just put there.
         """
         if self._only is not None:
             return None
@@ -112,9 +113,12 @@ class Buffer(Generic[C]):
             values = tuple(constants.values())
             whole = (key, values, tuple(map(type, values)))
             key = (key, *values)
-        group = self._groups.get(whole)
-        # Asked again: a finalizer may have come first.
-        return group if group is not None else self._groups.setdefault(whole, Group(key, constants))
+        groups, found = self._groups, self._groups.get(whole)
+        while found is None or (group := found()) is None:
+            remove_if_dead(groups, whole)
+            fresh = Group(key, constants)
+            found = groups.setdefault(whole, ref(fresh, lambda _: remove_if_dead(groups, whole)))
+        return group
 
     def add(self, call: C, now: float) -> float:
         """Let a call wait. `now` must not be smaller than at any earlier call.
@@ -207,16 +211,17 @@ class Buffer(Generic[C]):
             return None
         calls: list[C] = []
         try:
-            if self._only is not None and self._options.max_weight is None:
+            if self._simple:
                 # Until it is empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
                 with suppress(KeyError):
                     for _ in range(self._options.batch_size):
                         calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
             else:
                 self._pick(group, calls)
-            group.weight = math.nan
-            self._note_if_full(group)
-            self._fill()
+                group.weight = math.nan
+                self._note_if_full(group)
+                self._oldest_full()  # mends the list of those that are, which would grow where nobody asks for due_at
+                self._fill()
             return (calls, reason) if calls else None
         except BaseException:  # Ctrl-C
             self.put_back(calls)
@@ -286,11 +291,14 @@ class Buffer(Generic[C]):
             return True
         if self._options.max_weight is None:
             return False
-        # Few enough to be counted: fewer than batch_size.
         while group.weight != group.weight and group.calls:
-            size = len(group.calls)
+            size, weight = len(group.calls), 0.0
             with suppress(RuntimeError):  # a finalizer changed it meanwhile
-                group.weight = sum(map(_weight_of, group.calls))
+                for call in group.calls:
+                    weight += call.weight
+                    if weight >= self._options.max_weight:
+                        break  # there may be very many
+                group.weight = weight
             if len(group.calls) != size:
                 group.weight = math.nan
         return group.weight >= self._options.max_weight

@@ -564,17 +564,25 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
 
         def __getattr__(self, name: str) -> object:
             if hasattr(BatchedFunction, name):  # both kinds have the same names
-                raise AttributeError(
-                    f"{name_of(self.__wrapped__)}() has a buffer for each instance, so {name} must be asked of the "
-                    f"method of an instance (if it is a class method, put @batched above @classmethod)"
-                )
+                raise self._self_not_mine(name, "asked")
             return super().__getattr__(name)
+
+        def __setattr__(self, name: str, value: object) -> None:
+            if name in ("batch_size", "timeout"):
+                raise self._self_not_mine(name, "set")
+            super().__setattr__(name, value)
+
+        def _self_not_mine(self, name: str, done: str) -> AttributeError:
+            return AttributeError(
+                f"{name_of(self.__wrapped__)}() has a buffer for each instance, so {name} must be {done} of the "
+                f"method of an instance (if it is a class method, put @batched above @classmethod)"
+            )
 
 
 def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes) -> Callable[..., Any]:
     """Bind a method without keeping its instance alive. Whoever waits for an answer does that."""
 
-    def run(items: list[Any], **constants: Any) -> Any:
+    def run(items: list[Any], /, **constants: Any) -> Any:
         instance = reference()
         if instance is None:
             raise ReferenceError("the instance that was to answer is gone")
@@ -588,7 +596,7 @@ def _of_items(function: Callable[..., Any], takes: Takes) -> Callable[..., Any]:
     if takes.columns == 1:
         return function
 
-    def run(items: list[Any], **constants: Any) -> Any:
+    def run(items: list[Any], /, **constants: Any) -> Any:
         return function(*map(list, zip(*items, strict=True)), **constants)
 
     return run

@@ -163,7 +163,10 @@ class Tally:
         So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
         their answers.
         """
-        soon = reason == "timeout" and bool(timeout) and arrivals[0] - self._ended_at <= (timeout or 0.0)
+        if not timeout or reason != "timeout":
+            self._alike = 0
+            return False
+        soon = arrivals[0] - self._ended_at <= timeout
         self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
         self._last_size = len(arrivals)
         shows = self._alike >= _ALIKE and not self._said

@@ -168,8 +168,9 @@ class ThreadBatch(Batch):
         now = monotonic() if done else None
         with _lock:
             batcher._tally.answer(len(calls), failed, now)
-            pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
         if self._draft is not None and now is not None:
+            with _lock:
+                pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
             tell(batcher.options, self._draft.report(batcher.options.batch_size, now, pending, in_flight, self.error))
         self.deliver(calls)
 
@@ -221,11 +222,24 @@ _nobody: Any = None  # the batcher of a batch that has finished
 class NestedBatch(ThreadBatch):
     """A batch that the caller runs on its own thread, from inside a function, or as a finalizer inside our lock."""
 
-    __slots__ = ()
+    __slots__ = ("_parts",)
+
+    def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
+        super().__init__(batcher, calls, reason, now)
+        self._parts: list[Callable[[], None]] = []
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        for part in parts:
-            self._batcher._run_nested(part, "isolate")
+        # Later: here the error of the whole is being handled, and would become the context of theirs.
+        self._parts = [partial(self._batcher._run_nested, part, "isolate") for part in parts]
+
+    def run_parts(self) -> None:
+        parts, self._parts = self._parts, []
+        for run in parts:
+            run()
+
+    def settle_future(self, future: Any) -> None:
+        super().settle_future(future)
+        self.run_parts()
 
     def expect(self, future: Any) -> None:
         if _lock._is_owned():  # type: ignore[attr-defined]
@@ -241,7 +255,7 @@ class NestedBatch(ThreadBatch):
 class ThreadBatcher:
     """Gathers the items of callers in any number of threads, and runs the function in its flush threads."""
 
-    # _lock guards every field that _start_clean() sets, but for _groups_lock. True whenever nobody holds it:
+    # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
     #   1. _asleep says of each flush thread that sleeps when it wakes by itself (inf: never). Nothing is due before
     #      _wakes_at, the earliest of these; so an item that is not need not wake anybody. While there is one awake who
     #      will look, or no room for another batch, _wakes_at is -inf.
@@ -285,8 +299,6 @@ class ThreadBatcher:
     def _start_clean(self) -> None:
         self._life = object()
         self._buffer: Buffer[Call] = Buffer(self.options, grouped=self._grouped)
-        # Guards the table of groups, and nothing else. Keys, which are the user's, are compared under it.
-        self._groups_lock = RLock()
         self._tally = Tally()
         self._parts: deque[Sequence[Call]] = deque()
         self._unfinished: set[int] = set()
@@ -449,12 +461,14 @@ class ThreadBatcher:
                     self._wake_locked()
                 self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
         self._refuse_blocked()
+        self._after_the_lock()
         # A finalizer inside our lock would keep the flush threads from ending.
         if wait and threads and not inside and get_ident() not in self._threads:
             with _blocked_on(self._life) as for_itself:
-                if not for_itself:
+                while threads and not for_itself:
                     for thread in threads:
                         thread.join()
+                    threads = [thread for thread in self._threads.copy().values() if thread.is_alive()]
 
     def _refuse_blocked(self) -> None:
         """Release those who wait for room, now that there will be none."""
@@ -509,9 +523,7 @@ class ThreadBatcher:
 
     def _ask(self, call: Call, constants: Mapping[str, Any]) -> None:
         """Find out what options want to know of a call."""
-        group = self.options.ask(self.name, call, self.takes)
-        with self._groups_lock:
-            call.group = self._buffer.group_of(group, constants)
+        call.group = self._buffer.group_of(self.options.ask(self.name, call, self.takes), constants)
 
     def _put(self, calls: Sequence[Call], *, refuses: bool) -> None:
         if not self._threads:
@@ -534,7 +546,7 @@ class ThreadBatcher:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
 
     def _start_thread(self) -> None:
-        if self._buffer.closed:
+        if self._buffer.closed and not self._short:
             return
         # Before the item is accepted, so that where no thread can be started nobody waits for one. Not under the lock,
         # since start() waits; so two callers may both come here, and the second one's thread is sent home.
@@ -554,7 +566,7 @@ class ThreadBatcher:
                 raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
             begun.acquire()  # it stands in _flushing: until then a finalizer that it runs must not wait for it
             with _lock:
-                if not self._buffer.closed and (self._short or not self._threads):
+                if self._short or not (self._threads or self._buffer.closed):
                     ident: Any = thread.ident
                     self._threads[ident] = thread
                     self._asleep[ident] = inf  # as good as: it finds the bell rung
@@ -568,7 +580,7 @@ class ThreadBatcher:
         if _lock._is_owned():  # type: ignore[attr-defined]
             return
         self._buffer.let_go()
-        if not self._short:
+        if not self._short or _exiting:
             return
         try:
             self._start_thread()
@@ -636,7 +648,9 @@ class ThreadBatcher:
             self._tally.begin(reason, [now] * len(calls), now)
         # What this function submits and waits for is not a callback's.
         with _for_now(_delivering, False), _for_now(_flushing, (*_flushing.get(ident, ()), self._life)):
-            NestedBatch(self, calls, reason, now).run(self.function)
+            batch = NestedBatch(self, calls, reason, now)
+            batch.run(self.function)
+            batch.run_parts()
 
     def answer_now(self, call: Call) -> None:
         """Answer a call for whose answer this very thread is needed, if that can be done."""
@@ -739,7 +753,7 @@ class ThreadBatcher:
             raise
         arrivals = list(map(arrival_of, calls))
         self._tally.begin(reason, arrivals, now)
-        if self._tally.too_few_callers(reason, arrivals, self.options.timeout) and len(calls) < self.options.batch_size:
+        if self._tally.too_few_callers(reason, arrivals, self.options.timeout):
             self._hint = len(calls)
         self._unfinished.add(id(batch))
         return batch

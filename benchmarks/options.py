@@ -73,10 +73,10 @@ async def bulk(options: dict[str, Any], items: list[Any], batch_size: int) -> tu
         return seconds / len(items) * 1e6, same.stats.mean_size
 
 
-def closed_loop(options: dict[str, Any], callers: int, batch_size: int, each: int = 300) -> tuple[float, float]:
+def closed_loop(options: dict[str, Any], callers: int, batch_size: int, each: int = 600) -> tuple[float, float]:
     """Let threads pass one item after the other; return microseconds per item, and the mean size of the batches."""
 
-    @batched(batch_size=batch_size, **{"timeout": 5.0, **options})
+    @batched(batch_size=batch_size, **{"timeout": 0.005, **options})
     def same(items: list[Any]) -> list[Any]:
         return items
 

@@ -431,3 +431,25 @@ def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:
 
         at_line(number, lambda: add(Entry(1)), lambda: add(Entry(0)))
         assert min(due) == 1.0
+
+
+def test_to_weigh_costs_the_same_however_many_wait() -> None:
+    looks = 0
+
+    class Weighed(Entry):
+        @property
+        def weight(self) -> float:
+            nonlocal looks
+            looks += 1
+            return 1.0
+
+        @weight.setter
+        def weight(self, _: float) -> None:
+            pass
+
+    buffer: Buffer[Entry] = Buffer(Options(10**6, None, max_weight=10))
+    for number in range(1000):
+        buffer.add(Weighed(number), 0.0)
+    while batch := buffer.take(0.0):
+        assert len(batch[0]) == 10
+    assert looks < 1000 * 10

@@ -2255,3 +2255,126 @@ TestTogetherOverThreads = pytest.mark.thread_unsafe(reason="ast.parse() of CPyth
 TestTogetherOverCoroutines = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11")(OverCoroutines.TestCase)
 OverThreads.TestCase.settings = settings(max_examples=40, stateful_step_count=30, deadline=None)
 OverCoroutines.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+# What a reader tried
+
+
+def test_groups_that_come_and_go_leave_nothing_behind_while_others_come(kit: Kit) -> None:
+    f = kit(echo, batch_size=1, group_by=lambda x: x)
+    for number in range(200):
+        assert kit.outcome(kit.submit(f, number)) == number
+    kit.until_idle(f)
+    buffer = the_buffer(f)
+    kit.until(lambda: len(buffer._full) <= 1)
+    gc.collect()
+    kit.until(lambda: len(buffer._groups) <= 1)
+
+
+def test_a_key_that_takes_long_to_hash_holds_up_nobody(threads: Threads) -> None:
+    answered = threading.Event()
+
+    class Slow:
+        def __hash__(self) -> int:
+            answered.wait()
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            answered.wait()
+            return self is other
+
+    outcomes: list[int] = []
+    f = threads(echo, batch_size=1, group_by=lambda x: Slow() if x else 0)
+    slow = threading.Thread(target=lambda: outcomes.append(f(1)))
+    slow.start()
+    assert f(0) == 0
+    answered.set()
+    slow.join()
+    assert outcomes == [1]
+
+
+def test_close_runs_what_waits_in_as_many_threads_as_may_be(threads: Threads) -> None:
+    together = threading.Barrier(3)
+
+    def meet(xs: list[int]) -> list[int]:
+        together.wait()
+        return xs
+
+    f = threads(meet, batch_size=4, timeout=None, concurrency=3, group_by=lambda x: x)
+    futures = [f.submit(number) for number in range(3)]
+    f.close()
+    assert [future.result() for future in futures] == [0, 1, 2]
+
+
+def test_the_halves_of_a_call_from_inside_do_not_have_the_error_of_the_whole_as_their_context(threads: Threads) -> None:
+    reports: list[tuple[str, int]] = []
+
+    def function(xs: list[Any]) -> list[Any]:
+        if xs[0] == "outer":
+            return [[outcome(future) for future in [f.submit(x) for x in (1, 2)]] + list(f.map([3]))]
+        if 2 in xs:
+            raise ValueError("two")
+        return xs
+
+    def outcome(future: "Future[Any]") -> Any:
+        return future.exception() or future.result()
+
+    f = batched(batch_size=2, isolate=True, on_batch=lambda report: reports.append((report.reason, report.size)))(
+        function
+    )
+    with f:
+        _, error, _ = f("outer")
+    assert type(error) is ValueError
+    assert error.__context__ is None or error.__context__ is error.__cause__
+    assert error.__cause__ is not None
+    assert error.__cause__.__context__ is None
+
+
+def test_the_whole_of_a_map_from_inside_is_reported_before_its_halves(threads: Threads) -> None:
+    reports: list[tuple[str, int]] = []
+
+    def function(xs: list[Any]) -> list[Any]:
+        if xs == ["outer"]:
+            return [list(f.map(range(4)))]
+        if len(xs) > 1:
+            raise ValueError
+        return xs
+
+    f = batched(batch_size=4, isolate=True, on_batch=lambda report: reports.append((report.reason, report.size)))(
+        function
+    )
+    with f:
+        assert f("outer") == [0, 1, 2, 3]
+    assert reports[:2] == [("nested", 4), ("isolate", 2)]
+    assert [size for _, size in reports] == [4, 2, 1, 1, 2, 1, 1, 1]
+
+
+class Untyped:
+    def run(self, xs: list[int]) -> list[int]:
+        return xs
+
+
+def test_options_of_the_method_of_a_class_cannot_be_set(kit: Kit) -> None:
+    class Model:
+        run = batched(batch_size=2)(Untyped.run)
+
+    for name in ("batch_size", "timeout"):
+        with pytest.raises(
+            AttributeError, match=rf"^Untyped.run\(\) has a buffer for each instance, so {name} must be set"
+        ):
+            setattr(Model.run, name, 3)
+    one, other = Model(), Model()
+    one.run.batch_size = 3
+    assert (one.run.batch_size, other.run.batch_size) == (3, 2)
+
+
+def test_keywords_may_be_called_as_anything(kit: Kit) -> None:
+    class Model:
+        def run(self, xs: list[int], *, items: int, function: int = 0) -> list[int]:
+            return [x + items + function for x in xs]
+
+    model = Model()
+    f = kit(model.run, batch_size=1)
+    assert kit.outcome(kit.submit(f, 1, items=2, function=3)) == 6
+    columns = kit(lambda xs, ys, *, items=1: [x + y + items for x, y in zip(xs, ys, strict=True)], batch_size=1)
+    assert kit.outcome(kit.submit(columns, 1, 2, items=3)) == 6
