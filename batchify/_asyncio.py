@@ -35,11 +35,11 @@ from threading import RLock
 from types import coroutine
 from typing import Any, Protocol
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound, refuse, tell
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound, refuse
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import BufferFullError, ClosedError
 from ._options import Options, Takes, check_count, check_timeout
-from ._stats import Draft, Reason, Stats, Tally
+from ._stats import Reason, Stats, Tally, draft
 
 # Guards what the loops of a function share, as they may run in several threads: the table of flushers, and the figures.
 # Re-entrant, and one for all functions, for the same reasons as the lock of the flush threads.
@@ -207,7 +207,7 @@ class LoopBell:
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_draft", "_flusher", "_waits_for")
+    __slots__ = ("_flusher", "_waits_for")
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
@@ -217,18 +217,18 @@ class LoopBatch(Batch):
         constants = NO_CONSTANTS if group is None else group.constants
         super().__init__(batcher.name, calls, call_directly, batcher.options, constants)
         self._flusher = flusher
-        self._draft = None if batcher.options.on_batch is None else Draft(batcher.name, reason, calls, now)
+        if batcher.options.on_batch is not None:
+            self.draft, self.began = draft(batcher.name, reason, calls, now), now
         # Calls made from inside the function, and where; those answered are taken out now and then.
         self._waits_for: dict[LoopFlusher, list[Any]] = {}
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
-        flusher, options = self._flusher, self._flusher.batcher.options
+        flusher = self._flusher
         now = flusher.now() if done else None
         with _lock:
             flusher.tally.answer(len(calls), failed, now)
-        if self._draft is not None and now is not None:
-            pending, in_flight = len(flusher.buffer), flusher.tally.in_flight
-            tell(options, self._draft.report(options.batch_size, now, pending, in_flight, self.error))
+        if self.draft is not None and now is not None:
+            self.report(now, len(flusher.buffer), flusher.tally.in_flight)
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
 

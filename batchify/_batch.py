@@ -21,6 +21,7 @@ from ._options import Options
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
+_reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
 _NO_TWINS: "dict[Call, list[Call]]" = {}  # never changed
 NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -148,7 +149,18 @@ class Batch:
         "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
     )
 
-    __slots__ = ("_constants", "_enter", "_options", "_size", "_twins", "_unanswered", "error", "name")
+    __slots__ = (
+        "_constants",
+        "_enter",
+        "_options",
+        "_size",
+        "_twins",
+        "_unanswered",
+        "began",
+        "draft",
+        "error",
+        "name",
+    )
 
     def __init__(
         self,
@@ -160,6 +172,9 @@ class Batch:
     ) -> None:
         self.name = name
         self.error: BaseException | None = None  # of the whole batch
+        # If somebody wants a report: what makes it, and when the batch began.
+        self.draft: Callable[..., object] | None = None
+        self.began = 0.0
         self._size = len(calls)
         self._options = options
         self._constants = constants  # keyword arguments of the function
@@ -202,6 +217,28 @@ class Batch:
         for group in (*homes.values(), futures):
             if group:
                 group[0].deliver_all(group)
+
+    def report(self, now: float, pending: int, in_flight: int) -> None:
+        """Pass on what is to be said of this batch, whatever that makes of it."""
+        hook, draft, options = self._options.on_batch, self.draft, self._options
+        # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
+        # that it would want once more, and there would be no end to its calls.
+        if hook is None or draft is None or _reporting.get():
+            return
+        token = _reporting.set(True)
+        try:
+            report: Any = draft(
+                batch_size=options.batch_size,
+                duration=now - self.began,
+                pending=pending,
+                in_flight=in_flight,
+                error=self.error,
+            )
+            hook(report)
+        except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
+            complain("on_batch of %s() raised", self.name)
+        finally:
+            _reporting.reset(token)
 
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
@@ -472,25 +509,6 @@ def _is_future(value: object) -> bool:
     return (
         hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "_asyncio_future_blocking")
     )
-
-
-# Whether an `on_batch` runs here.
-_telling: ContextVar[bool] = ContextVar("batchify report", default=False)
-
-
-def tell(options: Options, report: Any) -> None:
-    """Pass a report to whom it is for, whatever that makes of it."""
-    # Not in the midst of another one, where that calls a batched function, or a finalizer does: it may hold a lock that
-    # it would want once more, and there would be no end to its calls.
-    if options.on_batch is None or _telling.get():
-        return
-    token = _telling.set(True)
-    try:
-        options.on_batch(report)
-    except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
-        complain("on_batch of %s() raised", report.name)
-    finally:
-        _telling.reset(token)
 
 
 def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None:

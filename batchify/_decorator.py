@@ -811,22 +811,10 @@ def batched(
             the wrong type, or lacks the one that it needs.
         ValueError: (On decorating) an option is out of its range.
     """
+    asked = locals()  # the options, by name
 
     def decorate(function: Callable[..., Any], /) -> Any:
-        options = Options(
-            batch_size=batch_size,
-            timeout=timeout,
-            weight=weight,
-            max_weight=max_weight,
-            group_by=group_by,
-            dedupe=dedupe,
-            isolate=isolate,
-            concurrency=concurrency,
-            max_pending=max_pending,
-            on_full=on_full,
-            on_batch=on_batch,
-        )
-        return _decorate(function, options)
+        return _decorate(function, Options(**asked))
 
     return decorate
 

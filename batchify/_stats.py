@@ -1,9 +1,10 @@
 """What happened: figures of one batcher."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -46,36 +47,18 @@ class BatchReport:
     contexts: tuple[Context, ...]
 
 
-class Draft:
-    """What is known of a batch for its report when it begins."""
-
-    __slots__ = ("_began", "_contexts", "_group", "_name", "_reason", "_waits")
-
-    def __init__(self, name: str, reason: Reason, calls: Sequence[Any], now: float) -> None:
-        self._name = name
-        self._reason: Reason = reason
-        self._waits = tuple(now - call.arrival for call in calls)
-        self._contexts = tuple(call.context for call in calls)
-        self._group = None if calls[0].group is None else calls[0].group.key
-        self._began = now
-
-    def report(
-        self, batch_size: int, now: float, pending: int, in_flight: int, error: BaseException | None
-    ) -> BatchReport:
-        """Return the report, now that the batch has ended."""
-        return BatchReport(
-            name=self._name,
-            size=len(self._waits),
-            batch_size=batch_size,
-            reason=self._reason,
-            group=self._group,
-            waits=self._waits,
-            duration=now - self._began,
-            pending=pending,
-            in_flight=in_flight,
-            error=error,
-            contexts=self._contexts,
-        )
+def draft(name: str, reason: Reason, calls: Sequence[Any], now: float) -> Callable[..., BatchReport]:
+    """Note what is known of a batch when it begins. Returns what makes the report, given the rest, when it has ended."""
+    group = calls[0].group
+    return partial(
+        BatchReport,
+        name=name,
+        size=len(calls),
+        reason=reason,
+        group=None if group is None else group.key,
+        waits=tuple(now - call.arrival for call in calls),
+        contexts=tuple(call.context for call in calls),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,11 +27,11 @@ from threading import TIMEOUT_MAX, RLock, Thread
 from time import monotonic
 from typing import Any, TypeVar
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse, tell
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import BatchError, BufferFullError, ClosedError
 from ._options import Options, Takes, check_count, check_timeout
-from ._stats import Draft, Reason, Stats, Tally
+from ._stats import Reason, Stats, Tally, draft
 
 T = TypeVar("T")
 
@@ -148,7 +148,7 @@ class ItemFuture(Future[Any]):
 class ThreadBatch(Batch):
     """A batch that is run on a flush thread."""
 
-    __slots__ = ("__weakref__", "_batcher", "_draft", "_expects", "_life")
+    __slots__ = ("__weakref__", "_batcher", "_expects", "_life")
 
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
         options = batcher.options
@@ -159,7 +159,8 @@ class ThreadBatch(Batch):
         self._batcher = batcher
         self._life = batcher._life
         self._expects = False  # the function returned a future
-        self._draft = None if options.on_batch is None else Draft(batcher.name, reason, calls, now)
+        if options.on_batch is not None:
+            self.draft, self.began = draft(batcher.name, reason, calls, now), now
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         batcher = self._batcher
@@ -168,10 +169,10 @@ class ThreadBatch(Batch):
         now = monotonic() if done else None
         with _lock:
             batcher._tally.answer(len(calls), failed, now)
-        if self._draft is not None and now is not None:
+        if self.draft is not None and now is not None:
             with _lock:
                 pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
-            tell(batcher.options, self._draft.report(batcher.options.batch_size, now, pending, in_flight, self.error))
+            self.report(now, pending, in_flight)
         self.deliver(calls)
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
