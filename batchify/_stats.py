@@ -25,7 +25,8 @@ class BatchReport:
         reason: Why it was taken; see `Stats.reasons`.
         group: What `group_by` returned for its items, None without; and with keyword-only parameters a tuple of that
             and their values.
-        waits: Seconds that each item waited, from its call until its batch was taken, in the order of the items.
+        waits: Seconds that each item waited, from its call until its batch was taken, in the order of the items (in
+            a part of a batch that failed, until that part was).
         duration: Seconds from when it was taken until its results were there.
         pending: Items that waited in the buffer when it ended.
         in_flight: Other batches that were running when it ended.
@@ -48,7 +49,7 @@ class BatchReport:
 
 
 def draft(name: str, reason: Reason, calls: Sequence[Any], now: float) -> Callable[..., BatchReport]:
-    """Note what is known of a batch when it begins. Returns what makes the report, given the rest, when it has ended."""
+    """Note what is known of a batch when it begins. Return what makes the report, given the rest, when it has ended."""
     group = calls[0].group
     return partial(
         BatchReport,
