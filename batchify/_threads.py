@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from contextvars import Context
 from functools import partial
 from math import inf
-from threading import TIMEOUT_MAX, RLock, Thread
+from threading import TIMEOUT_MAX, RLock, Thread, main_thread
 from time import monotonic
 from typing import Any, TypeVar
 
@@ -44,15 +44,17 @@ _lock = RLock()
 
 # A call made on a thread that runs or answers a batch may have to wait for that very thread:
 #   1. f's function runs on f's flush thread: _flushing says that this thread works for f.
-#   2. It calls g, and will wait: _waits_for says that this thread waits for g.
+#   2. It calls g, and will wait: _waits_for says that this thread waits for g. Or it passes g an item whose answer it
+#      may wait for later: that stands in _passed until its function has ended.
 #   3. g's function, on g's flush thread, calls f. A thread that works for f waits for g, and this one works for g: it
 #      would wait for itself, so the call is run at once, right there (see NestedBatch).
 # Each thread has entries of its own, since several may work for f at once: what one of them waits for must not go when
 # another one's wait ends.
-# A batcher stands in both by its `_life`, a token that is new after a fork and does not keep the batcher alive. A flush
-# thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
+# A batcher stands in these by its `_life`, a token that is new after a fork and does not keep the batcher alive.
+# A flush thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
 _flushing: dict[int, tuple[object, ...]] = {}
 _waits_for: dict[int, object] = {}
+_passed: dict[int, list[tuple[object, Sequence[Call]]]] = {}
 # Whether a thread is completing futures.
 _delivering: dict[int, bool] = {}
 
@@ -209,6 +211,8 @@ class ThreadBatch(Batch):
         # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
         with _for_now(_flushing, (*_flushing.get(get_ident(), ()), self._life)):
             super().settle_future(future)
+        if get_ident() not in _flushing:
+            _passed.pop(get_ident(), None)
 
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
@@ -439,6 +443,7 @@ class ThreadBatcher:
             waited = self._buffer.remove(call)
             if waited:
                 self._tally.cancelled += 1
+                call.error = None  # nobody waits for it any more, says _needs()
                 self._wake_if_due_locked()  # in its place came one that waited for room
                 if not len(self._buffer) and -inf < self._wakes_at < inf:
                     self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
@@ -581,7 +586,10 @@ class ThreadBatcher:
         if _lock._is_owned():  # type: ignore[attr-defined]
             return
         self._buffer.let_go()
-        if not self._short or _exiting:
+        if not self._short:
+            return
+        if _exiting or not main_thread().is_alive():  # from Python 3.12 on, no thread can be started then
+            self._short = False
             return
         try:
             self._start_thread()
@@ -630,12 +638,17 @@ class ThreadBatcher:
         if not calls:
             return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
-        if get_ident() in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
+        ident = get_ident()
+        if ident in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
             with _blocked_on(self._life) as for_itself:
                 if for_itself:
                     for batch in batches_at_once(calls, self.options) if self._asks else (calls,):
                         self._run_nested(batch)
                     return
+                passed = _passed.setdefault(ident, [])
+                passed.append((self._life, calls))
+                if len(passed) >= 64 and len(passed) & (len(passed) - 1) == 0:  # so it is done seldom
+                    passed[:] = [each for each in passed if not _answered(each[1])]
         self._put(calls, refuses=refuses)
 
     def _run_nested(self, calls: Sequence[Call], reason: Reason = "nested") -> None:
@@ -795,6 +808,7 @@ def _flush_forever(
                 batcher._before_a_batch()
                 batch.run(batcher.function)
                 batch = step = None
+                _passed.pop(ident, None)
                 flushed = True
             if step is None:
                 break
@@ -811,6 +825,7 @@ def _flush_forever(
             # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
             seconds = 0.0 if batcher is not None or handed else inf
     _flushing.pop(ident, None)
+    _passed.pop(ident, None)
     if was_hired:
         handed.clear()
         _ring(bell)  # for the next one to end
@@ -852,10 +867,16 @@ def _needs(awaited: object, held: tuple[object, ...]) -> bool:
             return True
         if life not in seen:
             seen.add(life)
-            for ident, waited_for in _waits_for.copy().items():
-                if life in _flushing.get(ident, ()):
-                    todo.append(waited_for)
+            for ident, lives in _flushing.copy().items():
+                if life in lives:
+                    todo += [passed_to for passed_to, calls in tuple(_passed.get(ident, ())) if not _answered(calls)]
+                    if ident in _waits_for:
+                        todo.append(_waits_for[ident])
     return False
+
+
+def _answered(calls: Sequence[Call]) -> bool:
+    return all(hasattr(call, "error") for call in calls)
 
 
 @contextmanager
@@ -907,6 +928,7 @@ def _forget_parent() -> None:
     _lock = RLock()
     _flushing.clear()
     _waits_for.clear()
+    _passed.clear()
     _delivering.clear()
     for batcher in _all_batchers():
         closed = batcher._buffer.closed

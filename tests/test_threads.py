@@ -1003,6 +1003,50 @@ def test_a_ring_through_an_engine_is_answered() -> None:
         outer.close()
 
 
+@pytest.mark.parametrize("how", ["submit", "map", "aio"])
+def test_a_ring_through_an_answer_that_is_waited_for_later_is_seen(how: str) -> None:
+    passed, called = threading.Event(), threading.Event()
+
+    def first_function(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+
+        async def later() -> int:
+            task = asyncio.create_task(second.aio(1))
+            await asyncio.sleep(0)
+            meet()
+            result: int = await task
+            return result
+
+        def meet() -> None:
+            passed.set()
+            called.wait()
+
+        if how == "aio":
+            return [asyncio.run(later())]
+        if how == "submit":
+            future = second.submit(1)
+            meet()
+            return [future.result()]
+        results = second.map(iter([1, 2]))  # one item at a time
+        found = [next(results)]
+        meet()
+        return [*found, *results][:1]
+
+    def second_function(items: list[int]) -> list[int]:
+        if how != "map" or items == [2]:
+            passed.wait()
+        # By now it is not blocked, but will be: this call must not wait for its thread.
+        future = first.submit(0)
+        called.set()
+        return [future.result() + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    assert first(9) == 1
+    first.close()
+    second.close()
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = object(), object(), object()

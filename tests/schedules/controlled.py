@@ -109,7 +109,7 @@ def _controlled() -> Iterator[list[str]]:
         patch.object(_batch, "complain", complain),
         patch.object(sys, "unraisablehook", lambda lost: complaints.append(repr(lost.exc_value))),
         # What a schedule leaves behind that was given up must not reach the next one.
-        patch.multiple(_threads, _lock=None, _flushing={}, _waits_for={}, _delivering={}, _dropped=set()),
+        patch.multiple(_threads, _lock=None, _flushing={}, _waits_for={}, _passed={}, _delivering={}, _dropped=set()),
         patch.object(_threads, "_live", WeakKeyDictionary()),
     ):
         yield complaints
@@ -136,7 +136,13 @@ def explore(
             Thread.started = []
             _threads._lock = OwnedRLock()
             _threads._live = WeakKeyDictionary()
-            tables = (_threads._flushing, _threads._waits_for, _threads._delivering, _threads._dropped)
+            tables = (
+                _threads._flushing,
+                _threads._waits_for,
+                _threads._passed,
+                _threads._delivering,
+                _threads._dropped,
+            )
             for table in tables:
                 table.clear()
             scenario()
