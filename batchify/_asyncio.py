@@ -589,6 +589,9 @@ class LoopBatcher:
             gone = self._flushers.pop(loop)
             self.tally.cancelled += len(gone.buffer)
             gone.buffer = self.new_buffer()
+            parts = sum(map(len, gone._parts))
+            gone._parts.clear()
+            self.tally.answer(parts, parts, None)
             self._latest = None
 
     def _everywhere(self, action: Callable[[LoopFlusher], None]) -> None:

@@ -101,6 +101,12 @@ class _Decorated(_Wrapper):
         def __str__(self) -> str:
             return repr(self)
 
+        def __setattr__(self, name: str, value: object) -> None:
+            # wrapt would set it on the function, where it has no effect.
+            if name in Options.__slots__ and name not in ("batch_size", "timeout"):
+                raise AttributeError(f"{name_of(self.__wrapped__)}(): {name} is fixed when the function is decorated")
+            super().__setattr__(name, value)
+
     # What inspect asks a function for; a callable object has none of it.
 
     @property
@@ -775,14 +781,15 @@ def batched(
         batch_size: Most items in one call of the function, at least 1.
         timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
             batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
-        weight: A function that is called as the decorated one is, without its keywords, and returns what the item
-            weighs (tokens, bytes): a number of at least 0.
+        weight: A function that is called with the item, or one entry of each column, and returns what it weighs
+            (tokens, bytes): a number of at least 0.
         max_weight: Most that the items of a batch may weigh together. An item that does not fit opens the next batch,
             and one that is heavier than this runs alone.
         group_by: A function that is called like `weight`, and returns something hashable. Only items for which that is
             equal share a batch. Of the batches that are due, the one whose oldest item has waited longest goes first.
-        dedupe: Whether equal items in one batch are given to the function once, and all their callers get the result;
-            `batch_size` bounds the callers. Items must be hashable. Nothing is remembered from batch to batch.
+        dedupe: Whether equal items in one batch are given to the function once, and all their callers get the same
+            result, the very object; `batch_size` bounds the callers. Items must be hashable. Nothing is remembered from
+            batch to batch.
         isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
             that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
             function does must be safe to do twice.

@@ -52,7 +52,8 @@ class Options:
             self.max_pending = check_count(name, "max_pending", self.max_pending)
         for option in ("weight", "group_by", "on_batch"):
             function = getattr(self, option)
-            if function is not None and (not callable(function) or iscoroutinefunction(function)):
+            awaited = iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
+            if function is not None and (not callable(function) or awaited):
                 raise TypeError(f"{name}(): {option} must be a function, and no coroutine function, got {function!r}")
         for option in ("dedupe", "isolate"):
             if type(getattr(self, option)) is not bool:
@@ -63,7 +64,7 @@ class Options:
         if self.max_weight is not None:
             if not _is_number(self.max_weight):
                 raise TypeError(f"{name}(): max_weight must be a number, got {self.max_weight!r}")
-            self.max_weight = float(self.max_weight)
+            self.max_weight = _as_float(self.max_weight)
             if not 0 < self.max_weight < math.inf:
                 raise ValueError(f"{name}(): max_weight must be above 0 and finite, got {self.max_weight:g}")
         if self.on_full not in ("wait", "raise"):
@@ -86,7 +87,7 @@ class Options:
             weight = self.weight(*columns)
             if not _is_number(weight):
                 raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
-            call.weight = float(weight)
+            call.weight = _as_float(weight)
             if not 0 <= call.weight < math.inf:
                 raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {call.weight:g}")
         if self.on_batch is not None:
@@ -101,6 +102,13 @@ class Options:
 def _is_number(value: object) -> bool:
     # Whatever converts itself (Decimal, the scalars of numpy), but neither a truth value nor a text.
     return hasattr(type(value), "__float__") and not isinstance(value, bool)
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_count(name: str, option: str, value: int) -> int:
@@ -118,6 +126,6 @@ def check_timeout(name: str, value: float | None) -> float | None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise TypeError(f"{name}(): timeout must be a number of seconds or None, got {value!r}")
-    if not 0 <= value < math.inf:
+    if not 0 <= _as_float(value) < math.inf:
         raise ValueError(f"{name}(): timeout must be at least 0 and finite (None waits without end), got {value}")
     return float(value)

@@ -316,6 +316,7 @@ class ThreadBatcher:
         self._bell = allocate_lock()
         self._bell.acquire()
         self._handed: list[ThreadBatcher] = []
+        self._told = False  # that no further thread could be started
         self._hint = 0  # the size of batches, if it is to be said that they are never full
         self._bells: set[LockType] = set()  # of maps, which may have to read on when batch_size changes
 
@@ -596,7 +597,9 @@ class ThreadBatcher:
         except RuntimeError:  # those that there are will do it
             with _lock:
                 self._short = False
-            complain("%s() runs fewer batches at once than it might", self.name)
+                told, self._told = self._told, True
+            if not told:
+                complain("%s() runs fewer batches at once than it might", self.name)
 
     def _due_at(self) -> float:
         return -inf if self._parts else self._buffer.due_at
@@ -721,7 +724,7 @@ class ThreadBatcher:
                     self._wakes_at = min(self._asleep.values(), default=inf)
                     self._wake_if_due_locked()
                 return batch
-            if self._buffer.closed and not len(self._buffer):
+            if ends:
                 return None
             wakes_at = self._buffer.due_at
             if wakes_at == inf and flushed and self.options.timeout:
@@ -831,6 +834,7 @@ def _flush_forever(
         _ring(bell)  # for the next one to end
     if batcher is not None:
         _dropped.discard(batcher)
+        batcher = None  # an error that the function raised knows this frame, and may be kept
 
 
 @contextmanager

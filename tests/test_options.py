@@ -928,7 +928,7 @@ def test_a_weight_is_any_number(kit: Kit, weight: Any) -> None:
         (None, TypeError, "echo(): weight must return a number, got NoneType"),
         (True, TypeError, "echo(): weight must return a number, got bool"),
         (1j, TypeError, "echo(): weight must return a number, got complex"),
-        (10**400, OverflowError, "int too large to convert to float"),
+        (10**400, ValueError, "echo(): weight must return at least 0 and a finite number, got inf"),
         (Decimal("NaN"), ValueError, "echo(): weight must return at least 0 and a finite number, got nan"),
         (ZeroDivisionError("mine"), ZeroDivisionError, "mine"),
         (SystemExit("mine"), SystemExit, "mine"),
@@ -2378,3 +2378,41 @@ def test_keywords_may_be_called_as_anything(kit: Kit) -> None:
     assert kit.outcome(kit.submit(f, 1, items=2, function=3)) == 6
     columns = kit(lambda xs, ys, *, items=1: [x + y + items for x, y in zip(xs, ys, strict=True)], batch_size=1)
     assert kit.outcome(kit.submit(columns, 1, 2, items=3)) == 6
+
+
+@pytest.mark.parametrize("option", ["concurrency", "max_pending", "weight", "isolate"])
+def test_what_cannot_be_changed_is_not_set_in_silence(kit: Kit, option: str) -> None:
+    f = kit(echo, batch_size=2)
+    with pytest.raises(AttributeError, match=rf"^echo\(\): {option} is fixed when the function is decorated$"):
+        setattr(f, option, 3)
+
+
+def test_where_no_thread_can_be_started_it_is_said_once(
+    threads: Threads, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    f = threads(echo, gated=True, batch_size=1, concurrency=4)
+    first = threads.busy(f, 0)
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    others = [f.submit(number) for number in (1, 2, 3)]
+    monkeypatch.undo()
+    threads.go_on(10)
+    assert threads.outcomes([first, *others]) == [0, 1, 2, 3]
+    assert [record.getMessage() for record in caplog.records] == ["echo() runs fewer batches at once than it might"]
+
+
+def test_an_error_that_is_kept_keeps_no_closed_function(threads: Threads) -> None:
+    def raises_it(xs: list[int]) -> list[int]:
+        raise ValueError
+
+    f: Any = batched(batch_size=1)(raises_it)
+    error = f.submit(1).exception()
+    f.close()
+    gone = weakref.ref(f._self_batcher)
+    del f
+    gc.collect()
+    assert gone() is None
+    assert type(error) is ValueError
