@@ -801,7 +801,10 @@ def _flush_forever(
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             if batcher is None:
-                batcher = handed.pop() if handed else known()
+                try:
+                    batcher = handed.pop()
+                except IndexError:  # nobody was handed over, or another thread has just looked after it
+                    batcher = known()
                 if batcher is None:
                     break  # it is garbage
             handed.clear()
@@ -830,7 +833,8 @@ def _flush_forever(
     _flushing.pop(ident, None)
     _passed.pop(ident, None)
     if was_hired:
-        handed.clear()
+        if ident in hired:  # else others go on, and one of them may just have been handed the batcher
+            handed.clear()
         _ring(bell)  # for the next one to end
     if batcher is not None:
         _dropped.discard(batcher)
