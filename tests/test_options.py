@@ -1437,16 +1437,14 @@ def test_a_hired_thread_that_wakes_late_is_not_lost(threads: Threads) -> None:
     arrived, late, looked, known = threading.Event(), threading.Event(), threading.Event(), set[int]()
 
     class Handed(list[Any]):
-        def __bool__(self) -> bool:
-            if threading.get_ident() not in known:
+        def pop(self, *position: Any) -> Any:
+            if threading.get_ident() not in known and len(known) == 1:
                 known.add(threading.get_ident())
-                if len(known) == 2:  # the second one stops here: it has heard the bell, but does not know whose it is
-                    arrived.set()
-                    late.wait(100)
-                    found = len(self) > 0
-                    looked.set()
-                    return found
-            return len(self) > 0
+                arrived.set()  # the second one stops here: it has heard the bell, but does not know whose it is
+                late.wait(100)
+                looked.set()
+            known.add(threading.get_ident())
+            return super().pop(*position)
 
     f = threads(gated=True, batch_size=1, concurrency=2)
     f._self_batcher._handed = Handed()
