@@ -60,6 +60,7 @@ class Watched:
 
     def end(self) -> None:
         """Close, and check what must be true at the end of every life."""
+        self.f._self_batcher._check()
         self.f.close()
         self.check()
 
