@@ -249,14 +249,11 @@ def _check_places(history: History, rules: Mapping[str, Rules], *, disturbed: bo
 
 
 def _is_part(whole: BatchRecord, part: BatchRecord) -> bool:
-    """Whether one is a half, or a part of a half, of the other, which failed."""
+    """Whether one is a half of what the other left unanswered, which failed."""
     unanswered = [token for token in whole.tokens if token not in whole.given]
-    half = (len(unanswered) + 1) // 2
-    return (
-        whole.raised
-        and whole.ended < part.began
-        and part.tokens in (unanswered[:half], unanswered[-half:], unanswered[: len(unanswered) // 2])
-    )
+    middle = len(unanswered) // 2
+    halves = (unanswered[:middle], unanswered[middle:])
+    return whole.raised and whole.ended < part.began and part.tokens in halves
 
 
 def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:

@@ -133,13 +133,13 @@ def explore(
     with _controlled() as complaints:
 
         def run() -> None:
-            complaints.clear()
-            Thread.started = []
             _threads._lock = OwnedRLock()
             _threads._live = WeakKeyDictionary()
             tables = (_threads._flushing, _threads._waits_for, _threads._delivering, _threads._dropped)
             for table in tables:
                 table.clear()
+            Thread.started = []  # the last to know what a schedule before left behind, which may complain as it goes
+            complaints.clear()
             scenario()
             for thread in Thread.started:
                 thread.join()

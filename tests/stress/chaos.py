@@ -532,7 +532,8 @@ class Heard(logging.Handler):
         threading.excepthook = self.died
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(self.format(record))
+        if record.name != "batchify" or record.levelno >= logging.ERROR:  # else it is advice: that batches stay small
+            self.messages.append(self.format(record))
 
     def unraisable(self, event: "sys.UnraisableHookArgs") -> None:
         lines = traceback.format_exception(event.exc_type, event.exc_value, event.exc_traceback)
