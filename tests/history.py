@@ -208,7 +208,7 @@ def check(history: History, *, concurrency: int = 1, disturbed: bool = False) ->
         *_check_sizes(history, rules),
         *_check_order(history, rules),
         *_check_overlap(history, rules, disturbed=disturbed),
-        *_check_company(history, rules),
+        *_check_company(history, rules, disturbed=disturbed),
     ]
 
 
@@ -341,7 +341,7 @@ def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
             latest[key] = call
 
 
-def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
+def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
     """A batch is of one group, not too heavy, and if it fails as a whole it answers nobody unless there is only one."""
     batches = _in_batches(history)
     for batch in history.batches:
@@ -351,7 +351,7 @@ def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Vio
         weight = sum(map(of_owner.weight, batch.tokens))
         if of_owner.max_weight is not None and weight > of_owner.max_weight and len(batch.tokens) > 1:
             yield Violation("weight", f"{batch} weighs {weight}")
-        if of_owner.isolate and batch.raised and len(batch.errors) > 1:
+        if of_owner.isolate and batch.raised and len(batch.errors) > 1 and not disturbed:
             for token in batch.errors:
                 if batches[token][-1] is batch:
                     yield Violation("isolate", f"{token} was not run again after {batch}")
