@@ -6,14 +6,14 @@ The items are tokens: numbers that no other call of the run has. So a result tel
 calls are in it. Moments are taken from one counter, so that two events never have the same one.
 
 A buffer is named after what has the figures of it, its owner: `f` where that is one and the same, `g/3` for the third
-event loop of `g`.
+event loop of `g`. What an owner's options allow are its `Rules`.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, pairwise
 from math import inf
 from typing import Any, Literal
 
@@ -42,6 +42,26 @@ def batch_named_by(error: BaseException | None) -> int | None:
             return error.args[0]
         error = error.__cause__
     return None
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Options of a function."""
+
+    concurrency: int = 1
+    groups: int = 1  # so many
+    max_weight: float | None = None
+    isolate: bool = False
+    dedupe: bool = False  # of which nothing is seen, as no two tokens are equal
+    max_pending: int | None = None
+    on_full: Literal["wait", "raise"] = "wait"
+    reports: bool = False
+
+    def group(self, token: int) -> int:
+        return token % self.groups
+
+    def weight(self, token: int) -> int:
+        return token % 7
 
 
 @dataclass(slots=True, eq=False)
@@ -84,7 +104,9 @@ class BatchRecord:
     ended: float = inf  # just before its results leave the function
     way: str = ""  # what the function does, for tables
     given: dict[int, int] = field(default_factory=dict)  # when a single result left the function before that
-    errors: dict[int, str] = field(default_factory=dict)  # whose caller must get an error, and the type of it
+    # Whose caller must get an error, unless it is run again, and the type of it.
+    errors: dict[int, str] = field(default_factory=dict)
+    raised: bool = False  # an Exception for the whole batch, so that it may be run again in halves
 
     def give(self, token: int) -> None:
         self.given[token] = moment()
@@ -118,6 +140,8 @@ class History:
         self.calls: list[CallRecord] = []
         self.batches: list[BatchRecord] = []
         self.limits: defaultdict[str, list[Limit]] = defaultdict(list)  # by owner
+        self.rules: dict[str, Rules] = {}  # by owner, if it has options
+        self.reports: defaultdict[str, list[int]] = defaultdict(list)  # by owner: of how many items each one was
         self.events: list[str] = []  # what else was done, for tables
         self._tokens = count(1)
         self._numbers = count(1)
@@ -171,21 +195,25 @@ def check(history: History, *, concurrency: int = 1, disturbed: bool = False) ->
 
     Args:
         history: What happened.
-        concurrency: Most batches of a buffer in flight at once, but for nested ones.
+        concurrency: Most batches of a buffer in flight at once, but for nested ones, where there are no rules.
         disturbed: Ctrl-C came in the middle of what an event loop does for itself, so any call that was waiting may
             have failed with `BatchError`, and its batch may have ended later.
     """
+    defaults = Rules(concurrency=concurrency)
+    rules = defaultdict[str, Rules](lambda: defaults, history.rules)
     return [
-        *_check_places(history, disturbed=disturbed),
+        *_check_places(history, rules, disturbed=disturbed),
         *_check_answers(history, disturbed=disturbed),
         *_check_moments(history, disturbed=disturbed),
-        *_check_sizes(history),
-        *_check_order(history, across=concurrency == 1),
-        *_check_overlap(history, concurrency, disturbed=disturbed),
+        *_check_sizes(history, rules),
+        *_check_order(history, rules),
+        *_check_overlap(history, rules, disturbed=disturbed),
+        *_check_company(history, rules, disturbed=disturbed),
     ]
 
 
 def _in_batches(history: History) -> dict[int, list[BatchRecord]]:
+    """Return in which batches each token was, of which the last one answered it."""
     found: dict[int, list[BatchRecord]] = defaultdict(list)
     for batch in history.batches:
         for token in batch.tokens:
@@ -193,16 +221,20 @@ def _in_batches(history: History) -> dict[int, list[BatchRecord]]:
     return found
 
 
-def _check_places(history: History, *, disturbed: bool) -> Iterator[Violation]:
-    """Every accepted item is in exactly one batch, a cancelled one in at most one, a refused one in none."""
+def _check_places(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+    """Every accepted item is in exactly one batch, a cancelled one in at most one, a refused one in none.
+
+    Where batches that fail are run again in halves, it is in several, of which all but the last one failed.
+    """
     batches = _in_batches(history)
     calls = {call.token: call for call in history.calls}
     for token in batches.keys() - calls.keys():
         yield Violation("stranger", f"nobody passed {token}, which is in {batches[token][0]}")
     for call in history.calls:
         found = batches.get(call.token, [])
-        if len(found) > 1:
-            yield Violation("twice", f"{call} is in {' and in '.join(map(str, found))}")
+        for before, after in pairwise(found):
+            if not (rules[owner_of(call.buffer)].isolate and _is_part(before, after)):
+                yield Violation("twice", f"{call} is in {before} and in {after}")
         if call.outcome == "refused" and found:
             yield Violation("refused", f"{call} is in {found[0]}")
         spared = disturbed and call.error == "BatchError"
@@ -216,6 +248,14 @@ def _check_places(history: History, *, disturbed: bool) -> Iterator[Violation]:
             yield Violation("nested", f"some calls in {batch} are nested, and some are not")
 
 
+def _is_part(whole: BatchRecord, part: BatchRecord) -> bool:
+    """Whether one is a half of what the other left unanswered, which failed."""
+    unanswered = [token for token in whole.tokens if token not in whole.given]
+    middle = len(unanswered) // 2
+    halves = (unanswered[:middle], unanswered[middle:])
+    return whole.raised and whole.ended < part.began and part.tokens in halves
+
+
 def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
     """Every call has an answer: its own result, or the error of its own batch if it was to get one."""
     batches = _in_batches(history)
@@ -224,7 +264,7 @@ def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
             yield Violation("unanswered", str(call))
         if call.outcome == "result" and call.value != answer(call.token):
             yield Violation("result", f"{call} got {call.value!r}")
-        for batch in batches.get(call.token, [])[:1]:
+        for batch in batches.get(call.token, [])[-1:]:
             planned = batch.errors.get(call.token, "")
             if call.outcome == "result" and planned:
                 yield Violation("error", f"{call} was to get the {planned} of {batch}")
@@ -255,8 +295,9 @@ def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
                 yield Violation("late", f"{call} ended before it was answered at {given} in {batch}")
 
 
-def _check_sizes(history: History) -> Iterator[Violation]:
+def _check_sizes(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """No batch is empty, or larger than any `batch_size` that may have held when it was taken."""
+    firsts = {token: found[0] for token, found in _in_batches(history).items()}
     nested = {call.token for call in history.calls if call.nested}
     outdated: dict[str, list[tuple[Limit, float]]] = {}
     for owner, limits in history.limits.items():
@@ -268,33 +309,52 @@ def _check_sizes(history: History) -> Iterator[Violation]:
     for batch in sorted(history.batches, key=lambda batch: batch.began):
         if not batch.tokens:
             yield Violation("size", f"{batch} is empty")
-        if nested.issuperset(batch.tokens):
+        if nested.issuperset(batch.tokens) or firsts[batch.tokens[0]] is not batch:
             continue
         owner = owner_of(batch.buffer)
         # Other loops hear of it later, so there any earlier one may still hold. A thread takes a batch when the one
-        # before it has ended.
-        after = 0 if owner != batch.buffer else taken_after.get(owner, 0)
+        # before it has ended, unless both may run at once.
+        alone = owner == batch.buffer and rules[owner].concurrency == 1
+        after = taken_after.get(owner, 0) if alone else 0
         sizes = [limit.size for limit, until in outdated.get(owner, ()) if limit.began < batch.began and until > after]
         if sizes and len(batch.tokens) > max(sizes):
             yield Violation("size", f"{batch} has {len(batch.tokens)} items, and batch_size was {max(sizes)}")
         taken_after[batch.buffer] = batch.ended
 
 
-def _check_order(history: History, *, across: bool) -> Iterator[Violation]:
-    """The items of one submitter stand in their order, within a batch and, unless they may overlap, across batches."""
+def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
+    """The items of one submitter and group stand in order, within a batch and, unless they may overlap, across them."""
     calls = {call.token: call for call in history.calls}
-    latest: dict[tuple[str, str], CallRecord] = {}
+    batches = _in_batches(history)
+    latest: dict[tuple[str, str, int, int], CallRecord] = {}
     for batch in sorted(history.batches, key=lambda batch: batch.began):
-        if not across:
-            latest = {}
+        of_owner = rules[owner_of(batch.buffer)]
         for token in batch.tokens:
             call = calls.get(token)
-            if call is None or call.nested:
+            if call is None or call.nested or batches[token][-1] is not batch:
                 continue
-            before = latest.get((call.submitter, batch.buffer))
+            number = 0 if of_owner.concurrency == 1 else batch.number
+            key = (call.submitter, batch.buffer, of_owner.group(token), number)
+            before = latest.get(key)
             if before is not None and before.sequence > call.sequence:
                 yield Violation("order", f"{call} comes after {before}, in {batch}")
-            latest[call.submitter, batch.buffer] = call
+            latest[key] = call
+
+
+def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+    """A batch is of one group, not too heavy, and if it fails as a whole it answers nobody unless there is only one."""
+    batches = _in_batches(history)
+    for batch in history.batches:
+        of_owner = rules[owner_of(batch.buffer)]
+        if len(set(map(of_owner.group, batch.tokens))) > 1:
+            yield Violation("group", str(batch))
+        weight = sum(map(of_owner.weight, batch.tokens))
+        if of_owner.max_weight is not None and weight > of_owner.max_weight and len(batch.tokens) > 1:
+            yield Violation("weight", f"{batch} weighs {weight}")
+        if of_owner.isolate and batch.raised and len(batch.errors) > 1 and not disturbed:
+            for token in batch.errors:
+                if batches[token][-1] is batch:
+                    yield Violation("isolate", f"{token} was not run again after {batch}")
 
 
 def _was_cut_off(batch: BatchRecord) -> bool:
@@ -302,7 +362,7 @@ def _was_cut_off(batch: BatchRecord) -> bool:
     return batch.way == "generator" or "BatchError" in batch.errors.values()
 
 
-def _check_overlap(history: History, concurrency: int, *, disturbed: bool) -> Iterator[Violation]:
+def _check_overlap(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
     """No more batches of a buffer run at once than may, but for nested ones."""
     nested = {call.token for call in history.calls if call.nested}
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
@@ -312,28 +372,40 @@ def _check_overlap(history: History, concurrency: int, *, disturbed: bool) -> It
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]
         there.append(batch)
-        if len(there) > concurrency:
+        if len(there) > rules[owner_of(batch.buffer)].concurrency:
             yield Violation("overlap", f"at once ran {' and '.join(map(str, there))}")
 
 
 def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Violation]:
     """Return where the figures of a function, which runs no more, are not those of the history."""
     batches = [batch for batch in history.batches if owner_of(batch.buffer) == owner]
-    tokens = {token for batch in batches for token in batch.tokens}
+    rules = history.rules.get(owner, Rules())
+    of_token = {token: found for token, found in _in_batches(history).items() if owner_of(found[0].buffer) == owner}
     nested = {call.token for call in history.calls if call.nested}
+    # Who waited for room was not accepted.
     outside = Counter(
-        call.outcome for call in history.calls if owner_of(call.buffer) == owner and call.token not in tokens
+        "left"
+        if call.outcome == "cancelled" and rules.max_pending is not None and "submit" not in call.how
+        else call.outcome
+        for call in history.calls
+        if owner_of(call.buffer) == owner and call.token not in of_token
     )
-    failed = sum(len(batch.errors) for batch in batches)
+    failed = sum(token in found[-1].errors for token, found in of_token.items())
     pairs: dict[str, tuple[object, object]] = {
         "pending, running, in_flight": ((stats.pending, stats.running, stats.in_flight), (0, 0, 0)),
         "batches": (stats.batches, len(batches)),
         "sizes": (dict(stats.sizes), dict(Counter(len(batch.tokens) for batch in batches))),
-        "nested": (stats.reasons.get("nested", 0), sum(nested.issuperset(batch.tokens) for batch in batches)),
+        "nested": (
+            stats.reasons.get("nested", 0),
+            sum(nested.issuperset(batch.tokens) and of_token[batch.tokens[0]][0] is batch for batch in batches),
+        ),
         "failed": (stats.failed, failed),
-        "answered": (stats.answered, sum(len(batch.tokens) for batch in batches) - failed),
+        "answered": (stats.answered, len(of_token) - failed),
         "accepted": (stats.accepted, stats.answered + stats.failed + stats.cancelled),
     }
+    if rules.reports:
+        reported = Counter(history.reports[owner])
+        pairs["reports"] = (dict(reported), dict(Counter(len(batch.tokens) for batch in batches)))
     found = [
         Violation("stats", f"{name} of {owner}: {figure}, but there were {fact}")
         for name, (figure, fact) in pairs.items()

@@ -11,9 +11,17 @@ from itertools import count
 from random import Random
 from typing import Any
 
-from batchify import BatchError, ClosedError, MissingResultError, ResultCountError, batched
+from batchify import (
+    BatchError,
+    BatchReport,
+    BufferFullError,
+    ClosedError,
+    MissingResultError,
+    ResultCountError,
+    batched,
+)
 
-from .history import BatchRecord, CallRecord, History, Planned, answer
+from .history import BatchRecord, CallRecord, History, Planned, Rules, answer
 
 # Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
 _here = threading.local()
@@ -52,11 +60,24 @@ class Function:
         self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
         self._nested: set[int] = set()
 
-    def decorated(self, *, size: int, timeout: float | None, on_loop: bool = False) -> Any:
+    def decorated(self, *, size: int, timeout: float | None, on_loop: bool = False, rules: Rules | None = None) -> Any:
+        options: dict[str, Any] = {}
+        if rules is not None:
+            self.history.rules[self.name] = rules
+            options = {name: getattr(rules, name) for name in ("concurrency", "isolate", "dedupe", "max_pending")}
+            options["on_full"] = rules.on_full
+            options["on_batch"] = self._report if rules.reports else None
+            options["group_by"] = rules.group if rules.groups > 1 else None
+            if rules.max_weight is not None:
+                options |= {"weight": rules.weight, "max_weight": rules.max_weight}
         with self.history.limit(self.name, size):
-            f: Any = batched(batch_size=size, timeout=timeout)(self.run_there if on_loop else self.run)
+            f: Any = batched(batch_size=size, timeout=timeout, **options)(self.run_there if on_loop else self.run)
         self.again = weakref.ref(f)
         return f
+
+    def _report(self, report: BatchReport) -> None:
+        # Not the report itself: its error and its contexts know whom they came from.
+        self.history.reports[self.name].append(report.size)
 
     def run(self, items: list[int]) -> Any:
         batch = self.history.batch(self.name, items)
@@ -79,15 +100,18 @@ class Function:
         return tuple(_results(batch))
 
     def _raising(self, batch: BatchRecord) -> Any:
+        batch.raised = True
         batch.fail(Planned)
         batch.end()
         raise Planned(batch.number)
 
     def _exiting(self, batch: BatchRecord) -> Any:
+        kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError, asyncio.CancelledError)
+        kind = self.rng.choice(kinds)
+        batch.raised = issubclass(kind, Exception)
         batch.fail(BatchError)
         batch.end()
-        kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError, asyncio.CancelledError)
-        raise self.rng.choice(kinds)(batch.number)
+        raise kind(batch.number)
 
     def _wrong_length(self, batch: BatchRecord) -> Any:
         batch.fail(ResultCountError)
@@ -122,6 +146,7 @@ class Function:
                 batch.give(token)
                 yield answer(token)
             if end == "raise":
+                batch.raised = True
                 batch.fail(Planned)
                 raise Planned(batch.number)
             if end == "short":
@@ -134,6 +159,7 @@ class Function:
 
         def work() -> list[int]:
             if raising:
+                batch.raised = True
                 batch.fail(Planned)
             batch.end()
             if raising:
@@ -144,6 +170,7 @@ class Function:
         return self.engine.submit(work)
 
     def _dropped_future(self, batch: BatchRecord) -> Any:
+        batch.raised = True
         batch.fail(BatchError)
         batch.end()
         return Future[Any]()
@@ -217,7 +244,7 @@ def settle(call: CallRecord, result: Callable[[], object]) -> None:
     """Record how a call ends that blocks."""
     try:
         value = result()
-    except ClosedError:
+    except (ClosedError, BufferFullError):
         call.end("refused")
     except CancelledError:
         call.end("cancelled")
@@ -231,7 +258,7 @@ async def settle_there(call: CallRecord, result: Any) -> None:
     """Record how a call ends that is awaited."""
     try:
         value = await result
-    except ClosedError:
+    except (ClosedError, BufferFullError):
         call.end("refused")
     except asyncio.CancelledError:
         call.end("cancelled")
@@ -297,7 +324,7 @@ class Caller:
     def _submit(self, call: CallRecord) -> "Future[Any] | None":
         try:
             future: Future[Any] = self.f.submit(call.token)
-        except ClosedError:
+        except (ClosedError, BufferFullError):
             call.end("refused")
             return None
         self.waiting[call] = future
@@ -325,7 +352,7 @@ class Caller:
         def submit_second(_: object) -> None:
             try:
                 submitted.set_result(self.f.submit(second.token))
-            except ClosedError as error:
+            except (ClosedError, BufferFullError) as error:
                 submitted.set_exception(error)
 
         if first is None:
@@ -424,7 +451,7 @@ class LoopCaller:
         call = self.history.call(self.name, self.buffer, "loop submit")
         try:
             self.waiting[call] = self.f.submit(call.token)
-        except ClosedError:
+        except (ClosedError, BufferFullError):
             call.end("refused")
 
     def cancel_future(self) -> None:

@@ -79,13 +79,13 @@ class Intruder:
 
 
 def _nothing_happens(frame: FrameType) -> bool:
-    """Whether this is no line to stop at: a mere `try:`, or the end of a `with _lock:`.
+    """Whether this is no line to stop at: a mere `try:`, or the end of a `with _lock:` or the like.
 
     Before that, Python lets nothing happen (bpo-29988).
     """
     opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
     text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return opcode == "NOP" or ("with _lock:" in text and opcode != "LOAD_GLOBAL")
+    return opcode == "NOP" or ("lock:" in text and not opcode.startswith(("LOAD_GLOBAL", "LOAD_FAST")))
 
 
 def ctrl_c() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from batchify import Stats
 
-from .history import BatchRecord, CallRecord, History, Planned, check, check_stats, moment, verdict
+from .history import BatchRecord, CallRecord, History, Planned, Rules, check, check_stats, moment, verdict
 
 
 def clean() -> History:
@@ -216,6 +216,104 @@ def test_two_batches_may_overlap_where_two_may_run_at_once() -> None:
     history = clean()
     _run_at_once(history)
     assert check(history, concurrency=2) == []
+
+
+def isolated() -> History:
+    """The second batch of a clean history is run again in halves, of which one fails."""
+    history = clean()
+    history.rules["f"] = Rules(isolate=True)
+    history.batches[1].raised = True
+    history.batch("f", [3]).end()
+    last = history.batch("f", [6])
+    last.fail(Planned)
+    last.end()
+    for token, outcome, value in ((3, "result", -3), (6, "error", Planned(last.number))):
+        call = _call(history, token)
+        call.error, call.error_from = "", None
+        call.end(outcome, value)  # type: ignore[arg-type]
+    return history
+
+
+def test_a_batch_that_failed_may_be_run_again_in_halves() -> None:
+    assert check(isolated()) == []
+    figures: dict[str, object] = {
+        "batches": 5,
+        "sizes": {3: 1, 2: 1, 1: 3},
+        "answered": 5,
+        "failed": 1,
+        "reasons": {"full": 1, "timeout": 1, "nested": 1, "isolate": 2},
+    }
+    assert check_stats(isolated(), "f", stats(**figures)) == []
+
+
+def _allow_no_isolation(history: History) -> None:
+    del history.rules["f"]
+
+
+def _run_again_what_did_not_fail(history: History) -> None:
+    history.batches[1].raised = False
+
+
+def _run_all_of_it_again(history: History) -> None:
+    history.batches[3].tokens.append(6)
+
+
+def _run_no_half(history: History) -> None:
+    del history.batches[3:]
+    for token in (3, 6):
+        call = _call(history, token)
+        call.error_from = None
+        call.end("error", Planned(2))
+
+
+def _mix_groups(history: History) -> None:
+    history.rules["f"] = Rules(groups=2)
+
+
+def _be_too_heavy(history: History) -> None:
+    history.rules["f"] = Rules(max_weight=5)
+
+
+@pytest.mark.parametrize(
+    ("begin", "harm", "rule"),
+    [
+        (isolated, _allow_no_isolation, "twice"),
+        (isolated, _run_again_what_did_not_fail, "twice"),
+        (isolated, _run_all_of_it_again, "twice"),
+        (isolated, _run_no_half, "isolate"),
+        (clean, _mix_groups, "group"),
+        (clean, _be_too_heavy, "weight"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_each_rule_of_an_option_is_checked(
+    begin: Callable[[], History], harm: Callable[[History], None], rule: str
+) -> None:
+    history = begin()
+    harm(history)
+    assert rule in rules(history)
+
+
+def test_two_batches_may_overlap_by_the_rules_of_their_function() -> None:
+    history = clean()
+    _run_at_once(history)
+    history.rules["f"] = Rules(concurrency=2)
+    assert check(history) == []
+
+
+def test_reports_are_counted() -> None:
+    history = clean()
+    history.rules["f"] = Rules(reports=True)
+    history.reports["f"] += (3, 2)
+    assert [violation.rule for violation in check_stats(history, "f", stats())] == ["stats"]
+    history.reports["f"].append(1)
+    assert check_stats(history, "f", stats()) == []
+
+
+def test_a_coroutine_that_waited_for_room_may_not_have_been_accepted() -> None:
+    history = clean()
+    history.rules["f"] = Rules(max_pending=1)
+    assert check_stats(history, "f", stats(cancelled=0, accepted=6)) == []
 
 
 def test_a_larger_batch_is_allowed_as_long_as_it_may_have_been_taken_before() -> None:

@@ -105,7 +105,8 @@ def _controlled() -> Iterator[list[str]]:
         complaints.append(f"{message % values}: {sys.exc_info()[1]!r}")
 
     with (
-        patch.multiple(_threads, allocate_lock=tool.Lock, Thread=Thread, monotonic=monotonic, complain=complain),
+        patch.multiple(_threads, allocate_lock=tool.Lock, RLock=OwnedRLock, Thread=Thread),
+        patch.multiple(_threads, monotonic=monotonic, complain=complain),
         patch.object(_batch, "complain", complain),
         patch.object(sys, "unraisablehook", lambda lost: complaints.append(repr(lost.exc_value))),
         # What a schedule leaves behind that was given up must not reach the next one.
@@ -132,8 +133,6 @@ def explore(
     with _controlled() as complaints:
 
         def run() -> None:
-            complaints.clear()
-            Thread.started = []
             _threads._lock = OwnedRLock()
             _threads._live = WeakKeyDictionary()
             tables = (
@@ -145,6 +144,8 @@ def explore(
             )
             for table in tables:
                 table.clear()
+            Thread.started = []  # the last to know what a schedule before left behind, which may complain as it goes
+            complaints.clear()
             scenario()
             for thread in Thread.started:
                 thread.join()

@@ -1,7 +1,7 @@
 """Short lives of a batched function: each is run under many schedules.
 
-A scenario asserts what its callers see. `Watched.end()` asserts the rest: each item is in exactly one batch, and the
-figures are right.
+A scenario asserts what its callers see. `Watched.end()` asserts the rest: each item is in exactly one batch (with
+`isolate`: in one that was not run again), no more batches are in flight than may, and the figures are right.
 """
 
 from collections.abc import Callable, Iterable
@@ -10,7 +10,8 @@ from typing import Any
 
 import interleave_test as tool
 
-from batchify import BatchedFunction, ClosedError
+from batchify import BatchedFunction, BatchReport, BufferFullError, ClosedError
+from batchify._batch import Call
 
 from ..tools import batched
 from .controlled import Thread, pass_time, switch
@@ -19,8 +20,12 @@ from .controlled import Thread, pass_time, switch
 class Watched:
     """A batched function whose items are numbers, all different, and what a scenario knows of it."""
 
-    def __init__(self, batch_size: int, timeout: float | None = 0.0, work: "Work | None" = None) -> None:
+    def __init__(
+        self, batch_size: int, timeout: float | None = 0.0, work: "Work | None" = None, **options: Any
+    ) -> None:
         self.largest = batch_size
+        self.isolates = "isolate" in options
+        most = options.get("concurrency", 1)
         self.accepted: list[int] = []
         self.batches: list[list[int]] = []
         self.wrong: list[str] = []
@@ -31,8 +36,8 @@ class Watched:
         runs: list[list[int]] = []
 
         def function(items: list[int]) -> Any:
-            if runs:
-                wrong.append("runs twice at the same time")
+            if len(runs) >= most:
+                wrong.append("runs too often at the same time")
             batches.append(list(items))
             runs.append(items)
             try:
@@ -42,13 +47,13 @@ class Watched:
                 runs.pop()
 
         with tool.no_interleave():
-            self.f: BatchedFunction[Any, Any] = batched(batch_size=batch_size, timeout=timeout)(function)
+            self.f: BatchedFunction[Any, Any] = batched(batch_size=batch_size, timeout=timeout, **options)(function)
 
     def call(self, item: int) -> None:
-        """Call; a closed function may refuse it."""
+        """Call; a closed function may refuse it, or a full one."""
         try:
             result = self.f(item)
-        except ClosedError:
+        except (ClosedError, BufferFullError):
             return
         self.accepted.append(item)
         assert result == 10 * item
@@ -60,17 +65,20 @@ class Watched:
 
     def end(self) -> None:
         """Close, and check what must be true at the end of every life."""
+        self.f._self_batcher._check()
         self.f.close()
         self.check()
 
     def check(self) -> None:
         stats = self.f.stats
         in_batches = [item for batch in self.batches for item in batch]
+        if self.isolates:
+            in_batches = sorted(set(in_batches))
         assert not self.wrong, self.wrong
         assert len(set(in_batches)) == len(in_batches), f"an item is in two batches: {self.batches}"
         assert set(in_batches) <= set(self.accepted), "a refused item is in a batch"
         assert all(0 < len(batch) <= self.largest for batch in self.batches)
-        assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
+        assert (stats.pending, stats.blocked, stats.running, stats.in_flight) == (0, 0, 0, 0), stats
         assert stats.accepted == len(self.accepted), stats
         assert stats.answered + stats.failed == len(in_batches), stats
         assert stats.cancelled == len(self.accepted) - len(in_batches), stats
@@ -506,6 +514,495 @@ def callbacks() -> None:
     f.end()
 
 
+def gather(number: int) -> Callable[[], None]:
+    """Return what lets nobody through before so many are there."""
+    there: list[None] = []
+    let_on = tool.Semaphore(0)
+
+    def wait() -> None:
+        there.append(None)
+        if len(there) == number:
+            for _ in range(number):
+                let_on.release()
+        let_on.acquire()
+
+    return wait
+
+
+def together(number: int) -> Work:
+    """Return a function that ends only when it runs so often at once."""
+    wait = gather(number)
+
+    def work(items: list[int]) -> list[int]:
+        wait()
+        return times_ten(items)
+
+    return work
+
+
+def sending(most: int, before: Callable[[], object] = switch, work: Work = times_ten) -> Work:
+    """Return a function that lets another thread, of which there may be so many, do the work."""
+    sent: list[list[int]] = []
+
+    def send(items: list[int]) -> "Future[Any]":
+        future: Future[Any] = Future()
+        sent.append(items)
+        assert len(sent) <= most, "too many are in flight"
+
+        def run() -> None:
+            before()
+            try:
+                value, error = work(items), None
+            except ValueError as raised:
+                value, error = None, raised
+            sent.remove(items)
+            if error is None:
+                future.set_result(value)
+            else:
+                future.set_exception(error)
+
+        Thread(target=run, name="engine").start()
+        switch()
+        return future
+
+    return send
+
+
+def two_at_once() -> None:
+    """The second thread is hired for what the first one cannot take, as it is in the function."""
+    f = Watched(1, work=together(2), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.end()
+    assert len(f.accepted) == 2
+    assert len(Thread.started) <= 4  # one for each of them may be sent home
+
+
+def two_in_one_step() -> None:
+    """One thread adds both, and nothing wakes anybody afterwards."""
+    f = Watched(1, work=together(2), concurrency=2)
+    f.accepted += (1, 2)
+    assert list(f.f.map([1, 2])) == [10, 20]
+    f.end()
+
+
+def two_at_once_again() -> None:
+    """Both threads are there, and asleep or about to be."""
+    waits = gather(2)
+    f = Watched(1, work=lambda items: waits() or times_ten(items), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    waits = gather(2)
+    at_once(lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert len(f.accepted) == 4
+
+
+def three_for_two() -> None:
+    """Two run at once, and whoever is first takes the third."""
+    f = Watched(1, concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
+    f.end()
+    assert len(f.accepted) == 3
+
+
+def timing_for_two() -> None:
+    """One thread sleeps until an item is due, while the other one takes the last room."""
+    f = Watched(2, 0.5, concurrency=2)
+
+    def twice(first: int) -> None:
+        f.call(first)
+        f.call(first + 1)
+
+    at_once(lambda: twice(1), lambda: twice(3), lambda: f.call(5), lambda: pass_time(0.7), lambda: pass_time(0.7))
+    f.end()
+    assert len(f.accepted) == 5
+
+
+def timing_while_one_runs() -> None:
+    """What comes while one thread is in the function is timed by the other one."""
+    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, 0.5, _stopping_at_one(inside, go_on), concurrency=2)
+    first = f.submit(1)
+    f.f.flush()
+    inside.acquire()
+
+    def late() -> None:
+        f.call(2)  # is answered although 1 is not
+        go_on.release()
+
+    at_once(late, lambda: pass_time(0.7), lambda: pass_time(0.7))
+    assert first.result() == 10
+    f.end()
+
+
+def _stopping_at_one(inside: Any, go_on: Any) -> Work:
+    def work(items: list[int]) -> list[int]:
+        if items == [1]:
+            inside.release()
+            go_on.acquire()
+        return times_ten(items)
+
+    return work
+
+
+def closing_two() -> None:
+    """It is closed while both threads are hired, run or sleep."""
+    f = Watched(1, concurrency=2)
+
+    def close() -> None:
+        f.f.close()
+        stats = f.f.stats
+        assert (stats.pending, stats.running) == (0, 0)
+
+    at_once(lambda: f.call(1), lambda: f.call(2), close, close)
+    f.end()
+
+
+def closing_while_both_run() -> None:
+    """It is closed when both threads are in the function, and a third item waits."""
+    both = gather(3)
+    f = Watched(1, work=lambda items: (items != [3] and both()) or times_ten(items), concurrency=2)
+    futures = [f.submit(1), f.submit(2), f.submit(3)]
+
+    def close() -> None:
+        both()
+        f.f.close()
+        assert all(future.done() for future in futures)
+
+    at_once(close, lambda: _own_or_cancelled(futures[2], 3))
+    f.end()
+
+
+def dropping_two() -> None:
+    """Nobody holds the function any more, and each item needs a thread: both are answered, and the threads end."""
+    f = Watched(1, work=together(2), concurrency=2)
+    futures: list[Future[Any]] = []
+    held = [f.f, f.f]
+    del f.f
+
+    def submit(item: int) -> None:
+        futures.append(held.pop().submit(item))  # as in dropping()
+
+    at_once(lambda: submit(1), lambda: submit(2))
+    assert sorted(future.result() for future in futures) == [10, 20]
+    assert sorted(f.batches) == [[1], [2]]
+
+
+def dropping_idle_two() -> None:
+    """It is dropped just when its two threads go to sleep: both end."""
+    f = Watched(1, work=together(2), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    del f.f
+
+
+def two_on_an_engine() -> None:
+    """Two batches are in flight, though one thread sends them; both are done at the same time."""
+    f = Watched(1, work=sending(2, gather(2)), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.end()
+    assert len(f.accepted) == 2
+
+
+def three_for_two_on_an_engine() -> None:
+    f = Watched(1, work=sending(2), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
+    f.end()
+    assert len(f.accepted) == 3
+
+
+def sometimes_on_an_engine() -> None:
+    """Some batches return futures and some block, so what the last one did is no guide."""
+    send = sending(2)
+    f = Watched(1, work=lambda items: send(items) if items[0] % 2 else times_ten(items), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert len(f.accepted) == 4
+
+
+def sometimes_and_closing() -> None:
+    send = sending(2)
+    f = Watched(1, work=lambda items: send(items) if items[0] % 2 else times_ten(items), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), f.f.close)
+    f.end()
+
+
+def timing_for_an_engine() -> None:
+    """Two threads were needed; now one is enough, and of these one ends, perhaps the one that timed what waits."""
+    meet, send = together(2), sending(2)
+    f = Watched(1, 0.5, lambda items: meet(items) if items[0] < 3 else send(items), concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.largest = f.f.batch_size = 2
+    future = f.submit(3)
+    at_once(f.f.flush, lambda: f.call(4), lambda: _own_or_cancelled(future, 3), lambda: f.call(5))
+    f.end()
+    assert len(f.accepted) == 5
+
+
+def waiting_for_room() -> None:
+    """One may wait in the buffer, the others wait for room."""
+    f = Watched(1, max_pending=1)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert len(f.accepted) == 4
+
+
+def full_by_pending() -> None:
+    """No timeout: that nobody else could join is what makes a batch due."""
+    f = Watched(3, None, max_pending=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert len(f.accepted) == 4
+
+
+def leaving_the_line() -> None:
+    """One leaves while it waits, or while it waits for room: others come in."""
+    f = Watched(1, max_pending=1)
+    answered: list[None] = []
+    call = Call(1, lambda: answered.append(None))
+    withdrawn: list[bool] = []
+
+    def leave() -> None:
+        batcher = f.f._self_batcher
+        batcher.put(call)
+        switch()
+        withdrawn.append(batcher.withdraw(call))
+
+    at_once(leave, lambda: f.call(2), lambda: f.call(3))
+    f.f.close()
+    runs = [1] in f.batches
+    assert len(answered) == runs
+    assert not (runs and withdrawn[0])
+    if runs or withdrawn[0]:  # else it never got in
+        f.accepted.append(1)
+    f.check()
+    assert {2, 3} <= set(f.accepted)
+
+
+def leaving_before_there_is_room() -> None:
+    """Who left the line never comes in."""
+    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
+    first = f.submit(1)
+    inside.acquire()
+    second = f.submit(2)
+    batcher, call = f.f._self_batcher, Call(3, lambda: None)
+
+    def leave() -> None:
+        batcher.put(call)
+        assert not batcher.withdraw(call)
+        go_on.release()
+
+    at_once(leave, lambda: f.call(4), lambda: _own_or_cancelled(first, 1), lambda: _own_or_cancelled(second, 2))
+    f.end()
+    assert sorted(f.accepted) == [1, 2, 4]
+
+
+def cancelling_for_room() -> None:
+    """What waits is cancelled, while another waits for its room."""
+    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
+    first = f.submit(1)
+    inside.acquire()
+    second = f.submit(2)
+
+    def cancel() -> None:
+        second.cancel()
+        go_on.release()
+
+    at_once(cancel, lambda: f.call(3), lambda: _own_or_cancelled(first, 1))
+    f.end()
+    assert 3 in f.accepted
+
+
+def closing_the_line() -> None:
+    """It is closed while some wait for room: these are refused."""
+    f = Watched(1, max_pending=1)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), f.f.close)
+    f.end()
+
+
+def closing_with_a_line() -> None:
+    """As before, when no room can come: nothing but the close answers who waits for it."""
+    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
+    first = f.submit(1)
+    inside.acquire()
+    second = f.submit(2)
+
+    def wait_for_room() -> None:
+        f.call(3)
+        go_on.release()
+
+    at_once(f.f.close, wait_for_room, lambda: _own_or_cancelled(first, 1))
+    _own_or_cancelled(second, 2)
+    f.end()
+    assert f.accepted == [1, 2]
+
+
+def refused_when_full() -> None:
+    """A call that finds no room is refused at once, so nobody ever waits for any."""
+    held: list[Any] = []
+    blocked: list[int] = []
+
+    def work(items: list[int]) -> list[int]:
+        blocked.append(held[0].stats.blocked)
+        return times_ten(items)
+
+    f = Watched(1, max_pending=1, on_full="raise", work=work)
+    held.append(f.f)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
+    held.clear()
+    assert not any(blocked)
+    f.end()
+
+
+def room_for_two() -> None:
+    """Two threads, and a line before them."""
+    f = Watched(1, concurrency=2, max_pending=1)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert len(f.accepted) == 4
+
+
+def _without_two(items: list[int]) -> list[int]:
+    if 2 in items:
+        raise ValueError
+    return times_ten(items)
+
+
+def _isolate(f: Watched, *others: Callable[[], object], closes: bool = False) -> None:
+    def call(item: int) -> None:
+        try:
+            result = f.f(item)
+        except ValueError:
+            assert item == 2
+        except ClosedError:
+            assert closes
+            return
+        else:
+            assert result == 10 * item != 20
+        f.accepted.append(item)
+
+    at_once(lambda: call(1), lambda: call(2), lambda: call(3), *others)
+    f.end()
+    assert closes or len(f.accepted) == 3
+
+
+def isolating() -> None:
+    """What shares a batch with the bad item is run again, by the thread that ran it."""
+    _isolate(Watched(3, 0.5, _without_two, isolate=True), lambda: pass_time(0.7))
+
+
+def isolating_with_two() -> None:
+    """The halves may be run at once."""
+    _isolate(Watched(3, 0.5, _without_two, isolate=True, concurrency=2), lambda: pass_time(0.7))
+
+
+def isolating_with_two_that_wait() -> None:
+    """Each half needs the other one to run, and nothing else is due: a second thread is hired, or woken, for it."""
+    wait = gather(2)
+
+    def work(items: list[int]) -> list[int]:
+        if len(items) > 1:
+            raise ValueError
+        wait()
+        return times_ten(items)
+
+    f = Watched(2, None, work, isolate=True, concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.end()
+    assert len(f.accepted) == 2
+
+
+def isolating_on_an_engine() -> None:
+    """It fails on another thread, which wakes the one that sends the halves."""
+    _isolate(Watched(3, None, sending(1, work=_without_two), isolate=True))
+
+
+def isolating_with_room_on_an_engine() -> None:
+    """As before, and there was room all the time, so nobody waits for it."""
+    _isolate(Watched(3, None, sending(2, work=_without_two), isolate=True, concurrency=2))
+
+
+def isolating_and_closing() -> None:
+    """It is closed while the batch is on the engine: the halves are run all the same."""
+    work = sending(2, work=_without_two)
+    f = Watched(3, None, work, isolate=True, concurrency=2)
+    _isolate(f, f.f.close, closes=True)
+
+
+def isolating_while_full() -> None:
+    """The halves go before those that wait for room."""
+    _isolate(Watched(2, 0.0, _without_two, isolate=True, max_pending=2))
+
+
+def two_groups() -> None:
+    """Odd and even items share no batch, and both batches fill up."""
+    f = Watched(2, None, group_by=lambda item: item % 2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert sorted(map(sorted, f.batches)) == [[1, 3], [2, 4]]
+
+
+def two_groups_at_once() -> None:
+    """Both groups are full, and each batch needs the other one to run."""
+    f = Watched(2, None, together(2), group_by=lambda item: item % 2, concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert sorted(map(sorted, f.batches)) == [[1, 3], [2, 4]]
+
+
+def two_groups_and_one_full() -> None:
+    """A full group does not wait for the other one, though that is older."""
+    f = Watched(2, None, group_by=lambda item: item % 2)
+    f.submit(1)
+    at_once(lambda: f.call(2), lambda: f.call(4))
+    f.end()
+    assert [1] in f.batches
+
+
+def two_groups_and_leaving() -> None:
+    """A group that was full is not when it would be taken."""
+    f = Watched(2, None, group_by=lambda item: item % 2)
+    futures = [f.submit(2), f.submit(1)]
+    at_once(futures[1].cancel, lambda: futures.append(f.submit(3)))
+    f.end()
+    for future, item in zip(futures, (2, 1, 3), strict=True):
+        _own_or_cancelled(future, item)
+    assert sorted(f.batches) in ([[1, 3], [2]], [[2], [3]])
+    assert set(f.f.stats.sizes_by_reason.get("full", {})) <= {2}
+
+
+def two_groups_and_little_room() -> None:
+    """The only room is taken by one group while the other waits for it."""
+    f = Watched(2, None, group_by=lambda item: item % 2, max_pending=1)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
+    f.end()
+    assert len(f.accepted) == 3
+
+
+def weighing() -> None:
+    """Two fit into a batch, or the heavy one alone."""
+    f = Watched(5, None, weight=lambda item: item, max_weight=3)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), f.f.close)
+    f.end()
+    assert all(sum(batch) <= 3 for batch in f.batches)
+
+
+def reporting() -> None:
+    """Each batch is reported once, by whichever thread, before anybody hears of its answer."""
+    reports: list[BatchReport] = []
+    f = Watched(1, concurrency=2, on_batch=reports.append)
+
+    def call(item: int) -> None:
+        f.call(item)
+        assert len(reports) >= 1
+
+    at_once(lambda: call(1), lambda: call(2), lambda: call(3))
+    f.end()
+    assert len(reports) == 3
+    assert all(0 <= report.in_flight <= 1 for report in reports)
+
+
 SCENARIOS: list[Callable[[], None]] = [
     lone_call,
     calls,
@@ -537,4 +1034,42 @@ SCENARIOS: list[Callable[[], None]] = [
     nested,
     calling_each_other,
     callbacks,
+    two_at_once,
+    two_in_one_step,
+    two_at_once_again,
+    three_for_two,
+    timing_for_two,
+    timing_while_one_runs,
+    closing_two,
+    closing_while_both_run,
+    dropping_two,
+    dropping_idle_two,
+    two_on_an_engine,
+    three_for_two_on_an_engine,
+    sometimes_on_an_engine,
+    sometimes_and_closing,
+    timing_for_an_engine,
+    waiting_for_room,
+    full_by_pending,
+    leaving_the_line,
+    leaving_before_there_is_room,
+    cancelling_for_room,
+    closing_the_line,
+    closing_with_a_line,
+    refused_when_full,
+    room_for_two,
+    isolating,
+    isolating_with_two,
+    isolating_with_two_that_wait,
+    isolating_on_an_engine,
+    isolating_with_room_on_an_engine,
+    isolating_and_closing,
+    isolating_while_full,
+    two_groups,
+    two_groups_at_once,
+    two_groups_and_one_full,
+    two_groups_and_leaving,
+    two_groups_and_little_room,
+    weighing,
+    reporting,
 ]

@@ -17,6 +17,7 @@ import pytest
 tool = pytest.importorskip("interleave_test")  # needs Python 3.12
 
 from batchify import _threads  # noqa: E402
+from batchify._buffer import Buffer  # noqa: E402
 from batchify._threads import ItemFuture, ThreadBatch, ThreadBatcher  # noqa: E402
 
 from . import scenarios  # noqa: E402
@@ -64,9 +65,9 @@ PLANTED = [
         [
             (
                 "        with _lock:\n"
-                "            if self._buffer.closed:\n"
-                "                raise self._closed_error()\n",
-                "        if self._buffer.closed:\n            raise self._closed_error()\n        with _lock:\n",
+                "            if self._buffer.closed or self._refuses:\n"
+                "                self._check_open_locked(refuses=self._refuses)\n",
+                "        self._check_open_locked(refuses=self._refuses)\n        with _lock:\n",
             )
         ],
         scenarios.first_call_and_close,
@@ -77,8 +78,14 @@ PLANTED = [
         "_put",
         [
             (
-                "    with _lock:\n        if self._buffer.closed:\n            raise self._closed_error()\n",
-                "    if self._buffer.closed:\n        raise self._closed_error()\n    with _lock:\n",
+                "    with _lock:\n"
+                "        now = monotonic()\n"
+                "        for call in calls:\n"
+                "            self._check_open_locked(refuses=refuses)\n",
+                "    self._check_open_locked(refuses=refuses)\n"
+                "    with _lock:\n"
+                "        now = monotonic()\n"
+                "        for call in calls:\n",
             )
         ],
         scenarios.submitting_and_closing,
@@ -90,8 +97,8 @@ PLANTED = [
         [
             ("        self._wakes_at = inf\n", ""),
             (
-                "        self._wakes_at = wakes_at\n        return max(0.0, wakes_at - now)\n",
-                "    with _lock:\n        self._wakes_at = wakes_at\n    return max(0.0, wakes_at - now)\n",
+                "        self._wakes_at = min(wakes_at, others)\n",
+                "    with _lock:\n        self._wakes_at = min(wakes_at, others)\n",
             ),
         ],
         scenarios.calls,
@@ -100,7 +107,7 @@ PLANTED = [
         "cancelled is counted without asking whether it is taken",
         ThreadBatcher,
         "withdraw",
-        [("if not self._buffer.remove(call):\n            return False\n", "self._buffer.remove(call)\n")],
+        [("if waited:", "if True:")],
         scenarios.cancelling,
     ),
     Planted(
@@ -117,14 +124,14 @@ PLANTED = [
         "the thread of the second first caller is kept too",
         ThreadBatcher,
         "_start_thread",
-        [("if self._thread is None and not self._buffer.closed:", "if not self._buffer.closed:")],
+        [("if not self._buffer.closed and (self._short or not self._threads):", "if not self._buffer.closed:")],
         scenarios.first_calls,
     ),
     Planted(
         "a thread that starts while it is closed is kept",
         ThreadBatcher,
         "_start_thread",
-        [("if self._thread is None and not self._buffer.closed:", "if self._thread is None:")],
+        [("if not self._buffer.closed and (self._short or not self._threads):", "if not self._threads:")],
         scenarios.first_call_and_close,
     ),
     Planted(
@@ -192,8 +199,200 @@ PLANTED = [
         "the idle flush thread keeps its function alive",
         _threads,
         "_flush_forever",
-        [("(batcher)\n                batcher = None\n", "(batcher)\n")],
+        [("or by __del__.\n                batcher = None\n", "or by __del__.\n                pass\n")],
         scenarios.dropping_idle,
+    ),
+    # Several flush threads
+    Planted(
+        "that a thread is short is not noted",
+        ThreadBatcher,
+        "_wake_locked",
+        [("self._short = 0 <", "self._short = False and 0 <")],
+        scenarios.two_at_once,
+    ),
+    Planted(
+        "that a thread is short is not looked at",
+        ThreadBatcher,
+        "_after_the_lock",
+        [("if not self._short:", "if True:")],
+        scenarios.two_at_once,
+    ),
+    Planted(
+        "that a thread is short is not looked at before a batch",
+        ThreadBatcher,
+        "_before_a_batch",
+        [("    self._after_the_lock()\n", "")],
+        scenarios.two_in_one_step,
+    ),
+    Planted(
+        "a thread that is awake counts as asleep",
+        ThreadBatcher,
+        "_next",
+        [("self._asleep.pop(ident, None)", "pass")],
+        scenarios.two_at_once,
+    ),
+    Planted(
+        "whoever takes a batch leaves the rest to nobody",
+        ThreadBatcher,
+        "_next",
+        [
+            (
+                "                self._wakes_at = min(self._asleep.values(), default=inf)\n"
+                "                self._wake_if_due_locked()\n",
+                "                pass\n",
+            )
+        ],
+        scenarios.two_in_one_step,
+    ),
+    Planted(
+        "who takes a batch does not look whether more is due",
+        ThreadBatcher,
+        "_next",
+        [("default=inf)\n                self._wake_if_due_locked()\n", "default=inf)\n")],
+        scenarios.two_in_one_step,
+    ),
+    Planted(
+        "what comes while one thread runs is timed by nobody",
+        ThreadBatcher,
+        "_next",
+        [("self._wakes_at = min(self._asleep.values(), default=inf)", "self._wakes_at = -inf")],
+        scenarios.timing_while_one_runs,
+    ),
+    Planted(
+        "more threads are hired than may be",
+        ThreadBatcher,
+        "_wake_locked",
+        [("0 < len(self._threads) < self.options.concurrency", "0 < len(self._threads)")],
+        scenarios.three_for_two,
+    ),
+    Planted(
+        "more batches run than may",
+        ThreadBatcher,
+        "_next",
+        [("running >= self.options.concurrency or", "running > self.options.concurrency or")],
+        scenarios.three_for_two_on_an_engine,
+    ),
+    Planted(
+        "a thread that ends does not wake the next one",
+        _threads,
+        "_flush_forever",
+        [("        _ring(bell)  # for the next one to end\n", "")],
+        scenarios.closing_two,
+    ),
+    Planted(
+        "a thread that ends with its function does not wake the next one",
+        _threads,
+        "_flush_forever",
+        [("        _ring(bell)  # for the next one to end\n", "")],
+        scenarios.dropping_idle_two,
+    ),
+    Planted(
+        "a thread that is no longer needed leaves what it timed to nobody",
+        ThreadBatcher,
+        "_next",
+        [("            self._wakes_at = others\n            self._wake_if_due_locked()\n", "            pass\n")],
+        scenarios.timing_for_an_engine,
+    ),
+    Planted(
+        "all who finish a batch are taken for flush threads",
+        ThreadBatch,
+        "finish",
+        [("looks = ident in batcher._threads and ident not in batcher._asleep", "looks = True")],
+        scenarios.three_for_two_on_an_engine,
+    ),
+    Planted(
+        "a flush thread ends while a batch may still have to be run again",
+        ThreadBatcher,
+        "_next",
+        [(" or (ends and running > 0)", "")],
+        scenarios.isolating_and_closing,
+    ),
+    # Room
+    Planted(
+        "who leaves lets nobody in",
+        Buffer,
+        "remove",
+        [("    self._fill()\n", "")],
+        scenarios.cancelling_for_room,
+    ),
+    Planted(
+        "a batch that is taken lets nobody in",
+        Buffer,
+        "take",
+        [("        self._fill()\n", "")],
+        scenarios.waiting_for_room,
+    ),
+    Planted(
+        "who leaves the line stays in it",
+        Buffer,
+        "remove",
+        [("    self._line.pop(call, None)\n", "")],
+        scenarios.leaving_before_there_is_room,
+    ),
+    Planted(
+        "that nobody else could join makes nothing due",
+        Buffer,
+        "_enter",
+        [("len(self._waiting) >= self._room or ", "")],
+        scenarios.full_by_pending,
+    ),
+    Planted(
+        "close() leaves those waiting who wait for room",
+        ThreadBatcher,
+        "close",
+        [("    self._refuse_blocked()\n", "")],
+        scenarios.closing_with_a_line,
+    ),
+    Planted(
+        "call() asks outside the lock whether there is room",
+        ThreadBatcher,
+        "call",
+        [
+            (
+                "        with _lock:\n"
+                "            if self._buffer.closed or self._refuses:\n"
+                "                self._check_open_locked(refuses=self._refuses)\n",
+                "        self._check_open_locked(refuses=self._refuses)\n        with _lock:\n",
+            )
+        ],
+        scenarios.refused_when_full,
+    ),
+    # Halves of batches that failed
+    Planted(
+        "halves are left to whoever comes, if there was room",
+        ThreadBatch,
+        "finish",
+        [("(batcher._has_no_room or batcher._parts)", "batcher._has_no_room")],
+        scenarios.isolating_with_room_on_an_engine,
+    ),
+    Planted(
+        "a thread that sends halves does not see that there are more",
+        ThreadBatcher,
+        "_next",
+        [("waits = len(self._buffer) > 0 or len(self._parts) > 0", "waits = len(self._buffer) > 0")],
+        scenarios.isolating_on_an_engine,
+    ),
+    Planted(
+        "halves are due only when something else is",
+        ThreadBatcher,
+        "_due_at",
+        [("-inf if self._parts else ", "")],
+        scenarios.isolating_with_two_that_wait,
+    ),
+    # Groups
+    Planted(
+        "a full group does not make a batch due",
+        Buffer,
+        "_note_if_full",
+        [("            heappush(", "            (lambda *_: None)(")],
+        scenarios.two_groups_and_one_full,
+    ),
+    Planted(
+        "a group that was full is taken for full",
+        Buffer,
+        "_oldest_full",
+        [("            group.listed = oldest is not None and self._is_full(group)\n", "            pass\n")],
+        scenarios.two_groups_and_leaving,
     ),
 ]
 

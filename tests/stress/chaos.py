@@ -23,6 +23,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from functools import partial
 from random import Random
 from types import FrameType
@@ -30,7 +31,7 @@ from typing import Any
 
 import batchify
 
-from ..history import CallRecord, History, Violation, check, check_stats, verdict
+from ..history import CallRecord, History, Rules, Violation, check, check_stats, owner_of, verdict
 from ..load import Caller, Function, LoopCaller, enter_loop, run_loop, settle
 from ..test_any_line import Intruder
 from ..test_any_line import ctrl_c as ctrl_c_now
@@ -71,10 +72,33 @@ class World:
         ways = self.rng.choice((every, ("list",), self.rng.sample(every, 3)))
         function = Function(self.history, name, self.seeded(), ways, self.engine)
         f = function.decorated(
-            size=self.rng.choice((1, 2, 4, 8, 50)), timeout=self.rng.choice(self.timeouts), on_loop=on_loop
+            size=self.rng.choice((1, 2, 4, 8, 50)),
+            timeout=self.rng.choice(self.timeouts),
+            on_loop=on_loop,
+            rules=self.rules(),
         )
         self.functions[name] = function, f
         return function, f
+
+    def rules(self) -> Rules | None:
+        """Draw options; often none, since others are then not in the way of what is special."""
+        if self.rng.random() < 0.4:
+            return None
+        choice = self.rng.choice
+        drawn: dict[str, Any] = {
+            "concurrency": choice((2, 3, 8)),
+            "groups": choice((2, 5)),
+            "max_weight": choice((3.0, 10.0)),
+            "isolate": True,
+            "dedupe": True,
+            "max_pending": choice((1, 3, 20)),
+            "reports": True,
+        }
+        names = self.rng.sample(sorted(drawn), self.rng.randint(1, 4))
+        options = {name: drawn[name] for name in names}
+        if "max_pending" in names:
+            options["on_full"] = choice(("wait", "wait", "raise"))
+        return Rules(**options)
 
     def caller(self, name: str, function: str) -> Caller:
         return Caller(name, *self.functions[function], self.seeded(), self.timeouts)
@@ -373,7 +397,9 @@ def drop(world: World) -> None:
     def work(name: str, rng: Random) -> None:
         for number in range(10):
             function = Function(world.history, f"{name}, {number}", world.seeded(), WAYS, world.engine)
-            f = function.decorated(size=rng.choice((2, 50)), timeout=rng.choice((0.0, 0.001, None)))
+            f = function.decorated(
+                size=rng.choice((2, 50)), timeout=rng.choice((0.0, 0.001, None)), rules=world.rules()
+            )
             tally = f._self_batcher._tally
             caller = Caller(name, function, f, rng, world.timeouts)
             for _ in range(rng.randrange(8)):
@@ -461,7 +487,9 @@ def _fork(world: World, rng: Random) -> None:
 
 def _child(world: World, rng: Random) -> int:
     """Use both functions in the child, for items of its own only."""
+    rules = world.history.rules
     history = world.history = History()
+    history.rules = rules
     with ThreadPoolExecutor(2) as engine:
         for name, (function, f) in world.functions.items():
             function.history, function.engine = history, engine
@@ -504,7 +532,8 @@ class Heard(logging.Handler):
         threading.excepthook = self.died
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(self.format(record))
+        if record.name != "batchify" or record.levelno >= logging.ERROR:  # else it is advice: that batches stay small
+            self.messages.append(self.format(record))
 
     def unraisable(self, event: "sys.UnraisableHookArgs") -> None:
         lines = traceback.format_exception(event.exc_type, event.exc_value, event.exc_traceback)
@@ -544,6 +573,7 @@ class Table:
         self.kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.calls: defaultdict[str, Counter[str]] = defaultdict(Counter)
         self.ways: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.options: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def add(self, kind: str, history: History) -> None:
         row = self.kinds[kind]
@@ -563,6 +593,19 @@ class Table:
             way["batches"] += 1
             way["items"] += len(batch.tokens)
             way["items that fail"] += len(batch.errors)
+        calls = Counter(owner_of(call.buffer) for call in history.calls)
+        batches = Counter(owner_of(batch.buffer) for batch in history.batches)
+        refused = Counter(owner_of(call.buffer) for call in history.calls if call.outcome == "refused")
+        for owner, rules in history.rules.items():
+            for option in fields(rules):
+                value = getattr(rules, option.name)
+                if value != option.default:
+                    name = f"{option.name} {value}" if option.name in ("concurrency", "max_pending") else option.name
+                    row = self.options[name]
+                    row["functions"] += 1
+                    row["calls"] += calls[owner]
+                    row["refused"] += refused[owner]
+                    row["batches"] += batches[owner]
 
     def __str__(self) -> str:
         events = ("flushes", "option changes", "closes", "drops", "loops", "forks", "interrupts", "figures off")
@@ -573,6 +616,7 @@ class Table:
                 _table("round", events, self.kinds),
                 _table("call", outcomes, self.calls),
                 _table("function", ("batches", "items", "items that fail"), self.ways),
+                _table("option", ("functions", "calls", "refused", "batches"), dict(sorted(self.options.items()))),
             )
         )
 
