@@ -66,7 +66,7 @@ class Buffer(Generic[C]):
     #      oldest call. What else is in there, or under an earlier arrival, is mended when it comes first.
     #   4. closed goes from False to True once and never back; then _flushed_at is inf.
     #   5. What arrived until _flushed_at is due.
-    #   6. A call that found no room is in _line, in order of arrival, and in nothing else. Nobody passes it.
+    #   6. A call that found no room is in _line, in order of arrival. Nobody passes it.
     # Dicts rather than deques because a call that leaves must be found among thousands; OrderedDicts because a plain
     # dict walks over the holes of all it has given away to find its first key.
 
@@ -244,6 +244,8 @@ class Buffer(Generic[C]):
                 weight -= call.weight if most is not None else 0.0
             if self._only is None:
                 group.calls.pop(call, None)
+            if self._line:
+                self._line.pop(call, None)  # see _fill()
 
     def put_back(self, calls: list[C]) -> None:
         """Let calls that take() handed out wait again, in their old order."""
@@ -276,13 +278,11 @@ class Buffer(Generic[C]):
     def _fill(self) -> None:
         """Let calls in that wait for room."""
         while self._line and len(self._waiting) < self._room and not self.closed:
-            call = self._line.popitem(False)[0]
-            try:
+            call = _first(self._line)
+            # In this order: interrupted in between, a call stands in both, and leaves both when it is taken.
+            if call is not None and call not in self._waiting:
                 self._enter(call)
-            except BaseException:  # Ctrl-C
-                self._line[call] = None
-                self._line.move_to_end(call, last=False)
-                raise
+            self._line.pop(call, None)  # type: ignore[arg-type]
 
     # What is full
 
@@ -347,7 +347,6 @@ class Buffer(Generic[C]):
         for call in self._waiting:
             group = self._only or call.group
             assert call in group.calls
-            assert call not in self._line
             assert not self._is_full(group) or id(group) in listed or group is self._only
 
 

@@ -406,6 +406,37 @@ def test_ctrl_c_in_the_midst_of_a_take_puts_all_back_in_order(taken: int) -> Non
     assert buffer.take(1.0) == (entries, "full")
 
 
+@pytest.mark.parametrize("step", ["remove", "take"])
+def test_ctrl_c_at_any_line_while_room_is_made_lets_nobody_in_twice(step: str) -> None:
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    lines, number = 1, -1
+    while lines > number:
+        number += 1
+        buffer, entries = filled(0.0, 0.0, 0.0, **ALL_OPTIONS)
+        late = Entry(8, entries[0].group)
+        buffer.add(late, 0.0)
+        assert buffer.blocked_calls() == [late]
+        taken: list[Entry] = []
+        steps: dict[str, Callable[[], object]] = {
+            "remove": lambda: buffer.remove(entries[1]),  # noqa: B023 - run at once
+            "take": lambda: taken.extend((buffer.take(0.0) or ([], "full"))[0]),  # noqa: B023
+        }
+        lines = 0
+        try:
+            lines = at_line(number, ctrl_c, steps[step])
+        except KeyboardInterrupt:
+            lines = number + 1
+        while batch := buffer.take(5.0):
+            taken += batch[0]
+        assert buffer.blocked_calls() == []
+        assert len(set(taken)) == len(taken)
+        assert late in taken
+        assert {entries[0], entries[2]} <= set(taken)
+    assert number > 20
+
+
 def test_a_change_while_the_oldest_is_looked_for_is_survived() -> None:
     class ChangedOnce(OrderedDict[Entry, None]):
         looks = 0
