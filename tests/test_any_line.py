@@ -246,8 +246,11 @@ ACTIONS = ["submit", "call", "close"]
 
 
 @pytest.mark.filterwarnings("ignore:.*running event loop:RuntimeWarning")
-@PLAIN_AND_ALL
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize(
+    ("action", "options"),
+    [*((action, {}) for action in ACTIONS), ("submit", ALL_OPTIONS)],
+    ids=[*ACTIONS, "submit with all options"],
+)
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_call_at_any_line_is_answered(scenario: str, action: str, options: dict[str, Any]) -> None:
     at, where = 0, "start"
@@ -425,8 +428,11 @@ async def turns(number: int) -> None:
 
 # Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
-@PLAIN_AND_ALL
-@pytest.mark.parametrize("function", [answer, answer_one_by_one])
+@pytest.mark.parametrize(
+    ("function", "options"),
+    [(answer, {}), (answer_one_by_one, {}), (answer, ALL_OPTIONS)],
+    ids=["at once", "one by one", "with all options"],
+)
 @pytest.mark.parametrize("scenario", THERE)
 def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(
     scenario: str, function: Callable[..., Any], options: dict[str, Any]

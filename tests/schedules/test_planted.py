@@ -124,14 +124,14 @@ PLANTED = [
         "the thread of the second first caller is kept too",
         ThreadBatcher,
         "_start_thread",
-        [("if not self._buffer.closed and (self._short or not self._threads):", "if not self._buffer.closed:")],
+        [("if self._short or not (self._threads or self._buffer.closed):", "if not self._buffer.closed:")],
         scenarios.first_calls,
     ),
     Planted(
         "a thread that starts while it is closed is kept",
         ThreadBatcher,
         "_start_thread",
-        [("if not self._buffer.closed and (self._short or not self._threads):", "if not self._threads:")],
+        [("if self._short or not (self._threads or self._buffer.closed):", "if not self._threads:")],
         scenarios.first_call_and_close,
     ),
     Planted(
@@ -152,14 +152,14 @@ PLANTED = [
         "figures are changed without the lock",
         ThreadBatch,
         "answer",
-        [("with _lock:", "if True:")],
+        [("with _lock:\n        batcher._tally", "if True:\n        batcher._tally")],
         scenarios.reading_stats,
     ),
     Planted(
         "the flush thread looks at the buffer without the lock",
         ThreadBatcher,
         "_next",
-        [("with _lock:", "if True:")],
+        [("with _lock:\n        batcher._tally", "if True:\n        batcher._tally")],
         scenarios.calls,
     ),
     Planted(
