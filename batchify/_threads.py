@@ -724,7 +724,8 @@ class ThreadBatcher:
                     self._wakes_at = min(self._asleep.values(), default=inf)
                     self._wake_if_due_locked()
                 return batch
-            if ends:
+            # Asked again: a finalizer may have submitted and closed since it was asked whether anything waits.
+            if self._buffer.closed and not len(self._buffer) and not self._parts:
                 return None
             wakes_at = self._buffer.due_at
             if wakes_at == inf and flushed and self.options.timeout:
