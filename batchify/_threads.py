@@ -472,10 +472,12 @@ class ThreadBatcher:
         # A finalizer inside our lock would keep the flush threads from ending.
         if wait and threads and not inside and get_ident() not in self._threads:
             with _blocked_on(self._life) as for_itself:
+                joined: list[Thread] = []
                 while threads and not for_itself:
                     for thread in threads:
                         thread.join()
-                    threads = [thread for thread in self._threads.copy().values() if thread.is_alive()]
+                    joined += threads  # meanwhile they may have hired others
+                    threads = [thread for thread in self._threads.copy().values() if thread not in joined]
 
     def _refuse_blocked(self) -> None:
         """Release those who wait for room, now that there will be none."""
