@@ -43,10 +43,11 @@ EQUIVALENT = HERE / "equivalent.md"
 
 # The tests most likely to notice, for each file; the others come after them.
 FIRST = {
-    "_buffer.py": ["buffer", "messages"],
-    "_batch.py": ["answers", "coroutines", "asyncio", "threads"],
+    "_options.py": ["options", "messages"],
+    "_buffer.py": ["buffer", "messages", "options"],
+    "_batch.py": ["answers", "options", "coroutines", "asyncio", "threads"],
     "_errors.py": ["answers", "messages"],
-    "_stats.py": ["stats"],
+    "_stats.py": ["stats", "options"],
     "_processor.py": ["processor"],
     "_signature.py": ["messages", "binding", "structure"],
     "_threads.py": ["answers", "asyncio", "threads"],
@@ -64,6 +65,7 @@ OTHERS = [
     "asyncio",
     "structure",
     "coroutines",
+    "options",
 ]
 OTHERS += ["threads"]
 LAST = ["any_line"]  # where one test takes as long as others are given
