@@ -333,18 +333,20 @@ class LoopFlusher:
 
     def withdraw(self, call: Any) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
-        with _lock:
-            waited = self.buffer.remove(call)
-            self.tally.cancelled += waited
-        call.error = None  # needs() shall not think that somebody waits for it
-        if len(self.buffer):
-            # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
-            # rely on that.
-            self.look()
-        elif self._timer is not None:
-            self._stop_timer()
-            self._looks_at = inf
-        return waited
+        try:
+            with _lock:
+                waited = self.buffer.remove(call)
+                self.tally.cancelled += waited
+            call.error = None  # needs() shall not think that somebody waits for it
+            return waited
+        finally:
+            if len(self.buffer):
+                # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
+                # rely on that; or another one has just got its room.
+                self.look()
+            elif self._timer is not None:
+                self._stop_timer()
+                self._looks_at = inf
 
     def flush(self) -> None:
         """Make what waits due now."""

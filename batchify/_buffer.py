@@ -155,14 +155,16 @@ class Buffer(Generic[C]):
     def remove(self, call: C) -> bool:
         """Take out a call whose caller left. False if it does not wait here (any more)."""
         self._line.pop(call, None)
-        # pop() with a default: a finalizer may take it out between a look and a `del`.
-        if self._waiting.pop(call, _GONE) is _GONE:
-            return False
-        if self._only is None:
-            call.group.calls.pop(call, None)
-        (self._only or call.group).weight = math.nan
-        self._fill()
-        return True
+        try:
+            # pop() with a default: a finalizer may take it out between a look and a `del`.
+            if self._waiting.pop(call, _GONE) is _GONE:
+                return False
+            if self._only is None:
+                call.group.calls.pop(call, None)
+            (self._only or call.group).weight = math.nan
+            return True
+        finally:
+            self._fill()  # also after Ctrl-C, as perhaps nobody comes any more who would see that there is room
 
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
