@@ -37,7 +37,7 @@ from typing import Any, Protocol
 
 from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound, refuse
 from ._buffer import Buffer, arrival_of, batches_at_once
-from ._errors import BufferFullError, ClosedError
+from ._errors import ClosedError
 from ._options import Options, Takes, check_count, check_timeout
 from ._stats import Reason, Stats, Tally, draft
 
@@ -325,8 +325,7 @@ class LoopFlusher:
         add, now = self.buffer.add, loop.time()
         for call in calls:
             if refuses and not self.buffer.has_room:
-                most = self.batcher.options.max_pending
-                raise BufferFullError(f"{self.batcher.name}() is full: max_pending={most} items wait")
+                raise self.batcher.options.full_error(self.batcher.name)
             due_at = add(call, now)
             if due_at < self._looks_at:
                 self._look_at(due_at, loop)

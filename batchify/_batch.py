@@ -139,7 +139,7 @@ class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
     `run()` calls the function; `settle()` takes what it returned, `fail()` what it raised; both end in `_conclude()`,
-    which puts each result in its place and calls `answer()`, `end()` and `finish()`. What these do is a subclass's
+    which puts each result in its place and calls `answer()` and then `finish()`. What these do is a subclass's
     matter, so that this file needs no thread. If the function returned a future, all but `run()` may happen later, on
     another thread. With `isolate`, a batch that failed ends without an answer, and its halves begin `again()`.
     """

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from inspect import iscoroutinefunction
 from typing import Any, Literal, NamedTuple
 
+from ._errors import BufferFullError
 from ._stats import BatchReport
 
 
@@ -71,6 +72,10 @@ class Options:
             raise ValueError(f"{name}(): on_full must be 'wait' or 'raise', got {self.on_full!r}")
         if self.on_full != "wait" and self.max_pending is None:
             raise TypeError(f"{name}(): on_full needs max_pending, the most items that may wait")
+
+    def full_error(self, name: str) -> BufferFullError:
+        """Return the error of a call that does not wait for room."""
+        return BufferFullError(f"{name}() is full: max_pending={self.max_pending} items wait")
 
     @property
     def ask_items(self) -> bool:

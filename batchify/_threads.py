@@ -29,7 +29,7 @@ from typing import Any, TypeVar
 
 from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse
 from ._buffer import Buffer, arrival_of, batches_at_once
-from ._errors import BatchError, BufferFullError, ClosedError
+from ._errors import BatchError, ClosedError
 from ._options import Options, Takes, check_count, check_timeout
 from ._stats import Reason, Stats, Tally, draft
 
@@ -549,7 +549,7 @@ class ThreadBatcher:
         if self._buffer.closed:
             raise self._closed_error()
         if refuses and not self._buffer.has_room:
-            raise BufferFullError(f"{self.name}() is full: max_pending={self.options.max_pending} items wait")
+            raise self.options.full_error(self.name)
 
     def _closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
