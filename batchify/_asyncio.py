@@ -344,8 +344,8 @@ class LoopFlusher:
                 # rely on that; or another one has just got its room.
                 self.look()
             elif self._timer is not None:
+                self._looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
                 self._stop_timer()
-                self._looks_at = inf
 
     def flush(self) -> None:
         """Make what waits due now."""
@@ -365,8 +365,8 @@ class LoopFlusher:
         """Refuse what comes, and make what waits due."""
         self.buffer.close()
         for call in self.buffer.blocked_calls():
+            refuse(call, self.batcher.closed_error())  # first: interrupted in between, nobody else would tell it
             self.buffer.remove(call)
-            refuse(call, self.batcher.closed_error())
         self.look()
 
     async def closed(self) -> None:

@@ -474,3 +474,29 @@ def test_ctrl_c_at_any_line_on_a_loop_loses_nothing(
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
     assert at > 30
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+@PLAIN_AND_ALL
+def test_ctrl_c_at_any_line_as_the_only_caller_on_a_loop_leaves_spares_the_next_one(options: dict[str, Any]) -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        f: Any = batched(batch_size=2, timeout=0.001, **options)(answer)
+        intruder = Intruder(at, ctrl_c)
+
+        async def leave(f: Any = f, intruder: Intruder = intruder) -> None:
+            await f(0)
+            with suppress(KeyboardInterrupt), intruder.on_this_thread():
+                f.submit(1).cancel()
+
+        async def come(f: Any = f) -> int:
+            result: int = await f(2)
+            return result
+
+        with asyncio.Runner() as runner:
+            with suppress(KeyboardInterrupt):
+                runner.run(leave())
+            assert runner.run(come()) == -2
+        where = intruder.where
+    assert at > 15

@@ -56,6 +56,7 @@ class World:
         self.engine = engine
         self.functions: dict[str, tuple[Function, Any]] = {}
         self.violations: list[Violation] = []
+        self.interrupted_at: list[str] = []  # lines of the package, for whoever looks into a round that hung
         self.disturbed = False
         # Ctrl-C may come in the very lines that count what the main thread answers, for an engine or as a finalizer.
         self.figures_may_be_off = False
@@ -317,6 +318,7 @@ def ctrl_c_on_a_loop(world: World) -> None:
         waiting.cancel()
         if intruder.where:
             world.history.events.append("interrupts")
+            world.interrupted_at.append(intruder.where)
 
     async def rest() -> None:
         for caller in callers:
@@ -545,11 +547,12 @@ class Heard(logging.Handler):
 
 
 @contextmanager
-def watched(what: str, seconds: float) -> Iterator[None]:
+def watched(what: str, seconds: float, world: World) -> Iterator[None]:
     """End the run if this takes too long."""
 
     def hung() -> None:
-        print(f"HUNG: {what}", flush=True)
+        print(f"HUNG: {what}, interrupted at {', '.join(world.interrupted_at) or 'no line'}", flush=True)
+        print(f"options: {world.history.rules}", flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds + 2, hung)
@@ -656,7 +659,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if options.kind and kind not in options.kind:
                 continue
             world = World(f"{options.seed}, {number}", engine)
-            with watched(f"round {number}, {kind}", options.patience):
+            with watched(f"round {number}, {kind}", options.patience, world):
                 KINDS[kind](world)
                 world.end()
             if "ctrl c" not in kind:  # what it interrupts may be a finalizer, or a task before its first step
