@@ -78,14 +78,22 @@ class Intruder:
             sys.settrace(None)
 
 
+_nothing_happens_at: dict[tuple[int, int], bool] = {}  # by the id of the code, which the package keeps
+
+
 def _nothing_happens(frame: FrameType) -> bool:
     """Whether this is no line to stop at: a mere `try:`, or the end of a `with _lock:` or the like.
 
     Before that, Python lets nothing happen (bpo-29988).
     """
-    opcode = dis.opname[frame.f_code.co_code[frame.f_lasti]]
-    text = linecache.getline(frame.f_code.co_filename, frame.f_lineno)
-    return opcode == "NOP" or ("lock:" in text and not opcode.startswith(("LOAD_GLOBAL", "LOAD_FAST")))
+    code, at = frame.f_code, frame.f_lasti
+    found = _nothing_happens_at.get((id(code), at))
+    if found is None:
+        opcode = dis.opname[code.co_code[at]]
+        text = linecache.getline(code.co_filename, frame.f_lineno)
+        found = opcode == "NOP" or ("lock:" in text and not opcode.startswith(("LOAD_GLOBAL", "LOAD_FAST")))
+        _nothing_happens_at[id(code), at] = found
+    return found
 
 
 def ctrl_c() -> None:
@@ -400,25 +408,39 @@ async def call_and_cancel_there(f: Any) -> None:
     await asyncio.gather(tasks[0], tasks[2])
 
 
-async def map_there(f: Any) -> None:
-    async def items() -> AsyncIterator[int]:
-        yield 1
-        yield 2
-        yield 3
+async def items() -> AsyncIterator[int]:
+    yield 1
+    yield 2
+    yield 3
 
+
+async def map_there(f: Any) -> None:
     async with aclosing(f.map([1, 2, 3])) as results:
         assert [result async for result in results] == [-1, -2, -3]
-    async with aclosing(f.map(items())) as results:
-        assert await anext(results) == -1
+
+
+async def map_items_that_come_there(f: Any) -> None:
     async with aclosing(f.map(items())) as results:
         assert [result async for result in results] == [-1, -2, -3]
+
+
+async def drop_a_map_there(f: Any) -> None:
+    async with aclosing(f.map(items())) as results:
+        assert await anext(results) == -1
 
 
 async def close_there(f: Any) -> None:
     await f.aclose()
 
 
-THERE = {"submit": submit_and_cancel_there, "call": call_and_cancel_there, "map": map_there, "close": close_there}
+THERE = {
+    "submit": submit_and_cancel_there,
+    "call": call_and_cancel_there,
+    "map": map_there,
+    "map items that come": map_items_that_come_there,
+    "drop a map": drop_a_map_there,
+    "close": close_there,
+}
 
 
 async def turns(number: int) -> None:
