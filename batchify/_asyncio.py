@@ -337,15 +337,19 @@ class LoopFlusher:
                 waited = self.buffer.remove(call)
                 self.tally.cancelled += waited
             call.error = None  # needs() shall not think that somebody waits for it
+            self._look_after_leaving()
             return waited
-        finally:
-            if len(self.buffer):
-                # Its caller may have been interrupted between adding it and looking to it, and others, who came second,
-                # rely on that; or another one has just got its room.
-                self.look()
-            elif self._timer is not None:
-                self._looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
-                self._stop_timer()
+        except BaseException:  # Ctrl-C
+            self._look_after_leaving()
+            raise
+
+    def _look_after_leaving(self) -> None:
+        # A caller may have been interrupted between adding its call and looking to it, and others, who came second,
+        # rely on that; or in the place of one that left comes one that waited for room.
+        self.look()
+        if self._timer is not None and not len(self.buffer):
+            self._looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
+            self._stop_timer()
 
     def flush(self) -> None:
         """Make what waits due now."""
@@ -519,7 +523,7 @@ class LoopFlusher:
         if batch in self._in_flight:
             self._looks_at = inf
             self._in_flight.discard(batch)
-            if len(self.buffer) or self._parts:
+            if len(self.buffer) or self.buffer.blocked or self._parts:
                 self.look()
 
     def again(self, batch: LoopBatch, parts: Sequence[Sequence[Any]]) -> None:

@@ -155,16 +155,14 @@ class Buffer(Generic[C]):
     def remove(self, call: C) -> bool:
         """Take out a call whose caller left. False if it does not wait here (any more)."""
         self._line.pop(call, None)
-        try:
-            # pop() with a default: a finalizer may take it out between a look and a `del`.
-            if self._waiting.pop(call, _GONE) is _GONE:
-                return False
-            if self._only is None:
-                call.group.calls.pop(call, None)
-            (self._only or call.group).weight = math.nan
-            return True
-        finally:
-            self._fill()  # also after Ctrl-C, as perhaps nobody comes any more who would see that there is room
+        # pop() with a default: a finalizer may take it out between a look and a `del`.
+        if self._waiting.pop(call, _GONE) is _GONE:
+            return False
+        if self._only is None:
+            call.group.calls.pop(call, None)
+        (self._only or call.group).weight = math.nan
+        self._fill()
+        return True
 
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
@@ -196,6 +194,7 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
+        self._fill()  # whoever made room may have been interrupted before
         oldest, full = _first(self._waiting), self._oldest_full()
         if oldest is None:
             return math.inf
@@ -265,6 +264,7 @@ class Buffer(Generic[C]):
 
     def _next(self, now: float) -> tuple[Group | None, Reason]:
         """Return the group of the batch to be taken, if any is due, and why."""
+        self._fill()
         oldest = _first(self._waiting)
         if oldest is None:
             return None, "full"

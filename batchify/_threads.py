@@ -437,19 +437,28 @@ class ThreadBatcher:
 
     def withdraw(self, call: Call) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
-        with _lock:
-            # Also where it is not there: its caller may have been interrupted between adding it and waking the thread,
-            # and others, who came second, rely on that.
-            self._wake_if_due_locked()
-            waited = self._buffer.remove(call)
-            if waited:
-                self._tally.cancelled += 1
-                call.error = None  # nobody waits for it any more, says _needs()
-                self._wake_if_due_locked()  # in its place came one that waited for room
-                if not len(self._buffer) and -inf < self._wakes_at < inf:
-                    self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
-        self._after_the_lock()
+        waited = False
+        try:
+            with _lock:
+                waited = self._buffer.remove(call)
+                if waited:
+                    self._tally.cancelled += 1
+                    call.error = None  # nobody waits for it any more, says _needs()
+                self._look_after_leaving_locked()
+        except BaseException:  # Ctrl-C
+            with _lock:
+                self._look_after_leaving_locked()
+            raise
+        finally:
+            self._after_the_lock()
         return waited
+
+    def _look_after_leaving_locked(self) -> None:
+        # A caller may have been interrupted between adding its call and waking the thread, and others, who came second,
+        # rely on that; or in the place of one that left comes one that waited for room.
+        self._wake_if_due_locked()
+        if not len(self._buffer) and -inf < self._wakes_at < inf:
+            self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers."""
@@ -580,9 +589,9 @@ class ThreadBatcher:
                     self._threads[ident] = thread
                     self._asleep[ident] = inf  # as good as: it finds the bell rung
                     self._short = False
-                    _ring(go)
+                _ring(go)  # also if it is not hired
         finally:
-            _ring(go)  # also if it is not hired; and again, in case that Ctrl-C came first
+            _ring(go)  # again, in case that Ctrl-C came first
 
     def _after_the_lock(self) -> None:
         """Do what must not be done while holding the lock: start another thread where a batch could run at once."""

@@ -10,7 +10,7 @@ import gc
 import linecache
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from contextlib import aclosing, contextmanager, nullcontext, suppress
 from functools import partial
@@ -389,6 +389,14 @@ async def answer(items: list[int]) -> list[int]:
     return negate(items)
 
 
+def answer_behind(gate: asyncio.Event) -> Callable[[list[int]], Coroutine[Any, Any, list[int]]]:
+    async def function(items: list[int]) -> list[int]:
+        await gate.wait()
+        return negate(items)
+
+    return function
+
+
 async def answer_one_by_one(items: list[int]) -> AsyncIterator[int]:
     for item in items:
         await asyncio.sleep(0)
@@ -520,5 +528,36 @@ def test_ctrl_c_at_any_line_as_the_only_caller_on_a_loop_leaves_spares_the_next_
             with suppress(KeyboardInterrupt):
                 runner.run(leave())
             assert runner.run(come()) == -2
+        where = intruder.where
+    assert at > 15
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+def test_ctrl_c_at_any_line_as_a_caller_on_a_loop_leaves_lets_in_who_waits_for_room() -> None:
+    at, where = 0, "start"
+    while where:
+        at += 1
+        gate = asyncio.Event()
+
+        f: Any = batched(batch_size=2, max_pending=1)(answer_behind(gate))
+        intruder = Intruder(at, ctrl_c)
+
+        async def leave(f: Any = f, intruder: Intruder = intruder) -> "tuple[asyncio.Task[int], asyncio.Task[int]]":
+            runs = asyncio.create_task(f(1))
+            await turns(5)
+            waits = f.submit(2)
+            blocked = asyncio.create_task(f(3))
+            await turns(5)
+            assert f.stats.blocked == 1
+            with suppress(KeyboardInterrupt), intruder.on_this_thread():
+                waits.cancel()
+            return runs, blocked
+
+        async def come(tasks: "tuple[asyncio.Task[int], asyncio.Task[int]]", gate: asyncio.Event = gate) -> list[int]:
+            gate.set()
+            return list(await asyncio.gather(*tasks))
+
+        with asyncio.Runner() as runner:
+            assert runner.run(come(runner.run(leave()))) == [-1, -3]
         where = intruder.where
     assert at > 15
