@@ -379,8 +379,9 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait, and `on_full` is "raise".
             ClosedError: `aclose()` was called before.
         """
-        coroutine: Coroutine[Any, Any, R] = self._self_call(*_given(item, args), **kwargs)
-        return coroutine
+        if item is not _MISSING and not args and not kwargs:
+            return self._self_call(item)  # type: ignore[no-any-return]
+        return self._self_call(*_given(item, args), **kwargs)  # type: ignore[no-any-return]
 
     @property
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:

@@ -206,7 +206,7 @@ def check(history: History, *, concurrency: int = 1, disturbed: bool = False) ->
         *_check_answers(history, disturbed=disturbed),
         *_check_moments(history, disturbed=disturbed),
         *_check_sizes(history, rules),
-        *_check_order(history, rules),
+        *_check_order(history, rules, disturbed=disturbed),
         *_check_overlap(history, rules, disturbed=disturbed),
         *_check_company(history, rules, disturbed=disturbed),
     ]
@@ -322,7 +322,7 @@ def _check_sizes(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
         taken_after[batch.buffer] = batch.ended
 
 
-def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
+def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
     """The items of one submitter and group stand in order, within a batch and, unless they may overlap, across them."""
     calls = {call.token: call for call in history.calls}
     batches = _in_batches(history)
@@ -333,6 +333,8 @@ def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
             call = calls.get(token)
             if call is None or call.nested or batches[token][-1] is not batch:
                 continue
+            if disturbed and call.error == "BatchError":
+                continue  # its half was not run, and that of its neighbour may have been
             number = 0 if of_owner.concurrency == 1 else batch.number
             key = (call.submitter, batch.buffer, of_owner.group(token), number)
             before = latest.get(key)

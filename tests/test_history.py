@@ -337,6 +337,18 @@ def test_a_batch_failed_by_ctrl_c_on_a_loop_is_known_to_be_disturbed() -> None:
     assert check(history, disturbed=True) == []
 
 
+def test_the_half_of_a_batch_that_ctrl_c_fails_on_a_loop_may_be_overtaken() -> None:
+    history = clean()
+    calls = [history.call("a", "f", "call") for _ in range(2)]
+    for call in reversed(calls):
+        history.batch("f", [call.token]).end()
+    calls[0].end("result", -calls[0].token)
+    calls[1].end("error", RuntimeError())
+    calls[1].error = "BatchError"
+    assert "order" in rules(history)
+    assert check(history, disturbed=True) == []
+
+
 @pytest.mark.parametrize(
     "changes",
     [
