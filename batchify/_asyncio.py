@@ -77,17 +77,20 @@ class AioCall(LoopCall):
     @staticmethod
     def deliver_all(calls: Sequence[LoopCall]) -> None:
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
+        home = calls[0].home
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            calls[0].home.call_soon_threadsafe(AioCall.come_home, calls)
+            home.call_soon_threadsafe(insist, home, LoopCall.deliver_all, calls)
 
-    @staticmethod
-    def come_home(calls: Sequence[LoopCall]) -> None:
-        """Deliver them all, on their loop."""
-        try:
-            LoopCall.deliver_all(calls)
-        except BaseException:  # Ctrl-C: the others must hear all the same
-            calls[0].home.call_soon(AioCall.come_home, calls)
-            raise
+
+def insist(loop: asyncio.AbstractEventLoop, action: Callable[..., object], *args: object) -> None:
+    """Do something on a loop; if Ctrl-C comes in between, once more in the loop's next turn, as others rely on it."""
+    try:
+        action(*args)
+    except Exception:
+        raise
+    except BaseException:
+        loop.call_soon(insist, loop, action, *args, context=Context())
+        raise
 
 
 class PutsCalls(Protocol):
@@ -397,24 +400,25 @@ class LoopFlusher:
 
     def look(self) -> None:
         """See to it that what waits is flushed when it is due."""
-        loop, due_at = self.loop(), -inf if self._parts else self.buffer.due_at
-        if due_at < self._looks_at and loop is not None and not loop.is_closed():
+        loop = self.loop()
+        if loop is not None and not loop.is_closed():
+            insist(loop, self._look, loop)
+
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        due_at = -inf if self._parts else self.buffer.due_at
+        if due_at < self._looks_at:
             self._look_at(due_at, loop)
 
     def _look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
-        try:
-            self._stop_timer()
-            if due_at == -inf:
-                self._start(self._flush(moment), loop)
-            else:
-                # In a context of its own: else it would keep that of the caller.
-                self._timer = loop.call_at(due_at, self._look_at, -inf, loop, due_at, context=Context())
-            self._looks_at = due_at  # last: if this is interrupted before, the next item still sees to it
-        except BaseException:  # Ctrl-C
-            self._looks_at = inf
-            loop.call_soon(self.look, context=Context())
-            raise
+        self._looks_at = inf  # until there is one: if this is interrupted, whoever looks next sees to it
+        self._stop_timer()
+        if due_at == -inf:
+            self._start(self._flush(moment), loop)
+        else:
+            # In a context of its own: else it would keep that of the caller.
+            self._timer = loop.call_at(due_at, insist, loop, self._look_at, -inf, loop, due_at, context=Context())
+        self._looks_at = due_at
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -612,7 +616,7 @@ class LoopBatcher:
                 action(flusher)
             else:
                 with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(action, flusher)
+                    loop.call_soon_threadsafe(insist, loop, action, flusher)
 
     def new_buffer(self) -> Buffer[Any]:
         buffer: Buffer[Any] = Buffer(self.options, grouped=self.takes.constants)
@@ -710,18 +714,14 @@ class LoopBatcher:
                         bell.ring()
                     del call
 
-        def ended(_: object) -> None:
-            try:
-                if more:
-                    flusher.flush()  # nothing of this map will join what is left
-                bell.ring()
-            except BaseException:  # Ctrl-C: the map must hear all the same
-                loop.call_soon(ended, None)
-                raise
+        def ended() -> None:
+            if more:
+                flusher.flush()  # nothing of this map will join what is left
+            bell.ring()
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        reader.add_done_callback(ended)
+        reader.add_done_callback(lambda _: insist(loop, ended))
         flusher.bells.add(room)
         try:
             while calls or not reader.done():

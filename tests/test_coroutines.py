@@ -1595,6 +1595,26 @@ def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) ->
     run(main())
 
 
+def test_ctrl_c_as_what_it_interrupted_is_mended_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    f = batched(batch_size=2, timeout=1.0)(negate)
+    loop = HandLoop()
+    caller = loop.create_task(f(1))
+    loop.run_until_complete(settle())
+    loop.moment = 1.0
+    monkeypatch.setattr(LoopFlusher, "_stop_timer", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(caller)
+    monkeypatch.setattr(Buffer, "due_at", property(interrupted))
+    with suppress(KeyboardInterrupt):  # if it looks there at all
+        loop.run_until_complete(caller)
+    assert loop.run_until_complete(caller) == -1
+    loop.close()
+
+
 def test_ctrl_c_as_the_items_of_a_map_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         monkeypatch.undo()

@@ -648,6 +648,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     print(f"seed {options.seed}, Python {sys.version.split()[0]}", flush=True)
     faulthandler.enable()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a job in the background would ignore
     warnings.simplefilter("error")
     heard, table, broken, kinds = Heard(), Table(), 0, list(KINDS)
     end = time.monotonic() + 60 * options.minutes
