@@ -39,7 +39,7 @@ from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound,
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import ClosedError
 from ._options import Options, Takes, check_count, check_timeout
-from ._stats import Reason, Stats, Tally, draft
+from ._stats import Reason, Stats, Tally
 
 # Guards what the loops of a function share, as they may run in several threads: the table of flushers, and the figures.
 # Re-entrant, and one for all functions, for the same reasons as the lock of the flush threads.
@@ -215,13 +215,8 @@ class LoopBatch(Batch):
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], reason: Reason, now: float) -> None:
-        batcher = flusher.batcher
-        group = calls[0].group if batcher.asks else None
-        constants = NO_CONSTANTS if group is None else group.constants
-        super().__init__(batcher.name, calls, call_directly, batcher.options, constants)
+        super().__init__(flusher.batcher, calls, call_directly, reason, now)
         self._flusher = flusher
-        if batcher.options.on_batch is not None:
-            self.draft, self.began = draft(batcher.name, reason, calls, now), now
         # Calls made from inside the function, and where; those answered are taken out now and then.
         self._waits_for: dict[LoopFlusher, list[Any]] = {}
 
@@ -439,15 +434,18 @@ class LoopFlusher:
 
     # The task of a batch
 
-    async def _flush(self, moment: float) -> None:
-        batch: LoopBatch | None = None
+    async def _flush(self, moment: float, batch: LoopBatch | None = None) -> None:
+        """Run a nested batch, or else the one that is due."""
         try:
             await _begun()
-            # The batch is taken here and not by whoever started this: as late as can be, when all have added their
-            # items whom the loop had woken before.
-            batch = self._take(moment)
+            if batch is None:
+                # It is taken here and not by whoever started this: as late as can be, when all have added their items
+                # whom the loop had woken before.
+                batch = self._take(moment)
             if batch is not None:
-                await self._run(batch)
+                _inside.set(batch)
+                self.batches.add(batch)
+                await batch.run_async(self.batcher.function)
         except BaseException as error:  # cancelled, or Ctrl-C
             if batch is not None:
                 batch.fail(error)
@@ -462,21 +460,7 @@ class LoopFlusher:
             call.arrival = now
         with _lock:
             self.tally.begin(reason, [now] * len(calls), now)
-        self._start(self._run_nested(LoopBatch(self, calls, reason, now)), loop)
-
-    async def _run_nested(self, batch: LoopBatch) -> None:
-        try:
-            await _begun()
-            await self._run(batch)
-        except BaseException as error:
-            batch.fail(error)
-            self.finished(batch)
-            raise
-
-    async def _run(self, batch: LoopBatch) -> None:
-        _inside.set(batch)
-        self.batches.add(batch)
-        await batch.run_async(self.batcher.function)
+        self._start(self._flush(now, LoopBatch(self, calls, reason, now)), loop)
 
     def _take(self, moment: float) -> LoopBatch | None:
         """Return the batch that is due, if there is room. `moment`: what the timer was set to that woke us."""

@@ -13,10 +13,11 @@ from contextlib import suppress
 from contextvars import Context, ContextVar
 from itertools import islice
 from types import CoroutineType, MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._options import Options
+from ._stats import Reason, draft
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
@@ -135,6 +136,14 @@ def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
     return True
 
 
+class Batcher(Protocol):
+    """What a batch must know of where it comes from."""
+
+    name: str
+    options: Options
+    asks: bool  # whether its calls have a group
+
+
 class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
@@ -163,21 +172,19 @@ class Batch:
     )
 
     def __init__(
-        self,
-        name: str,
-        calls: Sequence[Any],
-        enter: Callable[..., Any],
-        options: Options,
-        constants: Mapping[str, Any],
+        self, of: Batcher, calls: Sequence[Any], enter: Callable[..., Any], reason: Reason, now: float
     ) -> None:
-        self.name = name
+        group = calls[0].group if of.asks else None
+        self.name = of.name
         self.error: BaseException | None = None  # of the whole batch
         # If somebody wants a report: what makes it, and when the batch began.
         self.draft: Callable[..., object] | None = None
-        self.began = 0.0
+        self.began = now
+        if of.options.on_batch is not None:
+            self.draft = draft(of.name, reason, calls, now)
         self._size = len(calls)
-        self._options = options
-        self._constants = constants  # keyword arguments of the function
+        self._options = of.options
+        self._constants = NO_CONSTANTS if group is None else group.constants  # keyword arguments of the function
         # Calls the function, or next(), in the context of this batch: an empty one, and not that of whoever called
         # first, whose variables (a user, a transaction) are not those of the others.
         self._enter = enter

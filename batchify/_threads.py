@@ -31,7 +31,7 @@ from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import BatchError, ClosedError
 from ._options import Options, Takes, check_count, check_timeout
-from ._stats import Reason, Stats, Tally, draft
+from ._stats import Reason, Stats, Tally
 
 T = TypeVar("T")
 
@@ -153,16 +153,10 @@ class ThreadBatch(Batch):
     __slots__ = ("__weakref__", "_batcher", "_expects", "_life")
 
     def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
-        options = batcher.options
-        group = calls[0].group if batcher._asks else None
-        super().__init__(
-            batcher.name, calls, Context().run, options, NO_CONSTANTS if group is None else group.constants
-        )
+        super().__init__(batcher, calls, Context().run, reason, now)
         self._batcher = batcher
         self._life = batcher._life
         self._expects = False  # the function returned a future
-        if options.on_batch is not None:
-            self.draft, self.began = draft(batcher.name, reason, calls, now), now
 
     def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
         batcher = self._batcher
@@ -293,7 +287,7 @@ class ThreadBatcher:
         self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
         self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
         self._grouped = takes is not None and takes.constants
-        self._asks = options.ask_items or self._grouped
+        self.asks = options.ask_items or self._grouped
         self._refuses = options.on_full == "raise"
         self._warned = False
         self._start_clean()
@@ -339,7 +333,7 @@ class ThreadBatcher:
         lock.acquire()
         call = Call(item, lock.release)
         try:
-            if self._asks:
+            if self.asks:
                 self._ask(call, constants)
             # _put() for one call, written out here and in put(): every caller pays for each step, 4 % for sharing it.
             if not self._threads:
@@ -362,7 +356,7 @@ class ThreadBatcher:
         future = ItemFuture(self)
         call = future.call = FutureCall(item, future, owner)
         try:
-            if self._asks:
+            if self.asks:
                 self._ask(call, constants)
             ident = get_ident()
             if ident in _flushing and not _delivering.get(ident):
@@ -377,7 +371,7 @@ class ThreadBatcher:
 
     def put(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Let a call wait whose caller waits in a way of its own."""
-        if self._asks:
+        if self.asks:
             self._ask(call, constants)
         if get_ident() in _flushing:
             self._put_inside((call,), refuses=self._refuses)
@@ -410,7 +404,7 @@ class ThreadBatcher:
         chunked: bool,
     ) -> Generator[Any, None, None]:
         bell = allocate_lock()
-        ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self._asks else None)
+        ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self.asks else None)
         calls, options = ahead.calls, self.options
         with _lock:
             self._bells.add(bell)
@@ -632,7 +626,7 @@ class ThreadBatcher:
     def _call_inside(self, item: Any, constants: Mapping[str, Any]) -> Any:
         inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
         call, lock = _blocking_call(item)
-        if self._asks:
+        if self.asks:
             self._ask(call, constants)
         with _blocked_on(self._life) as for_itself:
             # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
@@ -656,7 +650,7 @@ class ThreadBatcher:
         if ident in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
             with _blocked_on(self._life) as for_itself:
                 if for_itself:
-                    for batch in batches_at_once(calls, self.options) if self._asks else (calls,):
+                    for batch in batches_at_once(calls, self.options) if self.asks else (calls,):
                         self._run_nested(batch)
                     return
                 passed = _passed.setdefault(ident, [])

@@ -1505,14 +1505,14 @@ def test_ctrl_c_as_a_batch_begins_fails_it_and_is_not_lost(
 
     async def function(items: list[int]) -> list[int]:
         if items == [1]:
-            monkeypatch.setattr(LoopFlusher, "_run", interrupted)
+            monkeypatch.setattr(LoopBatch, "run_async", interrupted)
             with pytest.raises(BatchError):
                 await f(2)
         return items
 
     f = batched(batch_size=1)(function)
     if not nested:
-        monkeypatch.setattr(LoopFlusher, "_run", interrupted)
+        monkeypatch.setattr(LoopBatch, "run_async", interrupted)
     loop = HandLoop()
     caller = loop.create_task(f(1) if nested else f(2))
     with pytest.raises(KeyboardInterrupt):
