@@ -13,6 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 from batchify import batched
 
 BATCH_SIZE = 64
+THREADS = 2 * BATCH_SIZE  # of a server with threads: each brings one image, so one batch gathers while another one runs
 PIXELS = 64
 BRIGHTEST = 16
 

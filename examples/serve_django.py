@@ -1,4 +1,4 @@
-"""Serve the digits with Django, over ASGI under uvicorn.
+"""Serve the digits with Django, over ASGI under uvicorn: an `async def` view and a `def` view share batches.
 
 Run it, after `pip install -e '.[examples]' django`, with:
 
@@ -31,13 +31,27 @@ async def classify(request: HttpRequest) -> JsonResponse:
     return JsonResponse({"digit": await predict.aio(image)})
 
 
+@require_POST
+def classify_in_thread(request: HttpRequest) -> JsonResponse:
+    """Return the digit on an image; over ASGI, Django calls this in a thread that it starts for the request."""
+    try:
+        image = image_of_json(request.body)
+    except ValueError as error:
+        return JsonResponse({"error": str(error)}, status=400)
+    return JsonResponse({"digit": predict(image)})
+
+
 @require_GET
 async def get_figures(_: HttpRequest) -> JsonResponse:
     """Return what batching did so far."""
     return JsonResponse(figures())
 
 
-urlpatterns = [path("classify", classify), path("figures", get_figures)]
+urlpatterns = [
+    path("classify", classify),
+    path("classify-in-thread", classify_in_thread),
+    path("figures", get_figures),
+]
 app = get_asgi_application()
 
 

@@ -25,7 +25,7 @@ from contextlib import suppress
 
 import grpc
 import numpy as np
-from digits import BATCH_SIZE, figures, image_of, predict
+from digits import THREADS, figures, image_of, predict
 
 
 def classify(request: bytes, context: grpc.ServicerContext) -> bytes:
@@ -47,8 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Serve the digits with gRPC, from threads.")
     parser.add_argument("--port", type=int, default=8000, help="port on 127.0.0.1; 0 for any (default: 8000)")
 
-    # Each thread brings one image at a time: with so many, one batch gathers while another one runs.
-    server = grpc.server(ThreadPoolExecutor(max_workers=2 * BATCH_SIZE))
+    server = grpc.server(ThreadPoolExecutor(THREADS))
     methods = {
         "Classify": grpc.unary_unary_rpc_method_handler(classify),
         "Figures": grpc.unary_unary_rpc_method_handler(get_figures),

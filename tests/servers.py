@@ -86,10 +86,10 @@ async def grpc(address: str, images: list[list[Any]]) -> tuple[list[int], dict[s
         return found, json.loads(await figures(b""))
 
 
-def check(ask: Ask, *command: str, largest: int = 64, stop: signal.Signals = signal.SIGINT) -> str:
+def check(ask: Ask, *command: str, stop: signal.Signals = signal.SIGINT) -> str:
     """Start a server, send it 256 good requests and some bad ones, all at once, and stop it; return what it said.
 
-    Each must get its own answer, from batches of at most `largest`, and the server must end without a complaint.
+    Each must get its own answer, in batches, and the server must end without a complaint.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXAMPLES)
@@ -109,7 +109,7 @@ def check(ask: Ask, *command: str, largest: int = 64, stop: signal.Signals = sig
         assert found == expected
         assert figures["images"] == REQUESTS
         assert figures["batches"] < REQUESTS / 2
-        assert figures["largest"] <= largest
+        assert figures["largest"] <= 64
 
         process.send_signal(stop)
         assert process.stderr is not None
