@@ -10,10 +10,11 @@ answer is checked. What the servers ask about an image is exchanged:
     40 threads  `def` endpoints get the 40 threads that they have unless told otherwise, not 128
     timeout     with timeout=0.05, which is for batches that fill
 
-Printed: requests per second, the median and the 99th percentile of the time that one took, the mean size of the
-batches, and the share of one core that the clients took; where it is near 100 %, it was they who were too slow.
+Printed: requests per second; the CPU time that the server spent on one (Linux only), which other programs on the
+machine change little; the median and the 99th percentile of the time that one took; the mean size of the batches; and
+the share of one core that the clients took: where it is near 100 %, it was they who were too slow.
 
-    python benchmarks/servers.py [--seconds 3] [--clients 128] [--only fastapi]
+    python benchmarks/servers.py [--seconds 2] [--clients 128] [--only fastapi]
 
 It needs `pip install -e '.[examples]' flask gunicorn django grpcio`, and takes two minutes.
 """
@@ -21,6 +22,7 @@ It needs `pip install -e '.[examples]' flask gunicorn django grpcio`, and takes 
 import argparse
 import asyncio
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -29,6 +31,7 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from math import nan
 from pathlib import Path
 from statistics import median, quantiles
 from types import SimpleNamespace
@@ -36,6 +39,7 @@ from typing import Any, NamedTuple
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WARM_UP = 0.5
+LINE = "{:<20}{:<22}{:>10}{:>8}{:>11}{:>8}{:>7}{:>9}"
 
 # Sends one request about an image with a number; returns the digit.
 Ask = Callable[[int], Awaitable[int]]
@@ -100,8 +104,8 @@ def serve(changes: list[str], command: list[str]) -> None:
 
 
 @contextmanager
-def serving(changes: list[str], command: list[str]) -> Iterator[str]:
-    """Start a server as a program of its own; give its address."""
+def serving(changes: list[str], command: list[str]) -> Iterator[tuple[str, int]]:
+    """Start a server as a program of its own; give its address, and the number of the process."""
     process = subprocess.Popen(
         [sys.executable, __file__, "--serve", ",".join(changes), *command],
         stdout=subprocess.DEVNULL,
@@ -117,7 +121,7 @@ def serving(changes: list[str], command: list[str]) -> Iterator[str]:
                 sys.exit(f"the server ended:\n{said}")
             said += line
         threading.Thread(target=process.stderr.read, daemon=True).start()  # or it would stop when the pipe is full
-        yield found[1]
+        yield found[1], process.pid
     finally:
         process.terminate()
         process.wait()
@@ -146,15 +150,35 @@ async def http_client(address: str, path: str, bodies: list[bytes]) -> Ask:
     return ask
 
 
+def cpu_of(process: int) -> float:
+    """Return the seconds of CPU that a process and its children took so far."""
+    folder = Path(f"/proc/{process}")
+    if not folder.exists():  # not Linux
+        return nan
+    fields = (folder / "stat").read_text().rpartition(")")[2].split()
+    children = (folder / "task" / str(process) / "children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_of, map(int, children)))
+
+
 class Figures(NamedTuple):
-    """What came of one run: how long each request took, the clients' share of a core, the mean size of batches."""
+    """What came of one run.
+
+    Attributes:
+        took: Seconds, of each request.
+        server: CPU seconds of the server.
+        clients: CPU seconds of the clients.
+        size: Mean size of batches.
+    """
 
     took: list[float]
-    cpu: float
+    server: float
+    clients: float
     size: float
 
 
-async def run(address: str, path: str, images: Any, expected: list[int], clients: int, seconds: float) -> Figures:
+async def run(
+    address: str, process: int, path: str, images: Any, expected: list[int], clients: int, seconds: float
+) -> Figures:
     """Ask for so many seconds, after a while to warm up."""
     took: list[float] = []
     counting = stopped = False
@@ -169,15 +193,17 @@ async def run(address: str, path: str, images: Any, expected: list[int], clients
             if counting:
                 took.append(time.perf_counter() - start)
 
-    async def go(asks: list[Ask]) -> float:
+    async def go(asks: list[Ask]) -> tuple[float, float]:
         nonlocal counting, stopped
         tasks = [asyncio.create_task(go_round(client, ask)) for client, ask in enumerate(asks)]
         await asyncio.sleep(WARM_UP)
-        counting, cpu = True, time.process_time()
+        before = cpu_of(process), time.process_time()
+        counting = True
         await asyncio.sleep(seconds)
-        counting, stopped, cpu = False, True, time.process_time() - cpu
+        counting, stopped = False, True
+        after = cpu_of(process), time.process_time()
         await asyncio.gather(*tasks)
-        return cpu / seconds
+        return after[0] - before[0], after[1] - before[1]
 
     if path == "grpc":
         import grpc
@@ -201,7 +227,7 @@ async def run(address: str, path: str, images: Any, expected: list[int], clients
         found = re.search(rb"\{.*\}", await reader.read())
         assert found is not None
         figures = json.loads(found[0])
-    return Figures(took, cpu, figures["mean_size"])
+    return Figures(took, *cpu, figures["mean_size"])
 
 
 class Row(NamedTuple):
@@ -238,7 +264,7 @@ def rows() -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=3.0, help="length of one run")
+    parser.add_argument("--seconds", type=float, default=2.0, help="length of one run")
     parser.add_argument("--clients", type=int, default=128, help="requests at once")
     parser.add_argument("--only", default="", help="servers whose name has this in it")
     options = parser.parse_args()
@@ -248,18 +274,22 @@ def main() -> None:
     # The forest knows these by heart, as it was trained on them.
     images, expected = digits.data[:512], [int(digit) for digit in digits.target[:512]]
     print(f"Python {sys.version.split()[0]}, {options.clients} clients, runs of {options.seconds:g} s")
-    print(f"{'server':<20}{'changes':<22}{'requests/s':>10}{'median ms':>11}{'p99 ms':>8}{'batch':>7}{'clients':>9}")
+    print(LINE.format("server", "changes", "requests/s", "CPU ms", "median ms", "p99 ms", "batch", "clients"))
     for row in rows():
         if options.only.lower() not in row.name.lower():
             continue
-        with serving(row.changes, row.command) as address:
-            work = run(address, row.path, images, expected, options.clients, options.seconds)
-            took, cpu, size = asyncio.run(work)
-        print(
-            f"{row.name:<20}{', '.join(row.changes):<22}{len(took) / options.seconds:>10.0f}{median(took) * 1e3:>11.1f}"
-            f"{quantiles(took, n=100)[-1] * 1e3:>8.0f}{size:>7.1f}{cpu:>9.0%}",
-            flush=True,
+        with serving(row.changes, row.command) as (address, process):
+            work = run(address, process, row.path, images, expected, options.clients, options.seconds)
+            took, server, clients, size = asyncio.run(work)
+        figures = (
+            f"{len(took) / options.seconds:.0f}",
+            f"{server / len(took) * 1e3:.2f}",
+            f"{median(took) * 1e3:.0f}",
+            f"{quantiles(took, n=100)[-1] * 1e3:.0f}",
+            f"{size:.1f}",
+            f"{clients / options.seconds:.0%}",
         )
+        print(LINE.format(row.name, ", ".join(row.changes), *figures), flush=True)
 
 
 if __name__ == "__main__":
