@@ -13,7 +13,8 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 def blocks(page: str, heading: str, language: str) -> list[str]:
     """Return the blocks of a language under a heading of a page (of any level), up to the next heading."""
-    found: dict[str, list[str]] = {}
+    current = ""
+    found: dict[str, list[str]] = {current: []}
     # A line of code may begin with "#" as well; so a block is taken as a whole, and only what is outside is a heading.
     for match in re.finditer(r"(?ms)^```(\w*)\n(.*?)^```$|^#+ (.*?)$", (DOCS / page).read_text()):
         if match[3] is None:

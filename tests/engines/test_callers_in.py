@@ -56,9 +56,7 @@ def actor(ray: Any) -> Iterator[Callable[..., "Asked"]]:
 
     def start(kind: Any, **options: Any) -> Asked:
         actors.append(found := kind.options(**options).remote())
-        return Asked(
-            lambda item: found.predict.remote(item).future().result, lambda: ray.get(found.stats.remote())
-        )
+        return Asked(lambda item: found.predict.remote(item).future().result, lambda: ray.get(found.stats.remote()))
 
     yield start
     for one in actors:
@@ -123,10 +121,10 @@ def test_an_actor_with_one_thread_starves_them(recipes: Any, actor: Any) -> None
 def test_an_async_method_takes_the_threads_of_an_actor_away(recipes: Any, actor: Any, ray: Any) -> None:
     model: Any = recipes["recipe_threaded_actor"].Model.__ray_actor_class__
 
-    class WithAnother(model):
-        async def ping(self) -> None: ...
+    async def ping(self: Any) -> None: ...
 
-    assert actor(ray.remote(WithAnother), max_concurrency=64).largest_batch(16) == 1
+    with_another = type("WithAnother", (model,), {"ping": ping})
+    assert actor(ray.remote(with_another), max_concurrency=64).largest_batch(16) == 1
 
 
 def test_the_coroutines_of_an_actor_fill_batches(recipes: Any, actor: Any, door: Door) -> None:
@@ -140,12 +138,12 @@ def test_an_actor_that_lets_few_coroutines_in_starves_them(recipes: Any, actor: 
 def test_a_coroutine_of_an_actor_that_blocks_starves_them(recipes: Any, actor: Any, ray: Any) -> None:
     model: Any = recipes["recipe_async_actor"].Model.__ray_actor_class__
 
-    class Blocking(model):
-        async def predict(self, x: int) -> int:
-            answer: int = self.predict_many(x)
-            return answer
+    async def predict(self: Any, x: int) -> int:
+        answer: int = self.predict_many(x)
+        return answer
 
-    assert actor(ray.remote(Blocking)).largest_batch(16) == 1
+    blocking = type("Blocking", (model,), {"predict": predict})
+    assert actor(ray.remote(blocking)).largest_batch(16) == 1
 
 
 def test_the_requests_of_a_deployment_fill_batches(recipes: Any, deployment: Any, door: Door) -> None:
