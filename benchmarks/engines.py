@@ -23,6 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import ModuleType
@@ -53,6 +54,10 @@ def work(xs: list[Any]) -> list[Any]:
     return [x * x for x in xs]
 
 
+def answer_of_actor(ray: Any, model: Any, item: Any) -> Any:
+    return ray.get(model.predict.remote(item))
+
+
 @contextmanager
 def manager(folder: Path) -> Iterator[Call]:
     """The server for several processes, asked for a list of one as its workers ask it."""
@@ -76,15 +81,12 @@ def start(folder: Path, stack: ExitStack) -> dict[str, Call]:
     from ray import serve
 
     pool = stack.enter_context(ThreadPoolExecutor(2))
-    calls: dict[str, Call] = {"a thread pool, without batchify": lambda item: pool.submit(work, [item]).result()}
+    calls: dict[str, Call] = {"a thread pool, without batchify": lambda item: pool.submit(work, [item]).result()[0]}
     for engine in ENGINES:
         calls[engine.heading] = stack.enter_context(engine.start(recipe(engine.heading, engine.name, folder)))
-    for heading, name in (
-        ("Ray actor with threads", "recipe_threads"),
-        ("Ray actor with async methods", "recipe_async"),
-    ):
-        actor = recipe(heading, name, folder).Model.remote()
-        calls[heading] = lambda item, actor=actor: ray.get(actor.predict.remote(item))
+    actors = {"Ray actor with threads": "recipe_threads", "Ray actor with async methods": "recipe_async"}
+    for heading, name in actors.items():
+        calls[heading] = partial(answer_of_actor, ray, recipe(heading, name, folder).Model.remote())
     serve.start(proxy_location="Disabled")
     stack.callback(serve.shutdown)
     deployment = serve.run(recipe("Ray Serve", "recipe_serve", folder).Model.bind())

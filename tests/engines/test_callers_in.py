@@ -12,7 +12,7 @@ import pytest
 from batchify import Stats
 
 from ..tools import until
-from .items import GO_ON, Door, a_door
+from .items import GO_ON, KILL, Door, a_door
 from .pages import blocks, module
 
 # From Ray Serve, when it is imported, on the names of what it tells pydantic.
@@ -68,7 +68,9 @@ def deployment(serve: Any) -> Iterator[Callable[..., "Asked"]]:
     """Starts a deployment of a class, with options."""
 
     def start(kind: Any, **options: Any) -> Asked:
-        found = serve.run(kind.options(**options).bind(), name="tested", route_prefix=None)
+        # A replica that is to end waits for so long before it looks whether it answers anybody.
+        quick = {"graceful_shutdown_wait_loop_s": 0.1}
+        found = serve.run(kind.options(**quick, **options).bind(), name="tested", route_prefix=None)
         return Asked(lambda item: found.remote(item).result, lambda: found.stats.remote().result())
 
     yield start
@@ -90,6 +92,20 @@ class Asked:
         visit.tell(GO_ON)
         assert [first(), *(answer() for answer in answers)] == [100, *(x**2 for x in range(3 * BATCH))]
         return self.stats().sizes == {1: 1, BATCH: 3}
+
+    def errors_when_it_dies(self, door: Door) -> list[Exception]:
+        """Kill its process while one item is in the function and others wait; return what the callers get."""
+        answers = [self.ask(door.visitor(10))]
+        visit = door.visit()
+        answers += [self.ask(x) for x in range(BATCH)]
+        until(lambda: self.stats().pending == BATCH)
+        visit.tell(KILL)
+        errors = []
+        for answer in answers:
+            with pytest.raises(Exception) as caught:  # noqa: PT011 - its type is what is asked
+                answer()
+            errors.append(caught.value)
+        return errors
 
     def largest_batch(self, calls: int) -> int:
         """Make calls, all at once, and return the size of the largest batch that came of them."""
@@ -153,3 +169,30 @@ def test_the_requests_of_a_deployment_fill_batches(recipes: Any, deployment: Any
 def test_a_deployment_that_is_given_few_requests_starves_them(recipes: Any, deployment: Any) -> None:
     model = recipes["recipe_serve"].Model
     assert deployment(model, max_ongoing_requests=5).largest_batch(16) <= 5
+
+
+@pytest.mark.parametrize("name", ["recipe_threaded_actor", "recipe_async_actor"])
+def test_an_actor_that_dies_is_an_error_of_all_its_callers(
+    recipes: Any, actor: Any, ray: Any, door: Door, name: str
+) -> None:
+    model = actor(recipes[name].Model)
+    errors = model.errors_when_it_dies(door)
+    assert [type(error) for error in errors] == [ray.exceptions.ActorDiedError] * (BATCH + 1)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        model.ask(3)()
+
+
+def test_a_deployment_whose_replica_dies_starts_another_one(
+    recipes: Any, deployment: Any, ray: Any, door: Door
+) -> None:
+    model = deployment(recipes["recipe_serve"].Model, health_check_period_s=0.5)
+    errors = model.errors_when_it_dies(door)
+    assert [type(error) for error in errors] == [ray.exceptions.ActorDiedError] * (BATCH + 1)
+
+    def works_again() -> bool:
+        try:
+            return bool(model.ask(3)() == 9)
+        except ray.exceptions.RayError:  # from a replica that is not known to be dead yet
+            return False
+
+    until(works_again)
