@@ -11,13 +11,28 @@ import pytest
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
+def blocks(page: str, heading: str, language: str) -> list[str]:
+    """Return the blocks of a language under a heading of a page (of any level), up to the next heading."""
+    current = ""
+    found: dict[str, list[str]] = {current: []}
+    # A line of code may begin with "#" as well; so a block is taken as a whole, and only what is outside is a heading.
+    for match in re.finditer(r"(?ms)^```(\w*)\n(.*?)^```$|^#+ (.*?)$", (DOCS / page).read_text()):
+        if match[3] is None:
+            if match[1] == language:
+                found[current].append(match[2])
+        else:
+            current = match[3].strip()
+            assert current not in found, f"{page} has two headings {current!r}"
+            found[current] = []
+    assert heading in found, f"{page} has no heading {heading!r}"
+    return found[heading]
+
+
 def code(page: str, heading: str) -> str:
     """Return the Python blocks under a heading of a page (of any level), joined; a heading must have one."""
-    sections = re.split(r"(?m)^#+ ", (DOCS / page).read_text())
-    (section,) = [section for section in sections if section.split("\n", 1)[0].strip() == heading]
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert blocks, f"{page} shows no Python under {heading!r}"
-    return "\n".join(blocks)
+    found = blocks(page, heading, "python")
+    assert found, f"{page} shows no Python under {heading!r}"
+    return "\n\n".join(found)
 
 
 def module(page: str, heading: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
