@@ -1730,7 +1730,9 @@ def test_who_is_released_by_close_counts_no_more(threads: Threads, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}], ids=str
+    "options",
+    [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}],
+    ids=["wait", "raise", "no timeout", "groups"],
 )
 @pytest.mark.parametrize("sized", [True, False])
 def test_map_never_exceeds_the_limit_and_ends(kit: Kit, options: dict[str, Any], sized: bool) -> None:
