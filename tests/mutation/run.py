@@ -56,7 +56,8 @@ FILES = sorted(path.name for path in (ROOT / "batchify").glob("*.py"))
 OPTIONS = ["-q", "-x", "--tb=line", "-rfE", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:run_parallel"]
 OPTIONS += ["-p", "no:faulthandler", "-p", "no:randomly"]
 OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-SECONDS = 5  # for one test, beside ten times what it took
+SECONDS = 8  # for one test, beside ten times what it took
+LONG = 60.0  # for one test alone
 ALL_SECONDS = 900  # for a run that does not end by itself
 BYTES = 8 << 30
 IMPORT = ""  # the "test" that executes what collecting executes
@@ -113,14 +114,15 @@ def watched_lines(copy: Path) -> coverage.Coverage:
 
 def watch_each(session: pytest.Session, files: set[str], import_lines: coverage.Coverage) -> bool:
     import_lines.stop()
-    note(IMPORT, 0.0, import_lines, all_=False)
+    note(IMPORT, Seen(0.0, lines_of(import_lines), all=False))
     for item in session.items:
         if item.nodeid.partition("::")[0] not in files:
             continue
         pid = os.fork()
         if not pid:
             watch(item)
-        wait_for(pid)
+        if wait_for(pid, LONG):  # a tracer may disturb it
+            note(item.nodeid, Seen(LONG, {}, all=True))
     return True
 
 
@@ -135,17 +137,20 @@ def watch(item: pytest.Item) -> None:
     seconds = time.perf_counter() - began
     untraced = (sys.gettrace(), threading.gettrace()) != tracers
     watcher.stop()
-    note(item.nodeid, seconds, watcher, all_=bool(others) or untraced)
+    note(item.nodeid, Seen(round(seconds, 4), lines_of(watcher), all=bool(others) or untraced))
     if item.session.testsfailed:
         print(f"fails without a mutant: {item.nodeid}", file=sys.stderr, flush=True)
     os._exit(0)
 
 
-def note(test: str, seconds: float, watcher: coverage.Coverage, *, all_: bool) -> None:
+def lines_of(watcher: coverage.Coverage) -> dict[str, list[int]]:
     data = watcher.get_data()
-    lines = {Path(path).name: sorted(data.lines(path) or ()) for path in data.measured_files()}
+    return {Path(path).name: sorted(data.lines(path) or ()) for path in data.measured_files()}
+
+
+def note(test: str, seen: Seen) -> None:
     with open("seen.jsonl", "a") as file:
-        file.write(json.dumps({test: [round(seconds, 4), lines, all_]}) + "\n")
+        file.write(json.dumps({test: [seen.seconds, seen.lines, seen.all]}) + "\n")
 
 
 class Order:
