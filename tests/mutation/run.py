@@ -36,6 +36,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from math import inf
 from pathlib import Path
 from types import CodeType, FunctionType
@@ -56,7 +57,8 @@ FILES = sorted(path.name for path in (ROOT / "batchify").glob("*.py"))
 OPTIONS = ["-q", "-x", "--tb=line", "-rfE", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:run_parallel"]
 OPTIONS += ["-p", "no:faulthandler", "-p", "no:randomly"]
 OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
-SECONDS = 8  # for one test, beside ten times what it took
+SECONDS = 4  # for one test, beside four times what it took
+AROUND = 4  # lines before and after that of a mutant
 LONG = 60.0  # for one test alone
 ALL_SECONDS = 900  # for a run that does not end by itself
 BYTES = 8 << 30
@@ -156,8 +158,9 @@ def note(test: str, seen: Seen) -> None:
 class Order:
     """Says which tests are shown a mutant, and in which order."""
 
-    def __init__(self, tests: dict[str, Seen]) -> None:
+    def __init__(self, tests: dict[str, Seen], seconds: float) -> None:
         self.tests = tests
+        self.seconds = seconds  # at most, of tests for one mutant
         self.at: dict[tuple[str, int], set[str]] = defaultdict(set)
         for test, seen in tests.items():
             for file, lines in seen.lines.items():
@@ -177,10 +180,19 @@ class Order:
         return set().union(*(self.at[file, each] for each in range(first, last + 1)))
 
     def of(self, mutant: Mutant) -> list[str]:
-        """Return the tests that can notice, those first that do so soonest."""
-        surely = {test for test in self.executing(mutant.file, mutant.line) if not self.is_slow(test)}
-        perhaps = self.executing(mutant.file, mutant.line) | {test for test, seen in self.tests.items() if seen.all}
-        return sorted(perhaps - {IMPORT}, key=lambda test: (test not in surely, self.cost[test]))
+        """Return the tests that can notice, those first that are quick, and execute what few do around the line."""
+        surely = self.executing(mutant.file, mutant.line)
+        perhaps = surely | {test for test, seen in self.tests.items() if seen.all or surely == {IMPORT}}
+        aim: defaultdict[str, float] = defaultdict(float)
+        for line in range(mutant.line - AROUND, mutant.line + AROUND + 1):
+            there = self.at[mutant.file, line]
+            for test in there:
+                aim[test] += 1 / len(there)
+        late = {test: test not in surely or self.is_slow(test) for test in perhaps - {IMPORT}}
+        key = {test: (late[test], self.cost[test] / (aim[test] or 1e-3)) for test in late}
+        ordered = sorted(key, key=key.__getitem__)
+        until = accumulate(self.tests[test].seconds for test in ordered)
+        return [test for test, seconds in zip(ordered, until, strict=True) if seconds <= self.seconds]
 
     def is_slow(self, test: str) -> bool:
         return self.tests[test].all and self.tests[test].seconds > 1
@@ -199,14 +211,14 @@ def _statements(tree: ast.Module) -> Iterator[tuple[int, tuple[int, int]]]:
 # How a mutant is tried
 
 
-def try_all(todo: list[Mutant], workers: int) -> Iterator[tuple[Mutant, str]]:
+def try_all(todo: list[Mutant], workers: int, seconds: float) -> Iterator[tuple[Mutant, str]]:
     """Yield each mutant with the test that noticed it, or with "" if none did."""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # what is cached is told apart by the second of its change only
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", ".venv*", "mutation")
         copies = [Path(shutil.copytree(ROOT, Path(directory, str(n)), ignore=ignored)) for n in range(workers)]
-        order = Order(what_tests_execute(copies[0]))
+        order = Order(what_tests_execute(copies[0]), seconds)
         read, write = os.pipe()
         pids = []
         try:
@@ -288,7 +300,7 @@ class Worker:
                     return None
                 failed = what_failed(wait_for(pid))
             by_import = IMPORT in self.order.executing(mutant.file, mutant.line)
-            if not failed and (new_codes is None or by_import):
+            if not failed and (new_codes is None or (by_import and self.order.seconds == inf)):
                 failed = self.in_a_fresh_process(tests)
             path.write_text(self.sources[mutant.file])
             os.write(to, (json.dumps([index, failed]) + "\n").encode())
@@ -311,14 +323,14 @@ class Worker:
 
     def limit_seconds(self) -> None:
         for item in self.session.items:
-            limit = SECONDS + 10 * self.order.tests[item.nodeid].seconds
+            limit = SECONDS + 4 * self.order.tests[item.nodeid].seconds
             item.add_marker(pytest.mark.timeout(limit), append=False)
 
     def in_a_fresh_process(self, tests: list[str]) -> str:
         everything = sorted(
             self.items, key=lambda test: (test not in tests, self.order.is_slow(test), self.order.cost[test])
         )
-        Path("tests.json").write_text(json.dumps({test: self.order.tests[test].seconds for test in everything}))
+        Path("tests.json").write_text(json.dumps({test: self.order.tests[test].seconds for test in tests}))
         pid = os.fork()
         if not pid:
             begin_run()
@@ -341,7 +353,7 @@ def run_in_order(session: pytest.Session) -> None:
     items = {item.nodeid: item for item in session.items}
     session.items = [items[test] for test in seconds if test in items]
     for item in session.items:
-        item.add_marker(pytest.mark.timeout(SECONDS + 10 * seconds[item.nodeid]), append=False)
+        item.add_marker(pytest.mark.timeout(SECONDS + 4 * seconds[item.nodeid]), append=False)
 
 
 def wait_for(pid: int, seconds: float = ALL_SECONDS) -> int:
@@ -460,6 +472,7 @@ def main() -> None:
     parser.add_argument("--shuffle", action="store_true", help="in an order by a fixed seed: a fair sample at any time")
     parser.add_argument("--new", action="store_true", help="only those not tried yet, and those that survived")
     parser.add_argument("--match", default="", help="only those whose text has this regular expression")
+    parser.add_argument("--seconds", type=float, default=inf, help="of tests for each mutant: at most so many")
     parser.add_argument("--score", action="store_true", help="run nothing")
     parser.add_argument("--fresh", type=Path, help=argparse.SUPPRESS)  # a copy whose tests are to be run
     options = parser.parse_args()
@@ -487,7 +500,7 @@ def main() -> None:
     if options.shuffle:
         random.Random(0).shuffle(todo)
     if not options.score:
-        for number, (mutant, test) in enumerate(try_all(todo, options.workers), 1):
+        for number, (mutant, test) in enumerate(try_all(todo, options.workers, options.seconds), 1):
             results[mutant.key] = test
             with RESULTS.open("a") as file:
                 file.write(json.dumps({mutant.key: test}) + "\n")
