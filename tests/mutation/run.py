@@ -327,10 +327,11 @@ class Worker:
             item.add_marker(pytest.mark.timeout(limit), append=False)
 
     def in_a_fresh_process(self, tests: list[str]) -> str:
-        everything = sorted(
-            self.items, key=lambda test: (test not in tests, self.order.is_slow(test), self.order.cost[test])
-        )
-        Path("tests.json").write_text(json.dumps({test: self.order.tests[test].seconds for test in tests}))
+        order = self.order
+        if order.seconds == inf:  # all others too, as each needs what the import executes
+            rest = self.items.keys() - set(tests)
+            tests = tests + sorted(rest, key=lambda test: (order.is_slow(test), order.cost[test]))
+        Path("tests.json").write_text(json.dumps({test: order.tests[test].seconds for test in tests}))
         pid = os.fork()
         if not pid:
             begin_run()
