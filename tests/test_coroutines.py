@@ -2037,6 +2037,28 @@ def test_a_map_can_be_left_though_its_items_take_no_notice() -> None:
     run(main())
 
 
+def test_a_map_that_was_left_reads_no_more_though_its_items_take_no_notice() -> None:
+    read: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        while True:
+            read.append(1)
+            yield 1
+
+    async def main() -> None:
+        results = f.map(items())
+        assert await anext(results) == 0
+        await results.aclose()
+        assert read == [1]
+        assert f.stats.accepted == 1
+
+    f = batched(batch_size=4)(negate)
+    run(main())
+
+
 def test_a_map_cancelled_again_while_its_items_clean_up_has_taken_its_items_out() -> None:
     async def items() -> AsyncIterator[int]:
         yield 1

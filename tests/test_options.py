@@ -12,7 +12,7 @@ import pickle
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
@@ -776,6 +776,20 @@ def test_a_group_that_cannot_be_found_out_is_that_calls_error(kit: Kit, how: str
     kit.consistent(f)
 
 
+def test_an_error_of_a_map_does_not_wait_for_the_next_item_to_come(coroutines: Coroutines) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        results = f.map(items())
+        with pytest.raises(ZeroDivisionError):
+            await anext(results)
+
+    f = coroutines(batch_size=1, group_by=lambda x: 1 // x)
+    coroutines.run(main())
+
+
 @pytest.mark.parametrize("option", ["group_by", "weight", "dedupe"])
 def test_an_error_of_a_map_is_raised_in_its_place(kit: Kit, option: str) -> None:
     def fails_at_3(x: Any) -> Any:
@@ -884,6 +898,28 @@ def test_both_limits_hold_and_order_is_kept(kit: Kit) -> None:
         assert len(batch) <= 3
         assert len(batch) == 1 or sum(batch) <= 10
     kit.consistent(f)
+
+
+def test_a_map_from_inside_keeps_to_the_limits_too(threads: Threads) -> None:
+    def function(xs: list[int]) -> list[Any]:
+        return [list(f.map([1, 2, 3, 4])) if x == 0 else x for x in xs]
+
+    f = threads(function, batch_size=4, weight=lambda x: x, max_weight=5, group_by=lambda x: x % 2)
+    assert f(0) == [1, 2, 3, 4]
+    assert threads.batches == [[0], [1, 3], [2], [4]]
+
+
+def test_a_map_from_inside_a_coroutine_keeps_to_the_limits_too(coroutines: Coroutines) -> None:
+    batches: list[list[int]] = []
+
+    async def function(xs: list[int]) -> list[Any]:
+        batches.append(xs)
+        return [[each async for each in f.map([1, 2, 3, 4])] if x == 0 else x for x in xs]
+
+    f = batched(batch_size=4, weight=lambda x: x, max_weight=5, group_by=lambda x: x % 2)(function)
+    assert coroutines.outcome(coroutines.start(f, 0)) == [1, 2, 3, 4]
+    assert batches == [[0], [1, 3], [2], [4]]
+    coroutines.close(f)
 
 
 def test_what_weighs_nothing_is_bounded_by_batch_size(kit: Kit) -> None:
@@ -1250,6 +1286,24 @@ def test_a_batch_from_inside_is_split_too(threads: Threads) -> None:
     threads.consistent(f)
 
 
+def test_a_batch_from_inside_that_leaves_the_process_is_split_too(threads: Threads) -> None:
+    def function(xs: list[Any]) -> Any:
+        if xs != ["all"]:
+            return pool.submit(refuses_bad({2}), xs)
+        results = f.map([0, 1, 2, 3])
+        got = [next(results), next(results)]
+        with pytest.raises(ValueError, match="2"):
+            next(results)
+        return [got]
+
+    with ThreadPoolExecutor(1) as pool:
+        f = threads(function, batch_size=4, isolate=True)
+        assert threads.outcome(threads.start(f, "all")) == [0, -1]
+        threads.until_idle(f)
+        threads.consistent(f)
+    assert threads.batches == [["all"], [0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
 def test_a_batch_from_inside_a_coroutine_is_split_too(coroutines: Coroutines) -> None:
     async def function(xs: list[Any]) -> list[Any]:
         batches.append(xs)
@@ -1392,6 +1446,46 @@ def test_a_function_that_returns_futures_and_then_blocks_still_runs_so_often_at_
     threads.until(lambda: threads.running == 2)
     gate.set()
     assert threads.outcomes(handles) == [3, 4]
+
+
+def test_a_function_that_comes_to_return_futures_needs_one_thread_again(threads: Threads) -> None:
+    gate = threading.Event()
+
+    def function(xs: list[int]) -> Any:
+        if xs[0] < 2:
+            gate.wait(100)
+            return xs
+        future: Future[list[int]] = Future()
+        future.set_result(xs)
+        return future
+
+    f = threads(function, batch_size=1, concurrency=2)
+    handles = threads.submits(f, [0, 1])
+    threads.until(lambda: threads.running == 2)
+    gate.set()
+    assert threads.outcomes(handles) == [0, 1]
+    for item in range(2, 6):
+        assert f(item) == item
+    threads.until(lambda: len(f._self_batcher._threads) == 1)
+    assert f(6) == 6
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "aio", "map"])
+def test_whoever_comes_while_the_function_is_busy_hires_a_thread(threads: Threads, how: str) -> None:
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    busy = threads.busy(f, 0)
+    with ThreadPoolExecutor(1) as pool:
+        ways: dict[str, Callable[[], Any]] = {
+            "call": lambda: f(1),
+            "submit": lambda: f.submit(1).result(),
+            "aio": lambda: asyncio.run(f.aio(1)),
+            "map": lambda: next(f.map([1])),
+        }
+        answer = pool.submit(ways[how])
+        threads.until(lambda: threads.running == 2)
+        threads.go_on(2)
+        assert answer.result() == -1
+    assert threads.outcome(busy) == 0
 
 
 def test_close_waits_for_all_that_run_at_once(kit: Kit) -> None:

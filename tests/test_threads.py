@@ -1047,6 +1047,38 @@ def test_a_ring_through_an_answer_that_is_waited_for_later_is_seen(how: str) -> 
     second.close()
 
 
+def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_kept() -> None:
+    passed = threading.Event()
+    kept: list[weakref.ref[Any]] = []
+
+    class Item:
+        pass
+
+    def first_function(items: list[Any]) -> list[Any]:
+        if items == [0]:
+            return items
+        future = second.submit(1)
+        for _ in range(300):
+            item = Item()
+            kept.append(weakref.ref(item))
+            third.submit(item).result()
+            del item
+        assert sum(each() is not None for each in kept) < 200
+        passed.set()
+        concurrent.futures.wait([future])  # nobody knows that this waits
+        return [future.result()]
+
+    def second_function(items: list[int]) -> list[int]:
+        passed.wait()
+        return [first(0) + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    third = batched(batch_size=1)(lambda items: [None for _ in items])
+    assert first(9) == 1
+    for f in (first, second, third):
+        f.close()
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = object(), object(), object()
