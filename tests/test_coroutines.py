@@ -973,6 +973,34 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
     assert loop_reference() is None
 
 
+def test_the_parts_of_a_batch_that_wait_in_a_loop_that_is_closed_have_failed() -> None:
+    calls: list[list[int]] = []
+
+    async def function(items: list[int]) -> list[int]:
+        calls.append(items)
+        if len(calls) == 1:
+            raise ValueError
+        if len(calls) == 2:
+            await asyncio.Event().wait()
+        return items
+
+    async def start() -> None:
+        for item in range(4):
+            f.submit(item)
+        await settle()
+
+    f = batched(batch_size=4, isolate=True)(function)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    assert calls == [[0, 1, 2, 3], [0, 1]]
+    loop.close()
+    assert (f.stats.accepted, f.stats.failed, f.stats.running) == (4, 2, 2)
+    del loop
+    gc.collect()
+    assert (f.stats.accepted, f.stats.failed, f.stats.running, f.stats.in_flight) == (4, 4, 0, 0)
+    assert asyncio.run(f(5)) == 5
+
+
 @pytest.mark.parametrize("how", ["stats", "flush", "call"])
 def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
     async def start() -> None:

@@ -1488,6 +1488,44 @@ def test_whoever_comes_while_the_function_is_busy_hires_a_thread(threads: Thread
     assert threads.outcome(busy) == 0
 
 
+@pytest.mark.parametrize("how", ["flush", "batch_size", "timeout"])
+def test_what_is_made_due_while_the_function_is_busy_hires_a_thread(threads: Threads, how: str) -> None:
+    f = threads(gated=True, batch_size=2, timeout=None, concurrency=2)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    if how == "flush":
+        f.flush()
+    else:
+        setattr(f, how, {"batch_size": 1, "timeout": 0.0}[how])
+    threads.until(lambda: threads.running == 2)
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
+def test_one_of_the_threads_that_sleep_wakes_by_itself(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, timeout=10**6, concurrency=3)
+    handles = threads.submits(f, range(3))
+    threads.until(lambda: threads.running == 3)
+    threads.go_on(3)
+    assert threads.outcomes(handles) == [0, -1, -2]
+    sleep = f._self_batcher._asleep
+    threads.until(lambda: len(sleep) == 3)
+    assert sorted(sleep.values())[1:] == [math.inf, math.inf]
+
+
+def test_close_waits_for_a_future_though_another_one_might_run_beside_it(threads: Threads) -> None:
+    future: Future[list[int]] = Future()
+    f = threads(lambda xs: future, batch_size=1, concurrency=2)
+    handle = f.submit(1)
+    threads.until_runs(1)
+    closer = threading.Thread(target=f.close)
+    closer.start()
+    threads.until(lambda: f._self_batcher._has_no_room or not closer.is_alive())
+    assert closer.is_alive()
+    future.set_result([2])
+    closer.join()
+    assert handle.result() == 2
+
+
 def test_close_waits_for_all_that_run_at_once(kit: Kit) -> None:
     f = kit(gated=True, batch_size=1, timeout=0.0, concurrency=3)
     handles = kit.submits(f, range(5))
@@ -1728,6 +1766,20 @@ def test_aio_waits_for_room_and_may_leave(threads: Threads) -> None:
     assert threads.batches == [[0], [1], [2], [4]]
     threads.until_idle(f)
     threads.consistent(f)
+
+
+@pytest.mark.parametrize("how", ["call", "aio"])
+def test_with_raise_a_call_from_inside_another_function_does_not_wait_for_room_either(
+    threads: Threads, how: str
+) -> None:
+    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full="raise")
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    outer = batched(batch_size=1)(lambda xs: [f(xs[0]) if how == "call" else asyncio.run(f.aio(xs[0]))])
+    with pytest.raises(BufferFullError):
+        outer(2)
+    outer.close()
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
 
 
 def test_aio_with_raise(threads: Threads) -> None:

@@ -2156,6 +2156,31 @@ def test_a_fork_inside_the_function_answers_nobody_twice() -> None:
     assert done.stdout == "answered"
 
 
+def test_what_failed_in_a_forked_child_is_not_split_there() -> None:
+    run_script("""if True:
+        import os, threading, warnings
+        from batchify import batched
+        warnings.simplefilter("ignore")
+        parent = os.getpid()
+
+        class Last(ValueError):
+            def __del__(self):
+                if os.getpid() != parent:  # all that the child does with the batch it has done by now
+                    os._exit(0 if not function._self_batcher._parts else 1)
+
+        @batched(batch_size=2, timeout=None, isolate=True)
+        def function(items):
+            child = os.fork()
+            if child == 0:
+                raise Last
+            assert os.waitpid(child, 0)[1] == 0
+            return items
+
+        futures = [function.submit(n) for n in range(2)]
+        assert [future.result() for future in futures] == [0, 1]
+    """)
+
+
 @pytest.mark.parametrize("which", ["flush thread", "thread"])
 def test_a_forked_child_knows_nothing_of_its_parents_threads(which: str) -> None:
     """Its own get their numbers."""
