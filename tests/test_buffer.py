@@ -450,6 +450,9 @@ def test_a_change_while_the_oldest_is_looked_for_is_survived() -> None:
     buffer, _ = filled(5.0)
     buffer._waiting = ChangedOnce(buffer._waiting)
     assert buffer.due_at == 6.0
+    buffer, entries = filled(5.0, 5.0, 5.0, max_pending=1)
+    buffer._line = ChangedOnce(buffer._line)
+    assert buffer.blocked_calls() == entries[1:]
 
 
 def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:

@@ -2476,6 +2476,18 @@ def test_the_halves_of_a_call_from_inside_do_not_have_the_error_of_the_whole_as_
     assert error.__cause__.__context__ is None
 
 
+def test_where_nothing_goes_wrong_nothing_is_logged(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    f = kit(batch_size=3, on_batch=lambda report: None)
+    handles = [kit.start(f, 1), *kit.submits(f, range(2, 5))]
+    assert list(kit.map(f, range(5, 9))) == [-5, -6, -7, -8]
+    assert kit.outcomes(handles) == [-1, -2, -3, -4]
+    if kit.kind == "threads":
+        assert in_threads(f, range(8)) == [-x for x in range(8)]
+        assert asyncio.run(f.aio(9)) == -9
+    kit.close(f)
+    assert [record for record in caplog.records if record.name == "batchify"] == []
+
+
 def test_the_whole_of_a_map_from_inside_is_reported_before_its_halves(threads: Threads) -> None:
     reports: list[tuple[str, int]] = []
 
