@@ -286,6 +286,9 @@ def test_while_a_batch_runs_no_timer_is_set() -> None:
         futures.append(f.submit(3))
         f.timeout = 2.0
         assert here().timers() == 0
+        futures.pop().cancel()
+        futures.append(f.submit(3))
+        assert here().timers() == 0
         await gated.go_on(1)
         assert here().timers() == 1
         await move(2.0)
@@ -1220,6 +1223,27 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
         assert await together(f(6), g(5), f(4)) == [6, 5, 4]
 
     run(main())
+
+
+def test_a_ring_is_seen_however_much_is_passed_on_meanwhile() -> None:
+    passed = asyncio.Event()
+
+    async def first(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+        future = g.submit(1)
+        for item in range(200):
+            await other(item)
+        passed.set()
+        return [await future]
+
+    async def second(items: list[int]) -> list[int]:
+        await passed.wait()
+        return [await f(0) + items[0]]
+
+    f, g = batched(batch_size=1)(first), batched(batch_size=1)(second)
+    other = batched(batch_size=1)(negate)
+    assert run(f(9)) == 1
 
 
 def test_a_call_into_a_ring_of_others_is_answered() -> None:
@@ -2272,6 +2296,14 @@ def test_close_reaches_other_loops() -> None:
     closer.start()
     assert asyncio.run(wait()) == -1
     closer.join()
+
+
+def test_what_is_closed_is_closed_in_loops_that_come_later_too() -> None:
+    f = batched(batch_size=1)(negate)
+    run(f.aclose())
+    with pytest.raises(ClosedError):
+        run(f(1))
+    assert f.stats.accepted == 0
 
 
 # What it is

@@ -199,6 +199,11 @@ def test_a_pickled_prometheus_observer_counts_in_the_default_registry_of_the_oth
 # OpenTelemetry
 
 
+def test_a_prometheus_observer_with_a_registry_that_cannot_be_pickled_counts_nowhere_else() -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(PrometheusObserver(CollectorRegistry()))
+
+
 class Recorder:
     """A provider of tracers of its own, and the spans that have ended."""
 
