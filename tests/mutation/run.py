@@ -3,7 +3,7 @@
     pip install -e '.[mutation]'
     python tests/mutation/run.py                       # all files: about an hour on two cores
     python tests/mutation/run.py _buffer.py --workers 4
-    python tests/mutation/run.py --new                 # those not tried yet, and again those that no test noticed
+    python tests/mutation/run.py --only new            # those not tried yet, and again those that no test noticed
     python tests/mutation/run.py --score               # only the figures of what has been run
 
 First each test is run once under coverage, to learn which lines it executes and how long it takes. A mutant is then
@@ -35,7 +35,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from math import inf
 from pathlib import Path
@@ -59,7 +59,7 @@ OPTIONS += ["-p", "no:faulthandler", "-p", "no:randomly"]
 OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 SECONDS = 4  # for one test, beside four times what it took
 AROUND = 4  # lines before and after that of a mutant
-LONG = 60.0  # for one test alone
+LONG = 200.0  # for one test alone
 ALL_SECONDS = 900  # for a run that does not end by itself
 BYTES = 8 << 30
 IMPORT = ""  # the "test" that executes what collecting executes
@@ -70,6 +70,7 @@ OUR_FAULT = 98
 class Seen:
     """What a test did."""
 
+    version: str  # of the test, and of the package
     seconds: float
     lines: dict[str, list[int]]  # by file
     all: bool  # it may have executed more than coverage can tell: in other processes, or while it traced by itself
@@ -79,32 +80,13 @@ class Seen:
 
 
 def what_tests_execute(copy: Path) -> dict[str, Seen]:
-    """Run each test in a process of its own, but for those of files that are as they were the last time."""
-    shared = [
-        *sorted((ROOT / "batchify").glob("*.py")),
-        *(ROOT / "tests" / name for name in ("tools.py", "history.py")),
-    ]
-    version = b"".join(path.read_bytes() for path in shared)
-    versions = {
-        f"tests/{path.name}": hashlib.sha256(version + path.read_bytes()).hexdigest()
-        for path in sorted((ROOT / "tests").glob("test_*.py"))
-    }
-    known = json.loads(SEEN.read_text()) if SEEN.exists() else {}
-    tests = known["tests"] if known else {}
-    changed = {file for file in versions if not known or known["versions"].get(file) != versions[file]}
-    if changed:
-        print(f"what do the tests of {len(changed)} files execute? ...", flush=True)
-        pid = os.fork()
-        if not pid:
-            import_lines = watched_lines(copy)
-            with_collected(copy, lambda session: watch_each(session, changed, import_lines))
-        wait_for(pid, seconds=inf)
-        tests = {test: seen for test, seen in tests.items() if test.partition("::")[0] in versions.keys() - changed}
-        for line in (copy / "seen.jsonl").read_text().splitlines():
-            tests.update(json.loads(line))
-        SEEN.parent.mkdir(exist_ok=True)
-        SEEN.write_text(json.dumps({"versions": versions, "tests": tests}))
-    return {test: Seen(*seen) for test, seen in tests.items()}
+    """Run each test in a process of its own, but for those that are as they were the last time."""
+    pid = os.fork()
+    if not pid:
+        import_lines = watched_lines(copy)
+        with_collected(copy, lambda session: watch_each(session, import_lines))
+    wait_for(pid, seconds=inf)
+    return {test: Seen(**seen) for test, seen in json.loads(SEEN.read_text()).items()}
 
 
 def watched_lines(copy: Path) -> coverage.Coverage:
@@ -114,21 +96,32 @@ def watched_lines(copy: Path) -> coverage.Coverage:
     return watcher
 
 
-def watch_each(session: pytest.Session, files: set[str], import_lines: coverage.Coverage) -> bool:
+def watch_each(session: pytest.Session, import_lines: coverage.Coverage) -> bool:
     import_lines.stop()
-    note(IMPORT, Seen(0.0, lines_of(import_lines), all=False))
+    known = json.loads(SEEN.read_text()) if SEEN.exists() else {}
+    seen = {IMPORT: asdict(Seen("", 0.0, lines_of(import_lines), all=False))}
+    package = "".join((ROOT / "batchify" / file).read_text() for file in FILES)
     for item in session.items:
-        if item.nodeid.partition("::")[0] not in files:
+        version = hashlib.sha256((package + source_of(item)).encode()).hexdigest()
+        if known.get(item.nodeid, {}).get("version") == version:
+            seen[item.nodeid] = known[item.nodeid]
             continue
         pid = os.fork()
         if not pid:
-            watch(item)
-        if wait_for(pid, LONG):  # a tracer may disturb it
-            note(item.nodeid, Seen(LONG, {}, all=True))
+            watch(item, version)
+        failed = wait_for(pid, LONG)  # a tracer may disturb it
+        found = Seen(version, LONG, {}, all=True) if failed else Seen(**json.loads(Path("seen.json").read_text()))
+        seen[item.nodeid] = asdict(found)
+    SEEN.parent.mkdir(exist_ok=True)
+    SEEN.write_text(json.dumps(seen))
     return True
 
 
-def watch(item: pytest.Item) -> None:
+def source_of(item: Any) -> str:
+    return inspect.getsource(item.module if item.cls else item.function)
+
+
+def watch(item: pytest.Item, version: str) -> None:
     os.setsid()
     watcher = watched_lines(Path.cwd())
     tracers = sys.gettrace(), threading.gettrace()
@@ -139,7 +132,8 @@ def watch(item: pytest.Item) -> None:
     seconds = time.perf_counter() - began
     untraced = (sys.gettrace(), threading.gettrace()) != tracers
     watcher.stop()
-    note(item.nodeid, Seen(round(seconds, 4), lines_of(watcher), all=bool(others) or untraced))
+    seen = Seen(version, round(seconds, 4), lines_of(watcher), all=bool(others) or untraced)
+    Path("seen.json").write_text(json.dumps(asdict(seen)))
     if item.session.testsfailed:
         print(f"fails without a mutant: {item.nodeid}", file=sys.stderr, flush=True)
     os._exit(0)
@@ -148,11 +142,6 @@ def watch(item: pytest.Item) -> None:
 def lines_of(watcher: coverage.Coverage) -> dict[str, list[int]]:
     data = watcher.get_data()
     return {Path(path).name: sorted(data.lines(path) or ()) for path in data.measured_files()}
-
-
-def note(test: str, seen: Seen) -> None:
-    with open("seen.jsonl", "a") as file:
-        file.write(json.dumps({test: [seen.seconds, seen.lines, seen.all]}) + "\n")
 
 
 class Order:
@@ -378,10 +367,10 @@ def what_failed(code: int) -> str:
     if code == 0:
         return ""
     output = Path("output.txt").read_text(errors="replace")
-    assert code not in (pytest.ExitCode.INTERNAL_ERROR, OUR_FAULT), output
     found = re.search(r"^(?:FAILED|ERROR) (?:tests/)?(\S+)", output, re.MULTILINE)
     if found:
         return found[1]
+    assert code not in (pytest.ExitCode.INTERNAL_ERROR, OUR_FAULT), output
     return "timeout" if "Timeout" in output else f"exit status {code}"
 
 
@@ -471,7 +460,8 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sample", type=int, help="so many mutants of each file, chosen by a fixed seed")
     parser.add_argument("--shuffle", action="store_true", help="in an order by a fixed seed: a fair sample at any time")
-    parser.add_argument("--new", action="store_true", help="only those not tried yet, and those that survived")
+    help_ = "only those not tried yet, those that survived and are not listed as equivalent, or both"
+    parser.add_argument("--only", choices=["untried", "survived", "new"], help=help_)
     parser.add_argument("--match", default="", help="only those whose text has this regular expression")
     parser.add_argument("--seconds", type=float, default=inf, help="of tests for each mutant: at most so many")
     parser.add_argument("--score", action="store_true", help="run nothing")
@@ -496,7 +486,11 @@ def main() -> None:
             mutant
             for mutant in found
             if re.search(options.match, mutant.key)
-            and (not options.new or not (results.get(mutant.key) or mutant.key in reasons))
+            and (
+                not options.only
+                or (options.only != "survived" and mutant.key not in results)
+                or (options.only != "untried" and results.get(mutant.key) == "" and mutant.key not in reasons)
+            )
         ]
     if options.shuffle:
         random.Random(0).shuffle(todo)
