@@ -499,6 +499,37 @@ def test_wrong_arguments_are_what_python_itself_would_say(
     assert g.stats.accepted == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "constants"),
+    [((), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1,), {"xs": 2}), ((1,), {"model": 2}), ((), {"xs": 1})],
+)
+def test_wrong_arguments_of_a_function_of_one_list_are_what_python_would_say(
+    kit: Kit, args: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    def f(xs: Any, /) -> Any:
+        return xs
+
+    f.__qualname__ = "f"
+    with pytest.raises(TypeError) as expected:
+        f(*args, **constants)
+    g = kit(f, batch_size=1)
+    errors = [kit.outcome(kit.start(g, *args, **constants))]
+    with pytest.raises(TypeError) as raised:
+        kit.submit(g, *args, **constants)
+    errors.append(raised.value)
+    with asyncio.Runner() as runner, pytest.raises(TypeError) as raised:
+        runner.run(g.aio(*args, **constants))
+    errors.append(raised.value)
+    assert {str(error) for error in errors} == {str(expected.value)}
+    assert g.stats.accepted == 0
+
+
+def test_a_default_that_is_spelt_out_is_the_same(kit: Kit) -> None:
+    f = kit(embed, batch_size=3, timeout=None)
+    handles = [kit.submit(f, 1), kit.submit(f, 2, model="small"), kit.submit(f, 3)]
+    assert kit.outcomes(handles) == [("small", 1), ("small", 2), ("small", 3)]
+
+
 def test_the_message_counts_and_names_the_arguments_of_a_method_as_python_does(kit: Kit) -> None:
     class C:
         m = batched(batch_size=1)(kit.wrap(lambda self, xs, ys: xs))
