@@ -612,6 +612,31 @@ def test_methods_with_columns_and_constants(kit: Kit) -> None:
     assert str(error).endswith("m() missing 1 required positional argument: 'ys'")
 
 
+def test_a_static_method_of_two_lists_has_no_instance(kit: Kit) -> None:
+    def function(xs: list[Any], ys: list[Any]) -> list[Any]:
+        return pairs(xs, ys)
+
+    function.__qualname__ = "C.f"  # as if it were written in a class
+    f = batched(batch_size=1)(staticmethod(kit.wrap(function)))
+    kit.made.append(f)
+    assert kit.outcome(kit.start(f, 1, 2)) == (1, 2)
+
+
+def test_a_function_written_elsewhere_may_become_a_class_method(kit: Kit) -> None:
+    def named(cls: type, xs: list[Any]) -> list[Any]:
+        return [(cls.__name__, x) for x in xs]
+
+    class C:
+        f = batched(batch_size=1)(classmethod(kit.wrap(named)))
+
+    class D(C):
+        pass
+
+    for kind in (C, D):
+        assert kit.outcome(kit.start(kind.f, 1)) == (kind.__name__, 1)
+        kit.close(kind.f)
+
+
 def test_map_takes_an_iterable_for_each_column(kit: Kit) -> None:
     f = kit(scaled, batch_size=3)
     assert list(kit.map(f, range(5), iter("abcd"), model="m")) == ["m 0 a", "m 1 b", "m 2 c", "m 3 d"]
@@ -2117,6 +2142,23 @@ def test_contexts_are_those_of_the_callers_and_only_for_a_hook(kit: Kit) -> None
         assert [context.get(variable, 0) for context in reports[0].contexts] == [1, 0, 3]  # a thread has its own
     else:
         assert [context[variable] for context in reports[0].contexts] == [1, 2, 3]
+
+
+def test_a_future_keeps_no_context_after_its_answer(kit: Kit) -> None:
+    class Transaction:
+        pass
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
+    f = kit(batch_size=1, group_by=lambda x: x, on_batch=lambda report: None)
+    token = variable.set(transaction := Transaction())
+    future = contextvars.copy_context().run(kit.submit, f, 1)
+    variable.reset(token)
+    reference = weakref.ref(transaction)
+    del transaction, token
+    assert kit.outcome(future) == -1
+    kit.until_idle(f)
+    kit.until(lambda: gc.collect() >= 0 and reference() is None)
+    assert kit.outcome(future) == -1
 
 
 def test_without_a_hook_no_context_is_kept(kit: Kit) -> None:
