@@ -622,21 +622,6 @@ def test_a_static_method_of_two_lists_has_no_instance(kit: Kit) -> None:
     assert kit.outcome(kit.start(f, 1, 2)) == (1, 2)
 
 
-def test_a_function_written_elsewhere_may_become_a_class_method(kit: Kit) -> None:
-    def named(cls: type, xs: list[Any]) -> list[Any]:
-        return [(cls.__name__, x) for x in xs]
-
-    class C:
-        f = batched(batch_size=1)(classmethod(kit.wrap(named)))
-
-    class D(C):
-        pass
-
-    for kind in (C, D):
-        assert kit.outcome(kit.start(kind.f, 1)) == (kind.__name__, 1)
-        kit.close(kind.f)
-
-
 def test_map_takes_an_iterable_for_each_column(kit: Kit) -> None:
     f = kit(scaled, batch_size=3)
     assert list(kit.map(f, range(5), iter("abcd"), model="m")) == ["m 0 a", "m 1 b", "m 2 c", "m 3 d"]
@@ -1831,6 +1816,17 @@ def test_with_raise_a_call_from_inside_another_function_does_not_wait_for_room_e
     f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full="raise")
     handles = [threads.busy(f, 0), threads.submit(f, 1)]
     outer = batched(batch_size=1)(lambda xs: [f(xs[0]) if how == "call" else asyncio.run(f.aio(xs[0]))])
+    with pytest.raises(BufferFullError):
+        outer(2)
+    outer.close()
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
+def test_submit_from_inside_another_function_never_waits_for_room_either(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    outer = batched(batch_size=1)(lambda xs: [f.submit(x) for x in xs])
     with pytest.raises(BufferFullError):
         outer(2)
     outer.close()
