@@ -1,8 +1,9 @@
 """Mutation testing: change one thing in `batchify/` at a time, and see whether a test notices.
 
     pip install -e '.[mutation]'
-    python tests/mutation/run.py                       # all files: about an hour on two cores
+    python tests/mutation/run.py                       # all files: hours, as what no test notices costs most
     python tests/mutation/run.py _buffer.py --workers 4
+    python tests/mutation/run.py --seconds 10          # a first look: only the likeliest tests for each mutant
     python tests/mutation/run.py --only new            # those not tried yet, and again those that no test noticed
     python tests/mutation/run.py --score               # only the figures of what has been run
 
@@ -230,7 +231,7 @@ def try_all(todo: list[Mutant], workers: int, seconds: float) -> Iterator[tuple[
 
 
 def with_collected(copy: Path, do: Callable[[pytest.Session], bool | None]) -> None:
-    """Collect the tests of a copy, in this process, which then ends. If `do` returns None, they are run before."""
+    """Collect the tests of a copy, in this process, which then ends. If `do` returns None, they are run first."""
     try:
         phases = [hypothesis.Phase.explicit, hypothesis.Phase.generate]  # no time for a smaller example
         hypothesis.settings.register_profile("mutation", phases=phases, derandomize=True, database=None)
