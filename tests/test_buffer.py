@@ -9,12 +9,12 @@ from types import FrameType
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from batchify import _buffer as buffer_module
-from batchify._buffer import Buffer
+from batchify._buffer import Buffer, batches_at_once
 from batchify._options import Options
 
 
@@ -450,6 +450,9 @@ def test_a_change_while_the_oldest_is_looked_for_is_survived() -> None:
     buffer, _ = filled(5.0)
     buffer._waiting = ChangedOnce(buffer._waiting)
     assert buffer.due_at == 6.0
+    buffer, entries = filled(5.0, 5.0, 5.0, max_pending=1)
+    buffer._line = ChangedOnce(buffer._line)
+    assert buffer.blocked_calls() == entries[1:]
 
 
 def test_the_first_of_two_that_enter_each_other_arms_the_deadline() -> None:
@@ -484,3 +487,24 @@ def test_to_weigh_costs_the_same_however_many_wait() -> None:
     while batch := buffer.take(0.0):
         assert len(batch[0]) == 10
     assert looks < 1000 * 10
+
+
+@given(
+    calls=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5)), max_size=12),
+    batch_size=st.integers(1, 4),
+    max_weight=st.none() | st.integers(1, 9),
+    grouped=st.booleans(),
+)
+def test_calls_that_do_not_wait_form_the_batches_that_they_would_form_if_they_did(
+    calls: list[tuple[str, int]], batch_size: int, max_weight: float | None, grouped: bool
+) -> None:
+    buffer: Buffer[Entry] = Buffer(Options(batch_size, None, max_weight=max_weight), grouped=grouped)
+    entries = [Entry(number, buffer.group_of(key, {}), weight) for number, (key, weight) in enumerate(calls)]
+    at_once = batches_at_once(entries, buffer._options)
+    for entry in entries:
+        buffer.add(entry, 0.0)
+    buffer.close()
+    waited: list[list[Entry]] = []
+    while taken := buffer.take(0.0):
+        waited.append(taken[0])
+    assert at_once == sorted(waited, key=lambda batch: batch[0].number)

@@ -286,6 +286,9 @@ def test_while_a_batch_runs_no_timer_is_set() -> None:
         futures.append(f.submit(3))
         f.timeout = 2.0
         assert here().timers() == 0
+        futures.pop().cancel()
+        futures.append(f.submit(3))
+        assert here().timers() == 0
         await gated.go_on(1)
         assert here().timers() == 1
         await move(2.0)
@@ -973,6 +976,34 @@ def test_what_waits_in_a_loop_that_is_closed_is_forgotten_with_it() -> None:
     assert loop_reference() is None
 
 
+def test_the_parts_of_a_batch_that_wait_in_a_loop_that_is_closed_have_failed() -> None:
+    calls: list[list[int]] = []
+
+    async def function(items: list[int]) -> list[int]:
+        calls.append(items)
+        if len(calls) == 1:
+            raise ValueError
+        if len(calls) == 2:
+            await asyncio.Event().wait()
+        return items
+
+    async def start() -> None:
+        for item in range(4):
+            f.submit(item)
+        await settle()
+
+    f = batched(batch_size=4, isolate=True)(function)
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(start())
+    assert calls == [[0, 1, 2, 3], [0, 1]]
+    loop.close()
+    assert (f.stats.accepted, f.stats.failed, f.stats.running) == (4, 2, 2)
+    del loop
+    gc.collect()
+    assert (f.stats.accepted, f.stats.failed, f.stats.running, f.stats.in_flight) == (4, 4, 0, 0)
+    assert asyncio.run(f(5)) == 5
+
+
 @pytest.mark.parametrize("how", ["stats", "flush", "call"])
 def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
     async def start() -> None:
@@ -1192,6 +1223,27 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
         assert await together(f(6), g(5), f(4)) == [6, 5, 4]
 
     run(main())
+
+
+def test_a_ring_is_seen_however_much_is_passed_on_meanwhile() -> None:
+    passed = asyncio.Event()
+
+    async def first(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+        future = g.submit(1)
+        for item in range(200):
+            await other(item)
+        passed.set()
+        return [await future]
+
+    async def second(items: list[int]) -> list[int]:
+        await passed.wait()
+        return [await f(0) + items[0]]
+
+    f, g = batched(batch_size=1)(first), batched(batch_size=1)(second)
+    other = batched(batch_size=1)(negate)
+    assert run(f(9)) == 1
 
 
 def test_a_call_into_a_ring_of_others_is_answered() -> None:
@@ -2057,6 +2109,28 @@ def test_a_map_can_be_left_though_its_items_take_no_notice() -> None:
     run(main())
 
 
+def test_a_map_that_was_left_reads_no_more_though_its_items_take_no_notice() -> None:
+    read: list[int] = []
+
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        with suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+        while True:
+            read.append(1)
+            yield 1
+
+    async def main() -> None:
+        results = f.map(items())
+        assert await anext(results) == 0
+        await results.aclose()
+        assert read == [1]
+        assert f.stats.accepted == 1
+
+    f = batched(batch_size=4)(negate)
+    run(main())
+
+
 def test_a_map_cancelled_again_while_its_items_clean_up_has_taken_its_items_out() -> None:
     async def items() -> AsyncIterator[int]:
         yield 1
@@ -2242,6 +2316,14 @@ def test_close_reaches_other_loops() -> None:
     closer.start()
     assert asyncio.run(wait()) == -1
     closer.join()
+
+
+def test_what_is_closed_is_closed_in_loops_that_come_later_too() -> None:
+    f = batched(batch_size=1)(negate)
+    run(f.aclose())
+    with pytest.raises(ClosedError):
+        run(f(1))
+    assert f.stats.accepted == 0
 
 
 # What it is

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import math
 import pickle
 from collections.abc import Sequence
 from contextvars import Context, copy_context
@@ -89,6 +90,49 @@ def test_a_scrape_shows_every_figure_in_base_units_by_function() -> None:
     assert shown['batchify_batch_duration_seconds_bucket{function="f",le="0.25"}'] == 1
 
 
+def test_a_scrape_has_the_same_buckets_in_every_version() -> None:
+    # Else the histograms that somebody has stored could not be added to those of today.
+    registry = CollectorRegistry()
+    PrometheusObserver(registry)(a_report())
+    buckets: dict[str, list[float]] = {}
+    for series in scraped(registry):
+        name, _, labels = series.partition("_bucket{")
+        if labels:
+            buckets.setdefault(name, []).append(float(labels.partition('le="')[2].rstrip('"}')))
+    seconds = [
+        0.0001,
+        0.00025,
+        0.0005,
+        0.001,
+        0.0025,
+        0.005,
+        0.01,
+        0.025,
+        0.05,
+        0.1,
+        0.25,
+        0.5,
+        1,
+        2.5,
+        5,
+        10,
+        math.inf,
+    ]
+    items = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, math.inf]
+    assert buckets == {
+        "batchify_batch_size": items,
+        "batchify_item_wait_seconds": seconds,
+        "batchify_batch_duration_seconds": seconds,
+    }
+
+
+@pytest.mark.parametrize("reason", ["timeout", "flush", "close", "nested", "isolate"])
+def test_only_a_batch_that_was_taken_since_it_was_full_counts_as_full(reason: str) -> None:
+    registry = CollectorRegistry()
+    PrometheusObserver(registry)(a_report(reason=reason))
+    assert scraped(registry)['batchify_full_batches_total{function="f"}'] == 0
+
+
 def test_the_batches_of_callers_in_threads_are_counted() -> None:
     registry = CollectorRegistry()
     f = batched(batch_size=2, timeout=None, on_batch=PrometheusObserver(registry))(tens)
@@ -153,6 +197,11 @@ def test_a_pickled_prometheus_observer_counts_in_the_default_registry_of_the_oth
 
 
 # OpenTelemetry
+
+
+def test_a_prometheus_observer_with_a_registry_that_cannot_be_pickled_counts_nowhere_else() -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(PrometheusObserver(CollectorRegistry()))
 
 
 class Recorder:

@@ -12,7 +12,7 @@ import pickle
 import threading
 import weakref
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from decimal import Decimal
@@ -499,6 +499,37 @@ def test_wrong_arguments_are_what_python_itself_would_say(
     assert g.stats.accepted == 0
 
 
+@pytest.mark.parametrize(
+    ("args", "constants"),
+    [((), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1,), {"xs": 2}), ((1,), {"model": 2}), ((), {"xs": 1})],
+)
+def test_wrong_arguments_of_a_function_of_one_list_are_what_python_would_say(
+    kit: Kit, args: tuple[Any, ...], constants: dict[str, Any]
+) -> None:
+    def f(xs: Any, /) -> Any:
+        return xs
+
+    f.__qualname__ = "f"
+    with pytest.raises(TypeError) as expected:
+        f(*args, **constants)
+    g = kit(f, batch_size=1)
+    errors = [kit.outcome(kit.start(g, *args, **constants))]
+    with pytest.raises(TypeError) as raised:
+        kit.submit(g, *args, **constants)
+    errors.append(raised.value)
+    with asyncio.Runner() as runner, pytest.raises(TypeError) as raised:
+        runner.run(g.aio(*args, **constants))
+    errors.append(raised.value)
+    assert {str(error) for error in errors} == {str(expected.value)}
+    assert g.stats.accepted == 0
+
+
+def test_a_default_that_is_spelt_out_is_the_same(kit: Kit) -> None:
+    f = kit(embed, batch_size=3, timeout=None)
+    handles = [kit.submit(f, 1), kit.submit(f, 2, model="small"), kit.submit(f, 3)]
+    assert kit.outcomes(handles) == [("small", 1), ("small", 2), ("small", 3)]
+
+
 def test_the_message_counts_and_names_the_arguments_of_a_method_as_python_does(kit: Kit) -> None:
     class C:
         m = batched(batch_size=1)(kit.wrap(lambda self, xs, ys: xs))
@@ -579,6 +610,16 @@ def test_methods_with_columns_and_constants(kit: Kit) -> None:
         assert kit.outcome(kit.start(function, 3, 4)) == 12
     error = kit.outcome(kit.start(c.plain, 1))
     assert str(error).endswith("m() missing 1 required positional argument: 'ys'")
+
+
+def test_a_static_method_of_two_lists_has_no_instance(kit: Kit) -> None:
+    def function(xs: list[Any], ys: list[Any]) -> list[Any]:
+        return pairs(xs, ys)
+
+    function.__qualname__ = "C.f"  # as if it were written in a class
+    f = batched(batch_size=1)(staticmethod(kit.wrap(function)))
+    kit.made.append(f)
+    assert kit.outcome(kit.start(f, 1, 2)) == (1, 2)
 
 
 def test_map_takes_an_iterable_for_each_column(kit: Kit) -> None:
@@ -776,6 +817,20 @@ def test_a_group_that_cannot_be_found_out_is_that_calls_error(kit: Kit, how: str
     kit.consistent(f)
 
 
+def test_an_error_of_a_map_does_not_wait_for_the_next_item_to_come(coroutines: Coroutines) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        await asyncio.Event().wait()
+
+    async def main() -> None:
+        results = f.map(items())
+        with pytest.raises(ZeroDivisionError):
+            await anext(results)
+
+    f = coroutines(batch_size=1, group_by=lambda x: 1 // x)
+    coroutines.run(main())
+
+
 @pytest.mark.parametrize("option", ["group_by", "weight", "dedupe"])
 def test_an_error_of_a_map_is_raised_in_its_place(kit: Kit, option: str) -> None:
     def fails_at_3(x: Any) -> Any:
@@ -884,6 +939,28 @@ def test_both_limits_hold_and_order_is_kept(kit: Kit) -> None:
         assert len(batch) <= 3
         assert len(batch) == 1 or sum(batch) <= 10
     kit.consistent(f)
+
+
+def test_a_map_from_inside_keeps_to_the_limits_too(threads: Threads) -> None:
+    def function(xs: list[int]) -> list[Any]:
+        return [list(f.map([1, 2, 3, 4])) if x == 0 else x for x in xs]
+
+    f = threads(function, batch_size=4, weight=lambda x: x, max_weight=5, group_by=lambda x: x % 2)
+    assert f(0) == [1, 2, 3, 4]
+    assert threads.batches == [[0], [1, 3], [2], [4]]
+
+
+def test_a_map_from_inside_a_coroutine_keeps_to_the_limits_too(coroutines: Coroutines) -> None:
+    batches: list[list[int]] = []
+
+    async def function(xs: list[int]) -> list[Any]:
+        batches.append(xs)
+        return [[each async for each in f.map([1, 2, 3, 4])] if x == 0 else x for x in xs]
+
+    f = batched(batch_size=4, weight=lambda x: x, max_weight=5, group_by=lambda x: x % 2)(function)
+    assert coroutines.outcome(coroutines.start(f, 0)) == [1, 2, 3, 4]
+    assert batches == [[0], [1, 3], [2], [4]]
+    coroutines.close(f)
 
 
 def test_what_weighs_nothing_is_bounded_by_batch_size(kit: Kit) -> None:
@@ -1250,6 +1327,24 @@ def test_a_batch_from_inside_is_split_too(threads: Threads) -> None:
     threads.consistent(f)
 
 
+def test_a_batch_from_inside_that_leaves_the_process_is_split_too(threads: Threads) -> None:
+    def function(xs: list[Any]) -> Any:
+        if xs != ["all"]:
+            return pool.submit(refuses_bad({2}), xs)
+        results = f.map([0, 1, 2, 3])
+        got = [next(results), next(results)]
+        with pytest.raises(ValueError, match="2"):
+            next(results)
+        return [got]
+
+    with ThreadPoolExecutor(1) as pool:
+        f = threads(function, batch_size=4, isolate=True)
+        assert threads.outcome(threads.start(f, "all")) == [0, -1]
+        threads.until_idle(f)
+        threads.consistent(f)
+    assert threads.batches == [["all"], [0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
 def test_a_batch_from_inside_a_coroutine_is_split_too(coroutines: Coroutines) -> None:
     async def function(xs: list[Any]) -> list[Any]:
         batches.append(xs)
@@ -1392,6 +1487,84 @@ def test_a_function_that_returns_futures_and_then_blocks_still_runs_so_often_at_
     threads.until(lambda: threads.running == 2)
     gate.set()
     assert threads.outcomes(handles) == [3, 4]
+
+
+def test_a_function_that_comes_to_return_futures_needs_one_thread_again(threads: Threads) -> None:
+    gate = threading.Event()
+
+    def function(xs: list[int]) -> Any:
+        if xs[0] < 2:
+            gate.wait(100)
+            return xs
+        future: Future[list[int]] = Future()
+        future.set_result(xs)
+        return future
+
+    f = threads(function, batch_size=1, concurrency=2)
+    handles = threads.submits(f, [0, 1])
+    threads.until(lambda: threads.running == 2)
+    gate.set()
+    assert threads.outcomes(handles) == [0, 1]
+    for item in range(2, 6):
+        assert f(item) == item
+    threads.until(lambda: len(f._self_batcher._threads) == 1)
+    assert f(6) == 6
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "aio", "map"])
+def test_whoever_comes_while_the_function_is_busy_hires_a_thread(threads: Threads, how: str) -> None:
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    busy = threads.busy(f, 0)
+    with ThreadPoolExecutor(1) as pool:
+        ways: dict[str, Callable[[], Any]] = {
+            "call": lambda: f(1),
+            "submit": lambda: f.submit(1).result(),
+            "aio": lambda: asyncio.run(f.aio(1)),
+            "map": lambda: next(f.map([1])),
+        }
+        answer = pool.submit(ways[how])
+        threads.until(lambda: threads.running == 2)
+        threads.go_on(2)
+        assert answer.result() == -1
+    assert threads.outcome(busy) == 0
+
+
+@pytest.mark.parametrize("how", ["flush", "batch_size", "timeout"])
+def test_what_is_made_due_while_the_function_is_busy_hires_a_thread(threads: Threads, how: str) -> None:
+    f = threads(gated=True, batch_size=2, timeout=None, concurrency=2)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    if how == "flush":
+        f.flush()
+    else:
+        setattr(f, how, {"batch_size": 1, "timeout": 0.0}[how])
+    threads.until(lambda: threads.running == 2)
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
+def test_one_of_the_threads_that_sleep_wakes_by_itself(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, timeout=10**6, concurrency=3)
+    handles = threads.submits(f, range(3))
+    threads.until(lambda: threads.running == 3)
+    threads.go_on(3)
+    assert threads.outcomes(handles) == [0, -1, -2]
+    sleep = f._self_batcher._asleep
+    threads.until(lambda: len(sleep) == 3)
+    assert sorted(sleep.values())[1:] == [math.inf, math.inf]
+
+
+def test_close_waits_for_a_future_though_another_one_might_run_beside_it(threads: Threads) -> None:
+    future: Future[list[int]] = Future()
+    f = threads(lambda xs: future, batch_size=1, concurrency=2)
+    handle = f.submit(1)
+    threads.until_runs(1)
+    closer = threading.Thread(target=f.close)
+    closer.start()
+    threads.until(lambda: f._self_batcher._has_no_room or not closer.is_alive())
+    assert closer.is_alive()
+    future.set_result([2])
+    closer.join()
+    assert handle.result() == 2
 
 
 def test_close_waits_for_all_that_run_at_once(kit: Kit) -> None:
@@ -1636,6 +1809,31 @@ def test_aio_waits_for_room_and_may_leave(threads: Threads) -> None:
     threads.consistent(f)
 
 
+@pytest.mark.parametrize("how", ["call", "aio"])
+def test_with_raise_a_call_from_inside_another_function_does_not_wait_for_room_either(
+    threads: Threads, how: str
+) -> None:
+    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full="raise")
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    outer = batched(batch_size=1)(lambda xs: [f(xs[0]) if how == "call" else asyncio.run(f.aio(xs[0]))])
+    with pytest.raises(BufferFullError):
+        outer(2)
+    outer.close()
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
+def test_submit_from_inside_another_function_never_waits_for_room_either(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    outer = batched(batch_size=1)(lambda xs: [f.submit(x) for x in xs])
+    with pytest.raises(BufferFullError):
+        outer(2)
+    outer.close()
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
 def test_aio_with_raise(threads: Threads) -> None:
     f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full="raise")
     handles = [threads.busy(f, 0), threads.submit(f, 1)]
@@ -1730,7 +1928,9 @@ def test_who_is_released_by_close_counts_no_more(threads: Threads, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}], ids=str
+    "options",
+    [{}, {"on_full": "raise"}, {"timeout": None}, {"group_by": lambda x: x % 7}],
+    ids=["wait", "raise", "no timeout", "groups"],
 )
 @pytest.mark.parametrize("sized", [True, False])
 def test_map_never_exceeds_the_limit_and_ends(kit: Kit, options: dict[str, Any], sized: bool) -> None:
@@ -1938,6 +2138,23 @@ def test_contexts_are_those_of_the_callers_and_only_for_a_hook(kit: Kit) -> None
         assert [context.get(variable, 0) for context in reports[0].contexts] == [1, 0, 3]  # a thread has its own
     else:
         assert [context[variable] for context in reports[0].contexts] == [1, 2, 3]
+
+
+def test_a_future_keeps_no_context_after_its_answer(kit: Kit) -> None:
+    class Transaction:
+        pass
+
+    variable: contextvars.ContextVar[Any] = contextvars.ContextVar("variable")
+    f = kit(batch_size=1, group_by=lambda x: x, on_batch=lambda report: None)
+    token = variable.set(transaction := Transaction())
+    future = contextvars.copy_context().run(kit.submit, f, 1)
+    variable.reset(token)
+    reference = weakref.ref(transaction)
+    del transaction, token
+    assert kit.outcome(future) == -1
+    kit.until_idle(f)
+    kit.until(lambda: gc.collect() >= 0 and reference() is None)
+    assert kit.outcome(future) == -1
 
 
 def test_without_a_hook_no_context_is_kept(kit: Kit) -> None:
@@ -2326,6 +2543,18 @@ def test_the_halves_of_a_call_from_inside_do_not_have_the_error_of_the_whole_as_
     assert error.__context__ is None or error.__context__ is error.__cause__
     assert error.__cause__ is not None
     assert error.__cause__.__context__ is None
+
+
+def test_where_nothing_goes_wrong_nothing_is_logged(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    f = kit(batch_size=3, on_batch=lambda report: None)
+    handles = [kit.start(f, 1), *kit.submits(f, range(2, 5))]
+    assert list(kit.map(f, range(5, 9))) == [-5, -6, -7, -8]
+    assert kit.outcomes(handles) == [-1, -2, -3, -4]
+    if kit.kind == "threads":
+        assert in_threads(f, range(8)) == [-x for x in range(8)]
+        assert asyncio.run(f.aio(9)) == -9
+    kit.close(f)
+    assert [record for record in caplog.records if record.name == "batchify"] == []
 
 
 def test_the_whole_of_a_map_from_inside_is_reported_before_its_halves(threads: Threads) -> None:

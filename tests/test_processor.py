@@ -73,6 +73,19 @@ def test_an_error_reaches_every_caller(bad: int, error: type[Exception]) -> None
         assert len({id(outcome) for outcome in outcomes}) == 3
 
 
+def test_process_is_called_once_whatever_it_does() -> None:
+    class Failing(BatchProcessor[int]):
+        calls = 0
+
+        def process(self, batch_input: tuple[dict[str, Any], ...]) -> list[int]:
+            self.calls += 1
+            raise ValueError("no")
+
+    processor = Failing(2, None)
+    outcomes = in_threads(lambda n: processor.request(n=n), range(2))
+    assert ([type(each) for each in outcomes], processor.calls) == ([ValueError, ValueError], 1)
+
+
 def test_process_must_be_overridden() -> None:
     class Forgotten(BatchProcessor[int]):
         pass

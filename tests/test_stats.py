@@ -41,3 +41,45 @@ def test_a_snapshot_stays_as_it_is() -> None:
     tally.answer(1, 0, 1.0)
     tally.begin("flush", [1.0], 1.0)
     assert (stats.running, stats.answered, stats.sizes, stats.reasons) == (1, 0, {1: 1}, {"flush": 1})
+
+
+def alike(tally: Tally, *arrivals: float, batches: int, timeout: float = 1.0) -> list[bool]:
+    """Let so many batches wait out their timeout, each `arrivals` after the one before; return what is said of each."""
+    told = []
+    for _ in range(batches):
+        came = [max(tally._ended_at, 0.0) + arrival for arrival in arrivals]
+        tally.begin("timeout", came, came[0] + timeout)
+        told.append(tally.too_few_callers("timeout", came, timeout))
+        tally.answer(len(came), 0, came[0] + timeout)
+    return told
+
+
+def test_too_few_callers_are_told_of_at_the_fiftieth_batch_like_the_one_before() -> None:
+    assert alike(Tally(), 0.0, 0.5, batches=120) == [number == 50 for number in range(120)]
+
+
+def test_callers_come_soon_if_the_first_of_them_comes_within_the_timeout() -> None:
+    assert any(alike(Tally(), 1.0, 1.5, batches=60))
+    assert not any(alike(Tally(), 1.25, 1.5, batches=60))
+
+
+def test_a_batch_that_did_not_wait_out_its_timeout_shows_that_there_are_callers() -> None:
+    tally = Tally()
+    alike(tally, 0.0, batches=40)
+    assert not tally.too_few_callers("full", [100.0], 1.0)
+    assert alike(tally, 0.0, batches=60) == [number == 49 for number in range(60)]
+
+
+def test_a_batch_of_another_size_shows_that_there_are_others() -> None:
+    tally = Tally()
+    alike(tally, 0.0, batches=40)
+    alike(tally, 0.0, 0.0, batches=1)
+    assert not any(alike(tally, 0.0, batches=50))
+
+
+def test_answers_before_the_end_of_a_batch_say_nothing_of_when_it_ended() -> None:
+    tally = Tally()
+    tally.begin("timeout", [0.0, 0.0], 1.0)
+    tally.answer(1, 0, None)
+    assert not tally.too_few_callers("timeout", [1.0], 1.0)
+    assert tally.snapshot(0, 0).in_flight == 1

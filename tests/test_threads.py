@@ -1047,6 +1047,38 @@ def test_a_ring_through_an_answer_that_is_waited_for_later_is_seen(how: str) -> 
     second.close()
 
 
+def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_kept() -> None:
+    passed = threading.Event()
+    kept: list[weakref.ref[Any]] = []
+
+    class Item:
+        pass
+
+    def first_function(items: list[Any]) -> list[Any]:
+        if items == [0]:
+            return items
+        future = second.submit(1)
+        for _ in range(300):
+            item = Item()
+            kept.append(weakref.ref(item))
+            third.submit(item).result()
+            del item
+        assert sum(each() is not None for each in kept) < 200
+        passed.set()
+        concurrent.futures.wait([future])  # nobody knows that this waits
+        return [future.result()]
+
+    def second_function(items: list[int]) -> list[int]:
+        passed.wait()
+        return [first(0) + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    third = batched(batch_size=1)(lambda items: [None for _ in items])
+    assert first(9) == 1
+    for f in (first, second, third):
+        f.close()
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = object(), object(), object()
@@ -2122,6 +2154,33 @@ def test_a_fork_inside_the_function_answers_nobody_twice() -> None:
         function.close()
     """)
     assert done.stdout == "answered"
+
+
+def test_what_failed_in_a_forked_child_is_not_split_there() -> None:
+    run_script("""if True:
+        import os, threading, warnings
+        from batchify import batched
+        warnings.simplefilter("ignore")
+        parent = os.getpid()
+
+        class Last(ValueError):
+            def __del__(self):
+                if os.getpid() != parent:  # all that the child does with the batch it has done by now
+                    os._exit(0 if not function._self_batcher._parts else 1)
+
+        @batched(batch_size=2, timeout=None, isolate=True)
+        def function(items):
+            child = os.fork()
+            if child == 0:
+                raise Last
+            statuses.append(os.waitpid(child, 0)[1])
+            return items
+
+        statuses = []
+        futures = [function.submit(n) for n in range(2)]
+        assert [future.result() for future in futures] == [0, 1]
+        assert statuses == [0]
+    """)
 
 
 @pytest.mark.parametrize("which", ["flush thread", "thread"])
