@@ -184,7 +184,6 @@ class Buffer(Generic[C]):
         for call in _listed(self._waiting):
             groups[self._only or call.group] = None
         for group in groups:
-            group.weight = math.nan
             self._note_if_full(group)
 
     def let_go(self) -> None:

@@ -99,9 +99,7 @@ class Options:
             call.context = copy_context()
         if self.dedupe:
             hash(call.item)
-        group = None if self.group_by is None else self.group_by(*columns)
-        hash(group)
-        return group
+        return None if self.group_by is None else self.group_by(*columns)
 
 
 def _is_number(value: object) -> bool:

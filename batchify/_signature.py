@@ -57,7 +57,7 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
             f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
             f"ones, each the same for a whole batch; it takes {takes}"
         )
-    plain = len(columns) == 1 and not constants and columns[0].default is Parameter.empty
+    plain = len(columns) == 1 and not constants
     return Takes(len(columns), bool(constants), plain, _binder(name, instance, columns, constants))
 
 
@@ -119,7 +119,7 @@ def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Sign
         if each.kind in _POSITIONAL:
             kind = Parameter.POSITIONAL_ONLY if alone else each.kind
             parameters[position] = each.replace(kind=kind, annotation=_entry(each.annotation))
-    if method and alone:
+    if alone:
         parameters[0] = parameters[0].replace(kind=Parameter.POSITIONAL_ONLY)
     return signature.replace(parameters=parameters, return_annotation=_entry(signature.return_annotation))
 

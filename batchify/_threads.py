@@ -431,7 +431,6 @@ class ThreadBatcher:
 
     def withdraw(self, call: Call) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
-        waited = False
         try:
             with _lock:
                 waited = self._buffer.remove(call)
