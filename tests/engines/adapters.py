@@ -76,7 +76,7 @@ def _loky_alone(recipe: ModuleType) -> Iterator[Function]:
 def _dask(recipe: ModuleType) -> Iterator[Function]:
     distributed = component("distributed")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+        recipe.start_cluster() as cluster,
         distributed.Client(cluster) as client,
         recipe.square_on(client) as square,
     ):

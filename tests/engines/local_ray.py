@@ -37,7 +37,7 @@ def local_ray() -> Iterator[Any]:
 
 def _started(ray: Any, folder: str) -> str:
     """Start it; return its address."""
-    for patience in (True, False):
+    for attempts_left in (2, 1, 0):
         try:
             context = ray.init(
                 num_cpus=4,
@@ -49,7 +49,7 @@ def _started(ray: Any, folder: str) -> str:
             )
         except Exception:  # it gives its own processes 30 s to start, which a machine that is very busy may need
             ray.shutdown()
-            if not patience:
+            if not attempts_left:
                 raise
         else:
             break

@@ -21,6 +21,8 @@ from .components import component
 from .items import EXIT, GO_ON, KILL, Door, Exits, Unlucky, UnluckyError, a_door
 from .pages import blocks, module
 
+pytestmark = pytest.mark.timeout(300)  # the first one on Ray starts it, three times if need be
+
 PAGE = "engines.md"
 BATCH = 8
 

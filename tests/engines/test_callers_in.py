@@ -15,8 +15,12 @@ from ..tools import until
 from .items import GO_ON, KILL, Door, a_door
 from .pages import blocks, module
 
-# From Ray Serve, when it is imported, on the names of what it tells pydantic.
-pytestmark = pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning")
+pytestmark = [
+    # From Ray Serve, when it is imported, on the names of what it tells pydantic.
+    pytest.mark.filterwarnings("ignore:Using extra keyword arguments on `Field`:DeprecationWarning"),
+    # The first one starts Ray, three times if need be.
+    pytest.mark.timeout(300),
+]
 
 PAGE = "engines.md"
 HEADINGS = {
