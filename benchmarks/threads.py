@@ -167,16 +167,21 @@ class Queue:
     def caller(self) -> Caller:
         return self.call
 
-    def call(self, item: int) -> int:
+    def submit(self, item: int) -> Future[int]:
         future: Future[int] = Future()
         self.queue.put((item, future))
-        return future.result()
+        return future
+
+    def call(self, item: int) -> int:
+        return self.submit(item).result()
 
     def close(self) -> None:
         self.queue.put(None)
 
 
 class Scheme(Protocol):
+    """Something to call with an item, from any thread."""
+
     def __init__(self, function: Function, batch_size: int, timeout: float, /) -> None: ...
     def caller(self) -> Caller: ...
     def close(self) -> None: ...
@@ -194,15 +199,28 @@ class Figures(NamedTuple):
     switches: float
 
 
-def run(scheme: str, callers: int, batch_size: int, timeout: float, seconds: float) -> Figures:
-    """Let `callers` threads go round for so many seconds, after a fifth of that to warm up."""
+def run(
+    scheme: str,
+    make: Callable[[Function, int, float], Scheme],
+    callers: int,
+    batch_size: int,
+    timeout: float,
+    seconds: float,
+    work: Callable[[int], None] | None = None,
+) -> Figures:
+    """Let `callers` threads go round for so many seconds, after a fifth of that to warm up.
+
+    `work` is what the function does for so many items; without it, next to nothing.
+    """
     batches: list[int] = []
 
     def double(items: list[int]) -> list[int]:
         batches.append(len(items))
+        if work is not None:
+            work(len(items))
         return [2 * item for item in items]
 
-    batching = SCHEMES[scheme](double, batch_size, timeout)
+    batching = make(double, batch_size, timeout)
     counts = [0] * callers
     stopped = False
     wrong: list[str] = []
@@ -232,9 +250,12 @@ def run(scheme: str, callers: int, batch_size: int, timeout: float, seconds: flo
     time.sleep(seconds)
     after = (time.perf_counter(), time.process_time(), sum(counts), len(batches), switches())
     stopped = True
-    batching.close()
+    if not getattr(batching, "close_last", False):
+        batching.close()
     for thread in threads:
         thread.join(10)
+    if getattr(batching, "close_last", False):
+        batching.close()
     if wrong or any(thread.is_alive() for thread in threads):
         sys.exit(wrong[0] if wrong else f"{scheme}: HUNG with {callers} callers, batch {batch_size}")
     wall, cpu, items, flushes, switched = (b - a for a, b in zip(before, after, strict=True))
@@ -252,7 +273,7 @@ def compare(callers: int, batch_size: int, timeout: float, schemes: list[str], s
     runs: dict[str, list[Figures]] = {scheme: [] for scheme in schemes}
     for _ in range(rounds):
         for scheme in schemes:
-            runs[scheme].append(run(scheme, callers, batch_size, timeout, seconds))
+            runs[scheme].append(run(scheme, SCHEMES[scheme], callers, batch_size, timeout, seconds))
     for scheme in schemes:
         wall, cpu, size, switched = (median(column) for column in zip(*runs[scheme], strict=True))
         pairs = list(zip(runs[scheme], runs["floor"], strict=True))
