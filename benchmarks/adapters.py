@@ -50,9 +50,7 @@ class Floor(threads.Floor, ThreadScheme):
 
     def bulk(self, items: list[int]) -> list[int]:
         slices = range(0, len(items), self.batch_size)
-        return [
-            result for start in slices for result in self.function(items[start : start + self.batch_size])
-        ]
+        return [result for start in slices for result in self.function(items[start : start + self.batch_size])]
 
 
 class Batchify(threads.Batchify, ThreadScheme):
@@ -96,7 +94,8 @@ class Mixedbread(ThreadScheme):
         self.processor = dynamically(function, batch_size=batch_size, timeout_ms=timeout * 1000)
 
     def caller(self) -> Caller:
-        return self.processor
+        call: Caller = self.processor
+        return call
 
     def bulk(self, items: list[int]) -> list[int]:
         results: list[int] = self.processor(items)
@@ -147,8 +146,9 @@ class LoopFloor(coroutines.CoroutineFloor, LoopScheme):
 
 class BatchifyAwait(LoopScheme):
     def start(self) -> Call:
-        self.batched = batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
-        return self.batched
+        self.batched: Any = batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
+        call: Call = self.batched
+        return call
 
     async def bulk(self, items: list[int]) -> list[int]:
         return [result async for result in self.batched.map(items)]

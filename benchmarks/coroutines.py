@@ -86,7 +86,9 @@ class Await(Scheme):
 
 class Submit(Scheme):
     def start(self) -> Call:
-        return batched(batch_size=self.batch_size, timeout=self.timeout)(self.function).submit
+        function: Any = batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
+        call: Call = function.submit
+        return call
 
 
 class ThreadFloor(Scheme):

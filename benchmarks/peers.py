@@ -73,10 +73,10 @@ LATENCY = (("mean", "mean ms", ".2f"), ("p50", "p50 ms", ".2f"), ("p99", "p99 ms
 TABLES = {
     "closed": Table(
         "Saturated",
-        "Each caller passes an item, waits for its result, and passes the next one; the function does next to nothing,\n"
-        "so what is measured is the batching. us: microseconds per item, of wall time and of CPU time of the whole\n"
-        "process. The floor is the least that handing items over and back can cost: it has no timer, no limits, no\n"
-        "safety. An item waits 5 ms at most for others, with timeout=0 not at all; the data loaders know no timeout.",
+        "Each caller passes an item, waits for its result, and passes the next one; the function does next to\n"
+        "nothing, so what is measured is the batching. us: microseconds per item, of wall time and of CPU time of the\n"
+        "whole process. The floor is the least that handing items over and back can cost: it has no timer, no limits,\n"
+        "no safety. An item waits 5 ms at most for others, with timeout=0 not at all; the data loaders know no timeout.",
         (WALL, CPU, SIZE),
         ("wall", "cpu"),
     ),
@@ -96,8 +96,8 @@ TABLES = {
     ),
     "serving": Table(
         "A model, saturated",
-        "64 callers as above, on a model that takes 2 ms and 0.05 ms per item, of which the GIL is free, one batch at\n"
-        "a time; batches of 32 at most. wall: microseconds per item; 112.5 are the model's own if all batches are full.",
+        "64 callers as above, on a model that takes 2 ms and 0.05 ms per item, of which the GIL is free, one batch\n"
+        "at a time; batches of 32 at most. wall: microseconds per item; 112.5 are the model's own, if all are full.",
         (WALL, CPU, *LATENCY, SIZE),
         ("wall", "mean"),
     ),
@@ -133,8 +133,8 @@ TABLES = {
     ),
     "memory": Table(
         "Memory",
-        "Items that wait while the function is busy: bytes of Python objects for each, with its task or thread (not the\n"
-        "stack of the thread).",
+        "Items that wait while the function is busy: bytes of Python objects for each, with its task or thread (not\n"
+        "the stack of the thread).",
         (("memory", "bytes", ".0f"),),
         ("memory",),
     ),
@@ -183,7 +183,7 @@ class Bench:
     def entries(self, cell: Cell) -> list[Entry]:
         names = [name for name in PATHS[cell.path] if not self.only or name in (*self.only, "floor", "batchify")]
         timed = ("arriving", "lone", "early", "window")
-        if cell.workload in timed:  # the floor has no timer
+        if cell.workload in (*timed, "idle"):  # the floor has no timer, and answers full batches only
             names.remove("floor")
         if cell.workload in (*timed, "serving", "idle") and "batchify submit" in names:
             names.remove("batchify submit")
@@ -226,10 +226,7 @@ class Bench:
                 begun = [entry for entry in entries if self.tell(cell, entry, options)]
             for entry in entries:
                 if states[entry.label] == "done":
-                    if cell.workload == "idle":
-                        told = entry in begun
-                    else:
-                        told = self.tell(cell, entry, options)
+                    told = entry in begun if cell.workload == "idle" else self.tell(cell, entry, options)
                     status, figures = self.hear(cell, entry) if told else ("not installed", None)
                     states[entry.label] = f"cannot: {figures}" if status == "cannot" else status
                     runs[entry.label].append(figures if status == "done" else None)
@@ -311,7 +308,7 @@ def cells(*, quick: bool) -> Iterable[Cell]:
     for path in PATHS:
         yield Cell("idle", path, "", 32, {"seconds": 1.0 if quick else 5.0}, rounds=1, seconds=6.0)
     for path in PATHS:
-        items = 200 if path == "threads" else 10_000
+        items = (6 if path == "threads" else 300) * 32
         yield Cell("memory", path, f"{items:,} items", 32, {"items": items}, rounds=1, seconds=5.0)
 
 
@@ -376,7 +373,7 @@ def ahead(record: Figures) -> list[str]:
     for line in record["lines"]:
         if line["status"] != "done" or line["peer"] in NOT_BATCHING or line["peer"].startswith("batchify"):
             continue
-        if line.get("unanswered") or line.get("size") == 1 and record["workload"] == "arriving":
+        if line.get("unanswered"):
             continue
         for name in TABLES[record["workload"]].by:
             ratios = [
@@ -422,7 +419,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     print("\n".join(f"  {line}" for line in behind) if behind else "  nobody")
     seconds = time.monotonic() - start
     print(f"\n{seconds:.0f} s")
-    return {"machine": machine(), "versions": versions(), "seconds": round(seconds), "ahead": behind, "cells": bench.cells}
+    return {
+        "machine": machine(),
+        "versions": versions(),
+        "seconds": round(seconds),
+        "ahead": behind,
+        "cells": bench.cells,
+    }
 
 
 def arguments() -> argparse.ArgumentParser:
