@@ -76,7 +76,7 @@ TABLES = {
         "Each caller passes an item, waits for its result, and passes the next one; the function does next to\n"
         "nothing, so what is measured is the batching. us: microseconds per item, of wall time and of CPU time of the\n"
         "whole process. The floor is the least that handing items over and back can cost: it has no timer, no limits,\n"
-        "no safety. An item waits 5 ms at most for others, with timeout=0 not at all; the data loaders know no timeout.",
+        "no safety. An item waits 5 ms at most for others, with timeout=0 not at all; data loaders know no timeout.",
         (WALL, CPU, SIZE),
         ("wall", "cpu"),
     ),
@@ -284,8 +284,8 @@ def cells(*, quick: bool) -> Iterable[Cell]:
     """Return what is measured, but for the loads of the model, which depend on the machine."""
     no_wait = {path: (Entry("batchify timeout=0", "batchify", 0.0),) for path in PATHS}
     grid = {
-        "threads": [(1, 1), (8, 8), (32, 8), (32, 32), (128, 32), (1000, 64)],
-        "asyncio": [(1, 1), (32, 8), (256, 8), (256, 64), (2000, 64)],
+        "threads": [(1, 1), (8, 8), (32, 8), (32, 32), (128, 32), (128, 64), (1000, 32)],
+        "asyncio": [(1, 1), (8, 8), (32, 32), (256, 8), (256, 32), (256, 64), (2000, 32)],
         "aio": [(1, 1), (256, 8), (256, 64)],
     }
     for path in PATHS:
