@@ -35,7 +35,7 @@ COLOURS = {
     "ray serve.batch": "#8c564b",
     "bentoml": "#e377c2",
 }
-WAITS = {"batchify timeout=0": "-", "batchify timeout=5ms": "--", "batchify timeout=100ms": ":"}
+WAITS = {"batchify timeout=0": "-", "batchify": "--", "batchify timeout=100ms": ":"}
 PANELS = ("threads", "asyncio")
 
 
@@ -106,7 +106,7 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
         for cell in cells(found, "arriving", path):
             load = number_in(cell["label"])
             for peer, line in lines_of(cell).items():
-                if line["status"] == "done" and peer not in ("no batching", "batchify") and line["unanswered"] < 0.01:
+                if line["status"] == "done" and line["unanswered"] < 0.01:
                     points.setdefault(peer, []).append((load, line))
         for row, name in enumerate(("p50", "p99")):
             axes = panels[row][column]
@@ -115,7 +115,7 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
                 axes.plot(
                     [load for load, _ in each],
                     [line[name] for _, line in each],
-                    label=peer,
+                    label="batchify timeout=5ms" if peer == "batchify" else peer,
                     color=COLOURS["batchify"] if ours else COLOURS.get(peer),
                     linestyle=WAITS.get(peer, "-"),
                     linewidth=2.4 if ours else 1.3,

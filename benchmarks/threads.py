@@ -224,8 +224,10 @@ def run(
     counts = [0] * callers
     stopped = False
     wrong: list[str] = []
+    go = threading.Event()  # not before all are there: who goes round would leave the GIL to nobody who starts threads
 
     def go_round(position: int, call: Caller) -> None:
+        go.wait()
         number = 0
         while not stopped:
             item = number * callers + position
@@ -245,6 +247,7 @@ def run(
     ]
     for thread in threads:
         thread.start()
+    go.set()
     time.sleep(seconds / 5)
     before = (time.perf_counter(), time.process_time(), sum(counts), len(batches), switches())
     time.sleep(seconds)
