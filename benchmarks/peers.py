@@ -182,16 +182,20 @@ class Bench:
         self.missing: dict[str, str] = {}
 
     def entries(self, cell: Cell) -> list[Entry]:
-        names = [name for name in PATHS[cell.path] if not self.only or name in (*self.only, "floor", "batchify")]
-        timed = ("arriving", "lone", "early", "window")
-        if cell.workload == "arriving":  # it can do some 480 per second, and is left behind by each of the loads
-            names.remove("no batching")
-        elif cell.path == "threads" and cell.options.get("callers", 0) > 64:  # they never sleep, and so never end either
-            names.remove("no batching")
-        if cell.workload in (*timed, "idle"):  # the floor has no timer, and answers full batches only
-            names.remove("floor")
-        if cell.workload in (*timed, "serving", "idle") and "batchify submit" in names:
-            names.remove("batchify submit")
+        workload, left_out = cell.workload, set()
+        if workload in ("arriving", "lone", "early", "window", "idle"):
+            left_out.add("floor")  # it has no timer, and answers full batches only
+        if workload not in ("closed", "bulk", "memory"):
+            left_out.add("batchify submit")
+        if workload == "arriving":
+            left_out.add("no batching")  # it can do some 480 per second, and is left behind by each of the loads
+        if cell.path == "threads" and cell.options.get("callers", 0) > 64:
+            left_out.add("no batching")  # its callers never sleep, and leave nothing to whoever would end it
+        names = [
+            name
+            for name in PATHS[cell.path]
+            if name not in left_out and (not self.only or name in (*self.only, "floor", "batchify"))
+        ]
         return [*(Entry(name, name) for name in names if name == "floor"), *cell.also] + [
             Entry(name, name) for name in names if name != "floor"
         ]
