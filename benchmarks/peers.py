@@ -55,7 +55,7 @@ class Cell(NamedTuple):
     batch_size: int
     options: dict[str, Any]
     timeout: float = TIMEOUT
-    rounds: int = 5
+    rounds: int = 4
     seconds: float = 1.0  # that a run takes, about
     also: tuple[Entry, ...] = ()  # beside all libraries
 
@@ -303,17 +303,17 @@ def cells(*, quick: bool) -> Iterable[Cell]:
     for path in PATHS:
         for callers, size in [(32, 8), (256, 64)][path != "threads" :][:1] if quick else grid[path]:
             label = f"{callers:,} {'threads' if path == 'threads' else 'tasks'}, batches of {size}"
-            seconds = 0.5 if callers == 1000 else 0.2
+            seconds = 0.4 if callers == 1000 else 0.15
             options = {"callers": callers, "seconds": seconds}
             yield Cell("closed", path, label, size, options, seconds=2.0, also=no_wait[path])
     for path in PATHS:
         yield Cell("bulk", path, "batches of 64", 64, {"items": 100_000}, rounds=3, seconds=30.0)
     for path in PATHS:
-        yield Cell("lone", path, "50/s", 32, {"rate": 50.0, "seconds": 0.8}, rounds=3, also=no_wait[path])
+        yield Cell("lone", path, "50/s", 32, {"rate": 50.0, "seconds": 0.8}, rounds=2, also=no_wait[path])
     for path in PATHS:
         options = {"callers": 64, "seconds": 0.5, "fixed": FIXED, "each": EACH}
         yield Cell("serving", path, "64 callers", MODEL_BATCH, options, rounds=3, also=no_wait[path])
-    for path in PATHS:
+    for path in ("threads", "asyncio"):
         options = {"calls": 20, "apart": 0.01, "takes": 0.2}
         yield Cell("early", path, "", 32, options, rounds=1, seconds=5.0, also=no_wait[path])
         yield Cell("window", path, "", 32, {**options, "takes": 0.0}, timeout=0.2, rounds=1)
@@ -337,10 +337,10 @@ def loads(bench: Bench, *, quick: bool) -> Iterable[Cell]:
         if status != "done":
             sys.exit(f"the model itself: {status}")
         full = found["seconds"]
-        for load in (50,) if quick else (20, 50, 80, 95):
+        for load in (80,) if quick or path == "aio" else (20, 50, 80, 95):
             options = {
                 "rate": load / 100 * MODEL_BATCH / full,
-                "seconds": 0.8,
+                "seconds": 0.6,
                 "fixed": FIXED,
                 "each": EACH,
                 "callers": 400,

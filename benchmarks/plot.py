@@ -207,10 +207,11 @@ def by_cell(found: Record, workload: str, path: str) -> str:
 
 def by_path(found: Record, workload: str) -> str:
     """Return a table with a column for each way to call."""
-    records = [lines_of(cells(found, workload, path)[0]) for path in TITLES]
+    there = [path for path in TITLES if cells(found, workload, path)]
+    records = [lines_of(cells(found, workload, path)[0]) for path in there]
     peers = list(dict.fromkeys(peer for record in records for peer in record))
     rows = [(peer, [value(record.get(peer), workload) for record in records]) for peer in peers]
-    return markdown(headed(workload), list(TITLES.values()), rows)
+    return markdown(headed(workload), [TITLES[path] for path in there], rows)
 
 
 def best_policy(solved: list[Record]) -> str:

@@ -286,7 +286,7 @@ class ThreadLoad:
         pool = [threading.Thread(target=call, args=(n, caller), daemon=True) for n, caller in enumerate(callers)]
         for thread in pool:
             thread.start()
-        time.sleep(1.0)
+        time.sleep(0.5)
         held = tracemalloc.get_traced_memory()[0] - before
         tracemalloc.stop()
         gate.set()
@@ -464,7 +464,7 @@ class LoopLoad:
             tracemalloc.start()
             before = tracemalloc.get_traced_memory()[0]
             calls = [asyncio.ensure_future(scheme.call(number)) for number in range(items)]
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(0.5)
             held = tracemalloc.get_traced_memory()[0] - before
             tracemalloc.stop()
             gate.set()
