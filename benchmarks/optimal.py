@@ -53,7 +53,7 @@ class Costs(NamedTuple):
 
 
 CURVES = (
-    Costs("a model: 2 ms + 0.05 ms per item, batches of 32", 0.002, 0.00005, 32),
+    Costs("a model: 2 ms + 0.05 ms per item, batches of 16", 0.002, 0.00005, 16),  # that of peers.py
     Costs("a large model: 10 ms + 1 ms per item, batches of 64", 0.010, 0.001, 64),
     Costs("a database: 1 ms + 0.01 ms per item, batches of 100", 0.001, 0.00001, 100),
     Costs("a remote service: 50 ms whatever it gets, batches of 16", 0.050, 0.0, 16),

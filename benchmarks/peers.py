@@ -27,7 +27,7 @@ Figures = dict[str, Any]
 
 TIMEOUT = 0.005  # seconds that an item may wait for others: what most of them have as a default
 # The model: 2 ms, and 0.05 ms for each item.
-FIXED, EACH, MODEL_BATCH = 0.002, 0.00005, 32
+FIXED, EACH, MODEL_BATCH = 0.002, 0.00005, 16
 HANGS_AFTER = 45.0  # seconds beyond what a run takes
 TOO_LONG = 4.0  # seconds; what takes longer is run once
 NOT_BATCHING = ("floor", "no batching")
@@ -98,7 +98,7 @@ TABLES = {
     "serving": Table(
         "A model, saturated",
         "64 callers as above, on a model that takes 2 ms and 0.05 ms per item, of which the GIL is free, one batch\n"
-        "at a time; batches of 32 at most. wall: microseconds per item; 112.5 are the model's own, if all are full.",
+        "at a time; batches of 16 at most. wall: microseconds per item; 175 are the model's own, if all are full.",
         (WALL, CPU, *LATENCY, SIZE),
         ("wall", "mean"),
     ),
@@ -108,7 +108,7 @@ TABLES = {
         "their rate in percent of what the model can do with full batches. Latency from when a call was to be made.\n"
         "'lag' is by how much the load generator was late (the 95th percentile): if it is not far below the latency,\n"
         "the line says more about the generator, or about a process that cannot keep up. 'left' is the part of the\n"
-        "calls that was not answered half a second after the last one: it cannot carry this load.",
+        "calls that was not answered half a second after the last one: that library cannot carry this load.",
         (*LATENCY, CPU, SIZE, ("lag", "lag ms", ".2f"), ("unanswered", "left", ".0%")),
         ("mean", "p99"),
     ),
@@ -188,7 +188,7 @@ class Bench:
         if workload not in ("closed", "bulk", "memory"):
             left_out.add("batchify submit")
         if workload == "arriving":
-            left_out.add("no batching")  # it can do some 480 per second, and is left behind by each of the loads
+            left_out.add("no batching")  # it can do some 480 per second, less than the least of the loads
         if cell.path == "threads" and cell.options.get("callers", 0) > 64:
             left_out.add("no batching")  # its callers never sleep, and leave nothing to whoever would end it
         names = [

@@ -141,7 +141,7 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
         panels[0][column].legend(fontsize=8, ncols=2, loc="upper left")
     panels[0][0].set_ylabel("median latency, ms")
     panels[1][0].set_ylabel("99th percentile, ms")
-    figure.suptitle("A model that takes 2 ms + 0.05 ms per item, batches of up to 32, calls at random times")
+    figure.suptitle("A model that takes 2 ms + 0.05 ms per item, batches of up to 16, calls at random times")
     save(figure, to)
 
 

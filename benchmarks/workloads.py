@@ -153,10 +153,11 @@ class Arrivals:
             raise Failed("WRONG results")
         answered = [each for each in self.latencies[self.skipped :] if not math.isnan(each)]
         lags = sorted(each for each in self.lags[self.skipped :] if not math.isnan(each))
+        unanswered = 1 - len(answered) / max(1, len(self.times) - self.skipped)
         return {
-            **summary(answered),
+            **summary(answered if unanswered < 0.01 else ()),  # else it says nothing
             "lag": lags[round((len(lags) - 1) * 0.95)] * 1e3 if lags else math.nan,
-            "unanswered": 1 - len(answered) / max(1, len(self.times) - self.skipped),
+            "unanswered": unanswered,
         }
 
 
