@@ -99,19 +99,23 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
     """Draw latency against load."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True, sharey="row", layout="constrained")
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, 9), sharex=True, sharey="row", layout="constrained")
     best = [each for each in solved if each["curve"] == CURVES[0].name]
     for column, path in enumerate(PANELS):
-        points: dict[str, list[tuple[int, Record]]] = {}
+        points: dict[str, list[tuple[int, Record]]] = {peer: [] for peer in WAITS}
         for cell in cells(found, "arriving", path):
             load = number_in(cell["label"])
             for peer, line in lines_of(cell).items():
-                if line["status"] == "done" and line["unanswered"] < 0.01:
-                    points.setdefault(peer, []).append((load, line))
+                if line["status"] == "done":
+                    points.setdefault(peer, [])
+                    if line["unanswered"] < 0.01:
+                        points[peer].append((load, line))
         for row, name in enumerate(("p50", "p99")):
             axes = panels[row][column]
             for peer, each in points.items():
                 ours = peer in WAITS
+                if not each:
+                    continue
                 axes.plot(
                     [load for load, _ in each],
                     [line[name] for _, line in each],
@@ -138,7 +142,10 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
             axes.grid(visible=True, alpha=0.3)
         panels[0][column].set_title(TITLES[path].replace("`", ""))
         panels[1][column].set_xlabel("load")
-        panels[0][column].legend(fontsize=8, ncols=2, loc="upper left")
+        panels[1][column].legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
+        if unable := [peer for peer, each in points.items() if not each]:
+            text = "cannot carry the least of these loads:\n" + ", ".join(unable)
+            panels[0][column].text(0.02, 0.97, text, transform=panels[0][column].transAxes, va="top", fontsize=8)
     panels[0][0].set_ylabel("median latency, ms")
     panels[1][0].set_ylabel("99th percentile, ms")
     figure.suptitle("A model that takes 2 ms + 0.05 ms per item, batches of up to 16, calls at random times")

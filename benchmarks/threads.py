@@ -121,6 +121,8 @@ class Original:
             self.waiting.append((number, item))
             if len(self.waiting) < self.batch_size:
                 self.condition.wait_for(lambda: number in self.results, self.timeout)
+            if not self.waiting or number < self.waiting[0][0]:  # another caller has taken it
+                self.condition.wait_for(lambda: number in self.results)
             if number in self.results:
                 return self.results.pop(number)
             batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
@@ -234,6 +236,9 @@ def run(
             try:
                 result = call(item)
             except ClosedError:
+                return
+            except Exception as error:  # noqa: BLE001
+                wrong.append(f"{scheme}: {error!r}")
                 return
             if result != 2 * item and not stopped:
                 wrong.append(f"{scheme}: a wrong result")

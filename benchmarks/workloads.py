@@ -134,6 +134,7 @@ class Arrivals:
         self.lags = [math.nan] * len(times)
         self.latencies = [math.nan] * len(times)
         self.wrong = 0
+        self.errors: list[str] = []
         self.start = time.perf_counter() + 0.01
 
     def due(self, number: int) -> float:
@@ -149,8 +150,8 @@ class Arrivals:
         self.wrong += result != 2 * number
 
     def read(self) -> Figures:
-        if self.wrong:
-            raise Failed("WRONG results")
+        if self.wrong or self.errors:
+            raise Failed(self.errors[0] if self.errors else "WRONG results")
         answered = [each for each in self.latencies[self.skipped :] if not math.isnan(each)]
         lags = sorted(each for each in self.lags[self.skipped :] if not math.isnan(each))
         unanswered = 1 - len(answered) / max(1, len(self.times) - self.skipped)
@@ -234,7 +235,11 @@ class ThreadLoad:
                 if (seconds := arrivals.due(number)) > 0:
                     time.sleep(seconds)
                 arrivals.began(number)
-                arrivals.answered(number, call(number))
+                try:
+                    arrivals.answered(number, call(number))
+                except Exception as error:  # noqa: BLE001
+                    arrivals.errors.append(repr(error))
+                    return
 
         pool = [
             threading.Thread(target=go_round, args=(scheme.caller(),), daemon=True)
@@ -405,7 +410,10 @@ class LoopLoad:
 
             async def call(number: int) -> None:
                 arrivals.began(number)
-                arrivals.answered(number, await scheme.call(number))
+                try:
+                    arrivals.answered(number, await scheme.call(number))
+                except Exception as error:  # noqa: BLE001
+                    arrivals.errors.append(repr(error))
 
             def begin(first: int, end: int) -> None:
                 for number in range(first, end):
