@@ -236,8 +236,8 @@ class Bench:
                 begun = [entry for entry in entries if self.tell(cell, entry, options)]
             for entry in entries:
                 if states[entry.label] == "done" and took.get(entry.label, 0.0) < TOO_LONG:
-                    start = time.monotonic()
                     told = entry in begun if cell.workload == "idle" else self.tell(cell, entry, options)
+                    start = time.monotonic()
                     status, figures = self.hear(cell, entry) if told else ("not installed", None)
                     states[entry.label] = f"cannot: {figures}" if status == "cannot" else status
                     runs[entry.label].append(figures if status == "done" else None)
@@ -267,7 +267,7 @@ class Bench:
         shown: Figures = {}
         for name in mine[0]:
             if isinstance(mine[0][name], int | float):
-                shown[name] = rounded(median(figures[name] for figures in mine))
+                shown[name] = middle([figures[name] for figures in mine])
         if "sizes" in mine[0]:
             shown["sizes"] = mine[0]["sizes"]
         for other in [each for each in runs if each == "floor" or each.startswith("batchify")]:
@@ -279,7 +279,7 @@ class Bench:
                     if one is not None and two is not None and name in two and name != "sizes"
                 ]
                 if pairs and all(two for _, two in pairs):
-                    ratios[name] = rounded(median(one / two for one, two in pairs))
+                    ratios[name] = middle([one / two for one, two in pairs])
             shown[f"over {other}"] = ratios
         return shown
 
@@ -288,8 +288,9 @@ class Bench:
             worker.end()
 
 
-def rounded(number: float) -> float | None:
-    return None if math.isnan(number) else float(f"{number:.4g}")
+def middle(numbers: Sequence[float]) -> float | None:
+    """Return the median; None if there was none in one of the rounds."""
+    return None if any(map(math.isnan, numbers)) else float(f"{median(numbers):.4g}")
 
 
 def cells(*, quick: bool) -> Iterable[Cell]:
@@ -384,11 +385,11 @@ def ahead(record: Figures) -> list[str]:
     for line in record["lines"]:
         if line["status"] != "done" or line["peer"] in NOT_BATCHING or line["peer"].startswith("batchify"):
             continue
-        if line.get("unanswered"):
-            continue
         for name in TABLES[record["workload"]].by:
             ratios = [
-                others[name] for key, others in line.items() if key.startswith("over batchify") and name in others
+                others[name]
+                for key, others in line.items()
+                if key.startswith("over batchify") and others.get(name) is not None
             ]
             if ratios and max(ratios) < 0.95:
                 where = f"{record['workload']}, {record['path']}, {record['label']}"
