@@ -29,13 +29,13 @@ def main() -> None:
     print("\n\n2. The rule by which batches are formed, beside the best possible one\n")
     print(optimal.__doc__.split("\n\n    python")[0] if optimal.__doc__ else "")
     solved = optimal.measure(quick=options.quick)
-    print("\n\n3. What each option costs\n", flush=True)
-    subprocess.run([sys.executable, "-m", "benchmarks.options", "--rounds", "1" if options.quick else "3"], check=True)
     if options.record:
         RECORDED.mkdir(exist_ok=True)
         for name, figures in (("peers", found), ("optimal", solved)):
-            (RECORDED / f"{name}.json").write_text(json.dumps(figures, indent=1) + "\n")
+            (RECORDED / f"{name}.json").write_text(json.dumps(figures, separators=(",", ":")) + "\n")
         plot.draw(RECORDED, DOCS)
+    print("\n\n3. What each option costs\n", flush=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.options", "--rounds", "1" if options.quick else "3"], check=True)
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes")
 
 
