@@ -280,7 +280,7 @@ def main() -> None:
     found = measure(quick=options.quick)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, separators=(",", ":")) + "\n")
 
 
 def measure(*, quick: bool) -> list[dict[str, Any]]:
