@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .optimal import CURVES, RULES
-from .peers import TABLES, TITLES
+from .peers import TABLES, TITLES, ahead
 
 Record = dict[str, Any]
 
@@ -240,11 +240,12 @@ def about(found: Record, solved: list[Record]) -> str:
     on = found["machine"]
     names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
     worst = max(each["serve_all"] / each["best"] for each in solved)
-    ahead = "\n".join(f"- {line}" for line in found["ahead"]) or "- nowhere"
+    where = "\n".join(f"- {line}" for cell in found["cells"] if (line := ahead(cell))) or "- nowhere"
     return (
         f"Recorded on {on['cores']} cores with Python {on['python']}, beside {names}.\n\n"
         f"With `timeout=0` the mean latency is at most {worst:.3f} times the best possible.\n\n"
-        f"Where a library that batches is more than 5 % ahead of batchify, however that is called:\n\n{ahead}"
+        "Where a library that batches is more than 5 % ahead of batchify, whichever way that is called, and the part "
+        f"that it needs of batchify's figure:\n\n{where}"
     )
 
 
