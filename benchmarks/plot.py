@@ -18,11 +18,11 @@ from .peers import TABLES, TITLES, ahead
 
 Record = dict[str, Any]
 
-# One colour for each library, in all pictures; home-made ones are grey.
+# One colour for each library, in all pictures; the queues that one writes by hand are grey.
 COLOURS = {
     "batchify": "#d62728",
     "batchify timeout=0": "#ff7f0e",
-    "original": "#7f7f7f",
+    "original": "#bcbd22",
     "queue.Queue": "#7f7f7f",
     "asyncio.Queue": "#7f7f7f",
     "batched": "#1f77b4",
