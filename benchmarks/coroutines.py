@@ -38,24 +38,20 @@ from batchify import batched
 LONG = 5.0  # seconds; with this timeout every batch is full, as those of the floor are
 Call = Callable[[int], Awaitable[int]]
 Entry = tuple[int, "asyncio.Future[int]"]
+Function = Callable[[list[int]], Any]  # of a list; a coroutine function where the scheme runs it on the loop
 
 
 class Scheme:
     """Something to await per item. Made on the event loop that uses it."""
 
-    def __init__(self, batch_size: int, timeout: float) -> None:
-        self.batch_size, self.timeout, self.batches = batch_size, timeout, 0
+    on_the_loop = True  # the function is a coroutine function
+
+    def __init__(self, function: Function, batch_size: int, timeout: float) -> None:
+        self.function, self.batch_size, self.timeout = function, batch_size, timeout
         self.call: Call = self.start()
 
     def start(self) -> Call:
         raise NotImplementedError
-
-    def double(self, items: list[int]) -> list[int]:
-        self.batches += 1
-        return [2 * item for item in items]
-
-    async def double_async(self, items: list[int]) -> list[int]:
-        return self.double(items)
 
     async def stop(self) -> None:
         pass
@@ -78,22 +74,26 @@ class CoroutineFloor(Scheme):
         return await future
 
     async def answer(self, batch: list[Entry]) -> None:
-        results = await self.double_async([item for item, _ in batch])
+        results = await self.function([item for item, _ in batch])
         for (_, future), result in zip(batch, results, strict=True):
             future.set_result(result)
 
 
 class Await(Scheme):
     def start(self) -> Call:
-        return batched(batch_size=self.batch_size, timeout=self.timeout)(self.double_async)
+        return batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
 
 
 class Submit(Scheme):
     def start(self) -> Call:
-        return batched(batch_size=self.batch_size, timeout=self.timeout)(self.double_async).submit
+        function: Any = batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
+        call: Call = function.submit
+        return call
 
 
 class ThreadFloor(Scheme):
+    on_the_loop = False
+
     def start(self) -> Call:
         self.loop = asyncio.get_running_loop()
         self.waiting: list[Entry] = []
@@ -118,7 +118,7 @@ class ThreadFloor(Scheme):
                     return
             batch = self.waiting[: self.batch_size]
             del self.waiting[: self.batch_size]
-            self.loop.call_soon_threadsafe(self.answer, batch, self.double([item for item, _ in batch]))
+            self.loop.call_soon_threadsafe(self.answer, batch, self.function([item for item, _ in batch]))
 
     def ring(self) -> None:
         with suppress(RuntimeError):  # the thread was faster
@@ -135,12 +135,14 @@ class ThreadFloor(Scheme):
 
 
 class Aio(Scheme):
+    on_the_loop = False
+
     def start(self) -> Call:
-        self.function = batched(batch_size=self.batch_size, timeout=self.timeout)(self.double)
-        return self.function.aio
+        self.batched = batched(batch_size=self.batch_size, timeout=self.timeout)(self.function)
+        return self.batched.aio
 
     async def stop(self) -> None:
-        await asyncio.to_thread(self.function.close)
+        await asyncio.to_thread(self.batched.close)
 
 
 class WrapFuture(Aio):
@@ -149,7 +151,7 @@ class WrapFuture(Aio):
         return self.wait
 
     async def wait(self, item: int) -> int:
-        return await asyncio.wrap_future(self.function.submit(item))
+        return await asyncio.wrap_future(self.batched.submit(item))
 
 
 class ToThread(Aio):
@@ -158,7 +160,7 @@ class ToThread(Aio):
         return self.wait
 
     async def wait(self, item: int) -> int:
-        return await asyncio.to_thread(self.function, item)
+        return await asyncio.to_thread(self.batched, item)
 
 
 ON_THE_LOOP: dict[str, type[Scheme]] = {"floor": CoroutineFloor, "f(x)": Await}
@@ -198,18 +200,28 @@ Load = Callable[[Call, int, int], Awaitable[None]]
 
 
 def run(make: type[Scheme], load: Load, tasks: int, batch_size: int, timeout: float, items: int) -> Figures:
+    batches = 0
+
+    def double(items: list[int]) -> list[int]:
+        nonlocal batches
+        batches += 1
+        return [2 * item for item in items]
+
+    async def double_async(items: list[int]) -> list[int]:
+        return double(items)
+
     async def main() -> Figures:
-        scheme = make(batch_size, timeout)
+        scheme = make(double_async if make.on_the_loop else double, batch_size, timeout)
         rounds = max(1, items // tasks)
         await load(scheme.call, tasks, -(-rounds // 5))  # to warm up
         gc.collect()
-        batches, wall, cpu = scheme.batches, time.perf_counter(), time.process_time()
+        before, wall, cpu = batches, time.perf_counter(), time.process_time()
         await load(scheme.call, tasks, rounds)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         figures = Figures(
             wall / (rounds * tasks) * 1e6,
             cpu / (rounds * tasks) * 1e6,
-            rounds * tasks / (scheme.batches - batches),
+            rounds * tasks / (batches - before),
         )
         await scheme.stop()
         return figures

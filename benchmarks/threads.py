@@ -121,6 +121,8 @@ class Original:
             self.waiting.append((number, item))
             if len(self.waiting) < self.batch_size:
                 self.condition.wait_for(lambda: number in self.results, self.timeout)
+            if not self.waiting or number < self.waiting[0][0]:  # another caller has taken it
+                self.condition.wait_for(lambda: number in self.results)
             if number in self.results:
                 return self.results.pop(number)
             batch, self.waiting = self.waiting[: self.batch_size], self.waiting[self.batch_size :]
@@ -167,16 +169,21 @@ class Queue:
     def caller(self) -> Caller:
         return self.call
 
-    def call(self, item: int) -> int:
+    def submit(self, item: int) -> Future[int]:
         future: Future[int] = Future()
         self.queue.put((item, future))
-        return future.result()
+        return future
+
+    def call(self, item: int) -> int:
+        return self.submit(item).result()
 
     def close(self) -> None:
         self.queue.put(None)
 
 
 class Scheme(Protocol):
+    """Something to call with an item, from any thread."""
+
     def __init__(self, function: Function, batch_size: int, timeout: float, /) -> None: ...
     def caller(self) -> Caller: ...
     def close(self) -> None: ...
@@ -194,26 +201,44 @@ class Figures(NamedTuple):
     switches: float
 
 
-def run(scheme: str, callers: int, batch_size: int, timeout: float, seconds: float) -> Figures:
-    """Let `callers` threads go round for so many seconds, after a fifth of that to warm up."""
+def run(
+    scheme: str,
+    make: Callable[[Function, int, float], Scheme],
+    callers: int,
+    batch_size: int,
+    timeout: float,
+    seconds: float,
+    work: Callable[[int], None] | None = None,
+) -> Figures:
+    """Let `callers` threads go round for so many seconds, after a fifth of that to warm up.
+
+    `work` is what the function does for so many items; without it, next to nothing.
+    """
     batches: list[int] = []
 
     def double(items: list[int]) -> list[int]:
         batches.append(len(items))
+        if work is not None:
+            work(len(items))
         return [2 * item for item in items]
 
-    batching = SCHEMES[scheme](double, batch_size, timeout)
+    batching = make(double, batch_size, timeout)
     counts = [0] * callers
     stopped = False
     wrong: list[str] = []
+    go = threading.Event()  # not before all are there: who goes round would leave the GIL to nobody who starts threads
 
     def go_round(position: int, call: Caller) -> None:
+        go.wait()
         number = 0
         while not stopped:
             item = number * callers + position
             try:
                 result = call(item)
             except ClosedError:
+                return
+            except Exception as error:  # noqa: BLE001
+                wrong.append(f"{scheme}: {error!r}")
                 return
             if result != 2 * item and not stopped:
                 wrong.append(f"{scheme}: a wrong result")
@@ -227,14 +252,18 @@ def run(scheme: str, callers: int, batch_size: int, timeout: float, seconds: flo
     ]
     for thread in threads:
         thread.start()
+    go.set()
     time.sleep(seconds / 5)
     before = (time.perf_counter(), time.process_time(), sum(counts), len(batches), switches())
     time.sleep(seconds)
     after = (time.perf_counter(), time.process_time(), sum(counts), len(batches), switches())
     stopped = True
-    batching.close()
+    if not getattr(batching, "close_last", False):
+        batching.close()
     for thread in threads:
         thread.join(10)
+    if getattr(batching, "close_last", False):
+        batching.close()
     if wrong or any(thread.is_alive() for thread in threads):
         sys.exit(wrong[0] if wrong else f"{scheme}: HUNG with {callers} callers, batch {batch_size}")
     wall, cpu, items, flushes, switched = (b - a for a, b in zip(before, after, strict=True))
@@ -252,7 +281,7 @@ def compare(callers: int, batch_size: int, timeout: float, schemes: list[str], s
     runs: dict[str, list[Figures]] = {scheme: [] for scheme in schemes}
     for _ in range(rounds):
         for scheme in schemes:
-            runs[scheme].append(run(scheme, callers, batch_size, timeout, seconds))
+            runs[scheme].append(run(scheme, SCHEMES[scheme], callers, batch_size, timeout, seconds))
     for scheme in schemes:
         wall, cpu, size, switched = (median(column) for column in zip(*runs[scheme], strict=True))
         pairs = list(zip(runs[scheme], runs["floor"], strict=True))
