@@ -227,6 +227,8 @@ class LoopBatch(Batch):
             flusher.tally.answer(len(calls), failed, now)
         if self.draft is not None and now is not None:
             self.report(now, len(flusher.buffer), flusher.tally.in_flight)
+        if done and flusher.buffer.due_at == -inf:
+            flusher.finished(self)  # now: nobody can join the next batch, so it need not wait until these have gone on
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
 

@@ -1632,6 +1632,24 @@ def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
 
+def test_a_full_batch_begins_before_the_callers_of_the_last_one_go_on() -> None:
+    events: list[object] = []
+
+    @batched(batch_size=2, timeout=None)
+    async def function(items: list[int]) -> list[int]:
+        events.append(items)
+        return items
+
+    async def caller(item: int) -> None:
+        events.append(await function(item))
+
+    async def main() -> None:
+        await asyncio.gather(*map(caller, range(4)))
+
+    run(main())
+    assert events == [[0, 1], [2, 3], 0, 1, 2, 3]
+
+
 def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         monkeypatch.undo()
@@ -1647,7 +1665,9 @@ def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) ->
     run(main())
 
 
-def test_ctrl_c_as_what_it_interrupted_is_mended_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_as_what_it_interrupted_is_mended_leaves_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def interrupted(*_: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
@@ -1665,6 +1685,8 @@ def test_ctrl_c_as_what_it_interrupted_is_mended_leaves_nobody_waiting(monkeypat
         loop.run_until_complete(caller)
     assert loop.run_until_complete(caller) == -1
     loop.close()
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
 
 def test_ctrl_c_as_the_items_of_a_map_end_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -309,18 +309,11 @@ PLANTED = [
     ),
     # Room
     Planted(
-        "who leaves lets nobody in",
+        "nobody who waits for room is let in",
         Buffer,
-        "remove",
-        [("    self._fill()\n", "")],
+        "_fill",
+        [("while self._line and", "while False and")],
         scenarios.cancelling_for_room,
-    ),
-    Planted(
-        "a batch that is taken lets nobody in",
-        Buffer,
-        "take",
-        [("        self._fill()\n", "")],
-        scenarios.waiting_for_room,
     ),
     Planted(
         "who leaves the line stays in it",
