@@ -333,7 +333,8 @@ def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: boo
             call = calls.get(token)
             if call is None or call.nested or batches[token][-1] is not batch:
                 continue
-            if (disturbed and call.error == "BatchError") or (call.outcome == "left" and batch.raised):
+            cut_off = call.error == "BatchError" or (batch.raised and call.outcome in ("cancelled", "left"))
+            if (disturbed and cut_off) or (call.outcome == "left" and batch.raised):
                 continue  # its half was not run, as its loop was closed, and that of its neighbour may have been
             number = 0 if of_owner.concurrency == 1 else batch.number
             key = (call.submitter, batch.buffer, of_owner.group(token), number)

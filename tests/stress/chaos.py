@@ -452,7 +452,7 @@ def methods(world: World) -> None:
 
 def fork(world: World) -> None:
     world.function("f")
-    world.function("g", on_loop=True)
+    world.function("g", on_loop=True, cut_off=True)
 
     def fork_now_and_then(caller: Caller, rng: Random) -> None:
         for _ in range(4):
