@@ -159,7 +159,7 @@ PLANTED = [
         "the flush thread looks at the buffer without the lock",
         ThreadBatcher,
         "_next",
-        [("with _lock:\n        batcher._tally", "if True:\n        batcher._tally")],
+        [("with _lock:", "if True:")],
         scenarios.calls,
     ),
     Planted(
