@@ -434,6 +434,11 @@ class LoopCaller:
         for call, future in self.waiting.items():
             await settle_there(call, future)
         self.waiting.clear()
+        if not self.aio:
+            # Also what runs for callers that have all left: asyncio.run() would cut it off, and a batch from inside
+            # that is cancelled before its first step counts, but calls no function.
+            _, flusher = self.f._self_batcher.here()
+            await flusher.closed()
 
     def ask(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
