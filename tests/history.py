@@ -333,8 +333,8 @@ def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: boo
             call = calls.get(token)
             if call is None or call.nested or batches[token][-1] is not batch:
                 continue
-            cut_off = call.error == "BatchError" or (batch.raised and call.outcome in ("cancelled", "left"))
-            if (disturbed and cut_off) or (call.outcome == "left" and batch.raised):
+            gone = batch.raised and call.outcome in ("cancelled", "left")
+            if gone or (disturbed and call.error == "BatchError"):
                 continue  # its half was not run, as its loop was closed, and that of its neighbour may have been
             number = 0 if of_owner.concurrency == 1 else batch.number
             key = (call.submitter, batch.buffer, of_owner.group(token), number)
@@ -347,7 +347,7 @@ def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: boo
 def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
     """A batch is of one group, not too heavy, and if it fails as a whole it answers nobody unless there is only one."""
     batches = _in_batches(history)
-    left = {call.token for call in history.calls if call.outcome == "left"}
+    gone = {call.token for call in history.calls if call.outcome in ("cancelled", "left")}
     for batch in history.batches:
         of_owner = rules[owner_of(batch.buffer)]
         if len(set(map(of_owner.group, batch.tokens))) > 1:
@@ -356,7 +356,7 @@ def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: b
         if of_owner.max_weight is not None and weight > of_owner.max_weight and len(batch.tokens) > 1:
             yield Violation("weight", f"{batch} weighs {weight}")
         if of_owner.isolate and batch.raised and len(batch.errors) > 1 and not disturbed:
-            for token in batch.errors.keys() - left:  # whose loop may have been closed
+            for token in batch.errors.keys() - gone:  # whose loop may have been closed
                 if batches[token][-1] is batch:
                     yield Violation("isolate", f"{token} was not run again after {batch}")
 
