@@ -1809,24 +1809,21 @@ def test_aio_waits_for_room_and_may_leave(threads: Threads) -> None:
     threads.consistent(f)
 
 
-@pytest.mark.parametrize("how", ["call", "aio"])
-def test_with_raise_a_call_from_inside_another_function_does_not_wait_for_room_either(
-    threads: Threads, how: str
+@pytest.mark.parametrize(
+    ("on_full", "call"),
+    [
+        ("raise", lambda f, x: f(x)),
+        ("raise", lambda f, x: asyncio.run(f.aio(x))),
+        ("wait", lambda f, x: f.submit(x)),
+    ],
+    ids=["call", "aio", "submit"],
+)
+def test_who_does_not_wait_for_room_does_not_from_inside_another_function_either(
+    threads: Threads, on_full: str, call: Callable[[Any, int], Any]
 ) -> None:
-    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full="raise")
+    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1, on_full=on_full)
     handles = [threads.busy(f, 0), threads.submit(f, 1)]
-    outer = batched(batch_size=1)(lambda xs: [f(xs[0]) if how == "call" else asyncio.run(f.aio(xs[0]))])
-    with pytest.raises(BufferFullError):
-        outer(2)
-    outer.close()
-    threads.go_on(2)
-    assert threads.outcomes(handles) == [0, -1]
-
-
-def test_submit_from_inside_another_function_never_waits_for_room_either(threads: Threads) -> None:
-    f = threads(gated=True, batch_size=1, timeout=0.0, max_pending=1)
-    handles = [threads.busy(f, 0), threads.submit(f, 1)]
-    outer = batched(batch_size=1)(lambda xs: [f.submit(x) for x in xs])
+    outer = batched(batch_size=1)(lambda xs: [call(f, x) for x in xs])
     with pytest.raises(BufferFullError):
         outer(2)
     outer.close()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from .local_ray import local_ray
+from .pages import on_path
 
 
 @pytest.fixture(scope="session")
@@ -14,8 +15,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where the recipes are written: on the path of this process, and of those that it starts."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         found = tmp_path_factory.mktemp("recipes")
-        monkeypatch.syspath_prepend(found)
-        monkeypatch.setenv("PYTHONPATH", str(found), prepend=":")
+        on_path(found, monkeypatch)
         yield found
 
 

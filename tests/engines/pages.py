@@ -35,14 +35,19 @@ def code(page: str, heading: str) -> str:
     return "\n\n".join(found)
 
 
+def on_path(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let this process, and those that it starts, import from the folder, until monkeypatch takes it back."""
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+
+
 def module(page: str, heading: str, name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Write the code under a heading to a module in the folder and import it; child processes find it too.
 
     Until the test ends: then monkeypatch takes it out again.
     """
     (folder / f"{name}.py").write_text(code(page, heading))
-    monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=":")
+    on_path(folder, monkeypatch)
     monkeypatch.delitem(sys.modules, name, raising=False)
     found = importlib.import_module(name)
     monkeypatch.setitem(sys.modules, name, found)
