@@ -148,9 +148,11 @@ def lines_of(watcher: coverage.Coverage) -> dict[str, list[int]]:
 class Order:
     """Says which tests are shown a mutant, and in which order."""
 
-    def __init__(self, tests: dict[str, Seen], seconds: float) -> None:
+    def __init__(self, tests: dict[str, Seen], seconds: float, match: str) -> None:
         self.tests = tests
         self.seconds = seconds  # at most, of tests for one mutant
+        self.match = re.compile(match)  # only tests with such a name
+        self.all = seconds == inf and not match
         self.at: dict[tuple[str, int], set[str]] = defaultdict(set)
         for test, seen in tests.items():
             for file, lines in seen.lines.items():
@@ -180,7 +182,7 @@ class Order:
                 aim[test] += 1 / len(there)
         late = {test: test not in surely or self.is_slow(test) for test in perhaps - {IMPORT}}
         key = {test: (late[test], self.cost[test] / (aim[test] or 1e-3)) for test in late}
-        ordered = sorted(key, key=key.__getitem__)
+        ordered = sorted(filter(self.match.search, key), key=key.__getitem__)
         until = accumulate(self.tests[test].seconds for test in ordered)
         return [test for test, seconds in zip(ordered, until, strict=True) if seconds <= self.seconds]
 
@@ -201,14 +203,14 @@ def _statements(tree: ast.Module) -> Iterator[tuple[int, tuple[int, int]]]:
 # How a mutant is tried
 
 
-def try_all(todo: list[Mutant], workers: int, seconds: float) -> Iterator[tuple[Mutant, str]]:
+def try_all(todo: list[Mutant], workers: int, seconds: float, match: str) -> Iterator[tuple[Mutant, str]]:
     """Yield each mutant with the test that noticed it, or with "" if none did."""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # what is cached is told apart by the second of its change only
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", ".venv*", "mutation")
         copies = [Path(shutil.copytree(ROOT, Path(directory, str(n)), ignore=ignored)) for n in range(workers)]
-        order = Order(what_tests_execute(copies[0]), seconds)
+        order = Order(what_tests_execute(copies[0]), seconds, match)
         read, write = os.pipe()
         pids = []
         try:
@@ -290,7 +292,7 @@ class Worker:
                     return None
                 failed = what_failed(wait_for(pid))
             by_import = IMPORT in self.order.executing(mutant.file, mutant.line)
-            if not failed and (new_codes is None or (by_import and self.order.seconds == inf)):
+            if not failed and (new_codes is None or (by_import and self.order.all)):
                 failed = self.in_a_fresh_process(tests)
             path.write_text(self.sources[mutant.file])
             os.write(to, (json.dumps([index, failed]) + "\n").encode())
@@ -318,7 +320,7 @@ class Worker:
 
     def in_a_fresh_process(self, tests: list[str]) -> str:
         order = self.order
-        if order.seconds == inf:  # all others too, as each needs what the import executes
+        if order.all:  # all others too, as each needs what the import executes
             rest = self.items.keys() - set(tests)
             tests = tests + sorted(rest, key=lambda test: (order.is_slow(test), order.cost[test]))
         Path("tests.json").write_text(json.dumps({test: order.tests[test].seconds for test in tests}))
@@ -465,6 +467,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["untried", "survived", "new"], help=help_)
     parser.add_argument("--match", default="", help="only those whose text has this regular expression")
     parser.add_argument("--seconds", type=float, default=inf, help="of tests for each mutant: at most so many")
+    parser.add_argument("--tests", default="", help="only tests whose name has this regular expression")
     parser.add_argument("--score", action="store_true", help="run nothing")
     parser.add_argument("--fresh", type=Path, help=argparse.SUPPRESS)  # a copy whose tests are to be run
     options = parser.parse_args()
@@ -496,7 +499,7 @@ def main() -> None:
     if options.shuffle:
         random.Random(0).shuffle(todo)
     if not options.score:
-        for number, (mutant, test) in enumerate(try_all(todo, options.workers, options.seconds), 1):
+        for number, (mutant, test) in enumerate(try_all(todo, options.workers, options.seconds, options.tests), 1):
             results[mutant.key] = test
             with RESULTS.open("a") as file:
                 file.write(json.dumps({mutant.key: test}) + "\n")
