@@ -227,8 +227,8 @@ class LoopBatch(Batch):
             flusher.tally.answer(len(calls), failed, now)
         if self.draft is not None and now is not None:
             self.report(now, len(flusher.buffer), flusher.tally.in_flight)
-        if done and flusher.buffer.due_at == -inf:
-            flusher.finished(self)  # now: nobody can join the next batch, so it need not wait until these have gone on
+        if done:
+            flusher.finished(self)  # first: if the next batch is full, it need not wait until these callers have gone on
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
 
@@ -513,8 +513,7 @@ class LoopFlusher:
         if batch in self._in_flight:
             self._looks_at = inf
             self._in_flight.discard(batch)
-            if len(self.buffer) or self.buffer.blocked or self._parts:
-                self.look()
+            self.look()
 
     def again(self, batch: LoopBatch, parts: Sequence[Sequence[Any]]) -> None:
         """Run the parts of a batch that failed, before all that waits; or at once, if that was nested."""
