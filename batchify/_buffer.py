@@ -47,7 +47,8 @@ class Group:
         self.key = key  # what reports call it
         self.constants: Mapping[str, Any] = constants or {}  # keyword arguments of the function for these items
         self.calls: OrderedDict[Any, None] = OrderedDict()
-        # Of all calls together, or of the first ones, if these make it full; NaN if that must be counted anew.
+        # Of all calls together, or of the first ones, if these make it full; NaN if that must be counted anew. Too much
+        # after two entered each other: then a batch is cut early.
         self.weight = math.nan
         self.listed = False  # among those that are full
 
@@ -219,7 +220,6 @@ class Buffer(Generic[C]):
             else:
                 self._pick(group, calls)
                 group.weight = math.nan
-                self._note_if_full(group)
                 self._oldest_full()  # mends the list of those that are, which would grow where nobody asks for due_at
                 self._fill()
             return (calls, reason) if calls else None
@@ -234,18 +234,16 @@ class Buffer(Generic[C]):
             call: C | None = _first(group.calls)
             if call is None:
                 break
-            if most is not None:
-                weight += call.weight
-                if weight > most and calls:
-                    break
+            if most is not None and calls and weight + call.weight > most:
+                break
             calls.append(call)  # first, or it could be lost
             if self._waiting.pop(call, _GONE) is _GONE:
-                calls.pop()
-                weight -= call.weight if most is not None else 0.0
+                calls.pop()  # it has left; or it waits for room, see _fill()
+            else:
+                weight += call.weight if most is not None else 0.0
+                self._line.pop(call, None)
             if self._only is None:
                 group.calls.pop(call, None)
-            if self._line:
-                self._line.pop(call, None)  # see _fill()
 
     def put_back(self, calls: list[C]) -> None:
         """Let calls that take() handed out wait again, in their old order."""
@@ -280,8 +278,9 @@ class Buffer(Generic[C]):
         """Let calls in that wait for room."""
         while self._line and len(self._waiting) < self._room and not self.closed:
             call = _first(self._line)
-            # In this order: interrupted in between, a call stands in both, and leaves both when it is taken.
-            if call is not None and call not in self._waiting:
+            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken; and if there
+            # is room, it enters once more, and so it is noted that its group is full.
+            if call is not None:
                 self._enter(call)
             self._line.pop(call, None)  # type: ignore[arg-type]
 
@@ -322,12 +321,12 @@ class Buffer(Generic[C]):
         while self._full:
             try:
                 arrival, _, group = self._full[0]
+                group.listed = False  # first: a finalizer that fills it from here on lists it once more
                 oldest = _first(group.calls)
-                group.listed = oldest is not None and self._is_full(group)
-                if oldest is not None and group.listed:
-                    if oldest.arrival <= arrival:
-                        return group
-                    heappush(self._full, (oldest.arrival, next(self._tickets), group))
+                if oldest is not None and oldest.arrival <= arrival and self._is_full(group):
+                    group.listed = True
+                    return group
+                self._note_if_full(group)
                 popped = heappop(self._full)[2]
                 self._popped.append(popped)
             except IndexError:  # a finalizer has just emptied it
@@ -348,7 +347,11 @@ class Buffer(Generic[C]):
         for call in self._waiting:
             group = self._only or call.group
             assert call in group.calls
-            assert not self._is_full(group) or id(group) in listed or group is self._only
+            if self._line.keys().isdisjoint(group.calls):  # else see _fill()
+                weights = (call.weight for call in group.calls)
+                most = self._options.max_weight
+                assert most is None or math.isnan(group.weight) or group.weight >= min(sum(weights), most)
+                assert id(group) in listed or group is self._only or not self._is_full(group)
 
 
 _GONE = object()

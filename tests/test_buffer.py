@@ -5,6 +5,7 @@ import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -88,7 +89,7 @@ class BufferAgainstList(RuleBasedStateMachine):
         while self.line and self.has_room() and not self.closed:
             self.waiting.append(self.line.pop(0))
 
-    @rule(seconds=st.floats(0.0, 2.0))
+    @rule(seconds=st.just(0.5) | st.floats(0.0, 2.0))
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
 
@@ -107,6 +108,9 @@ class BufferAgainstList(RuleBasedStateMachine):
             assert entry.arrival == self.now
             if self.has_room():
                 self.waiting.append(entry)
+                at_once = self.is_full(group) or not self.has_room() or self.now <= self.flushed_at
+                timeout = math.inf if self.options.timeout is None else self.options.timeout
+                assert due_at == (-math.inf if at_once else self.now + timeout)
                 self.sleeps_until = min(self.sleeps_until, due_at)
             else:
                 assert due_at == math.inf
@@ -282,6 +286,89 @@ def test_flush_is_for_what_waits_now() -> None:
     assert buffer.take(0.3) is None
 
 
+@pytest.mark.parametrize("options", [{}, {"max_pending": 9}], ids=["plain", "limited"])
+def test_who_comes_at_the_very_moment_of_a_flush_is_due_with_those_before(options: dict[str, Any]) -> None:
+    buffer, entries = filled(0.0, timeout=None, **options)
+    buffer.flush(1.0)
+    assert buffer.take(1.0) == (entries, "flush")
+    assert buffer.add(entries[0], 1.0) == -math.inf
+    assert buffer.take(1.0) == (entries, "flush")
+
+
+def test_what_is_put_back_leaves_no_room() -> None:
+    buffer, entries = filled(0.0, 0.0, batch_size=2, max_pending=2)
+    taken = buffer.take(0.0)
+    assert taken is not None
+    for number in range(2):
+        buffer.add(Entry(number), 1.0)
+    buffer.put_back(taken[0])
+    buffer._options.batch_size = 9
+    late = Entry(9)
+    assert len(buffer) == 4
+    assert not buffer.has_room
+    assert buffer.due_at == -math.inf
+    assert buffer.add(late, 2.0) == math.inf
+    assert buffer.blocked_calls() == [late]
+    calls, reason = buffer.take(2.0) or ([], "")
+    assert (calls[:2], len(calls), reason) == (entries, 4, "full")
+
+
+def test_nobody_passes_those_who_wait_for_room_that_ctrl_c_kept_from_entering(monkeypatch: pytest.MonkeyPatch) -> None:
+    buffer, entries = filled(0.0, 0.0, 1.0, max_pending=2)
+
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(buffer, "_fill", ctrl_c)
+        buffer.remove(entries[0])
+    late = [Entry(8), Entry(9)]
+    assert buffer.add(late[0], 2.0) == math.inf  # there is room for one, who came before
+    assert buffer.blocked_calls() == [late[0]]
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(buffer, "_fill", ctrl_c)
+        buffer.remove(entries[1])
+    buffer.remove(entries[2])
+    assert buffer.add(late[1], 3.0) == -math.inf  # it may be due, by now or with the one that entered before it
+    assert buffer.take(3.0) == (late, "full")
+
+
+@pytest.mark.parametrize("looks", ["due_at", "take"])
+def test_who_looks_lets_in_those_whom_ctrl_c_kept_from_entering(monkeypatch: pytest.MonkeyPatch, looks: str) -> None:
+    buffer, entries = filled(0.0, 1.0, max_pending=1)
+
+    def ctrl_c() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(buffer, "_fill", ctrl_c)
+        buffer.remove(entries[0])
+    if looks == "due_at":
+        assert buffer.due_at == -math.inf
+    else:
+        assert buffer.take(1.0) == ([entries[1]], "full")
+
+
+@pytest.mark.parametrize("step", ["remove", "take"])
+@pytest.mark.parametrize("weight", [None, 9.0])
+def test_who_makes_room_lets_in_those_who_wait_for_it(step: str, weight: float | None) -> None:
+    buffer, entries = filled(0.0, 1.0, batch_size=1, max_pending=1, max_weight=weight)
+    assert buffer.remove(entries[0]) if step == "remove" else buffer.take(1.0)
+    assert buffer.blocked == 0
+    assert len(buffer) == 1
+
+
+def test_a_batch_of_another_group_that_is_put_back_stands_where_it_stood() -> None:
+    buffer, entries = filled(0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, keys="caabbaa", batch_size=2, timeout=None)
+    batch = buffer.take(9.0)
+    assert batch == (entries[1:3], "full")
+    buffer.put_back(entries[1:3])
+    buffer._check()
+    assert [buffer.take(9.0) for _ in range(4)] == [batch, (entries[3:5], "full"), (entries[5:], "full"), None]
+    buffer.close()
+    assert buffer.take(9.0) == (entries[:1], "close")
+
+
 def test_a_flush_of_nothing_makes_nothing_due() -> None:
     buffer: Buffer[Entry] = Buffer(Options(9, 1.0))
     buffer.flush(0.0)
@@ -331,12 +418,13 @@ ALL_OPTIONS: dict[str, Any] = {"keys": "aba", "max_weight": 2.0, "max_pending": 
 
 
 @pytest.mark.parametrize("step", ["add", "remove", "take", "due_at", "adapt"])
-@pytest.mark.parametrize("entering", ["add", "remove", "flush", "close", "due_at"])
+@pytest.mark.parametrize("entering", ["add", "remove", "leave the line", "flush", "close", "due_at"])
 @pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
 def test_every_line_survives_being_entered(step: str, entering: str, options: dict[str, Any]) -> None:
     for number in range(150):
         buffer, (first, second, third) = filled(0.0, 0.0, 0.0, **options)
-        late, other = Entry(8, first.group), Entry(9, second.group)
+        waits, late, other = Entry(7, first.group), Entry(8, first.group), Entry(9, second.group)
+        buffer.add(waits, 0.0)
         taken: list[Entry] = []
         steps: dict[str, Callable[[], object]] = {
             "add": lambda: buffer.add(other, 0.0),  # noqa: B023 - run at once
@@ -348,6 +436,7 @@ def test_every_line_survives_being_entered(step: str, entering: str, options: di
         entries: dict[str, Callable[[], object]] = {
             "add": lambda: buffer.add(late, 0.0),  # noqa: B023
             "remove": lambda: buffer.remove(first),  # noqa: B023
+            "leave the line": lambda: buffer.remove(waits),  # noqa: B023
             "flush": lambda: buffer.flush(0.0),  # noqa: B023
             "close": buffer.close,
             "due_at": lambda: buffer.due_at,  # noqa: B023
@@ -358,9 +447,10 @@ def test_every_line_survives_being_entered(step: str, entering: str, options: di
         while batch := buffer.take(0.0):
             taken += batch[0]
         taken += buffer.blocked_calls()
-        expected = {first, second, third}
-        if lines > number and entering == "remove":
-            taken, expected = [call for call in taken if call is not first], expected - {first}
+        expected = {first, second, third, waits}
+        left = {"remove": first, "leave the line": waits}.get(entering)
+        if lines > number and left is not None:
+            taken, expected = [call for call in taken if call is not left], expected - {left}
         if lines > number and entering == "add":
             expected |= {late}
         if step == "add":
@@ -407,14 +497,15 @@ def test_ctrl_c_in_the_midst_of_a_take_puts_all_back_in_order(taken: int) -> Non
 
 
 @pytest.mark.parametrize("step", ["remove", "take"])
-def test_ctrl_c_at_any_line_while_room_is_made_lets_nobody_in_twice(step: str) -> None:
+@pytest.mark.parametrize("max_weight", [None, 2.0, 9.0])
+def test_ctrl_c_at_any_line_while_room_is_made_lets_nobody_in_twice(step: str, max_weight: float | None) -> None:
     def ctrl_c() -> None:
         raise KeyboardInterrupt
 
     lines, number = 1, -1
     while lines > number:
         number += 1
-        buffer, entries = filled(0.0, 0.0, 0.0, **ALL_OPTIONS)
+        buffer, entries = filled(0.0, 0.0, 0.0, **{**ALL_OPTIONS, "max_weight": max_weight})
         late = Entry(8, entries[0].group)
         buffer.add(late, 0.0)
         assert buffer.blocked_calls() == [late]
@@ -428,6 +519,8 @@ def test_ctrl_c_at_any_line_while_room_is_made_lets_nobody_in_twice(step: str) -
             lines = at_line(number, ctrl_c, steps[step])
         except KeyboardInterrupt:
             lines = number + 1
+        assert buffer.due_at < math.inf
+        buffer._check()
         while batch := buffer.take(5.0):
             taken += batch[0]
         assert buffer.blocked_calls() == []

@@ -80,12 +80,12 @@ class Seen:
 # What the tests execute
 
 
-def what_tests_execute(copy: Path) -> dict[str, Seen]:
-    """Run each test in a process of its own, but for those that are as they were the last time."""
+def what_tests_execute(copy: Path, match: str) -> dict[str, Seen]:
+    """Run each test with such a name in a process of its own, but for those that are as they were the last time."""
     pid = os.fork()
     if not pid:
         import_lines = watched_lines(copy)
-        with_collected(copy, lambda session: watch_each(session, import_lines))
+        with_collected(copy, lambda session: watch_each(session, import_lines, match))
     wait_for(pid, seconds=inf)
     return {test: Seen(**seen) for test, seen in json.loads(SEEN.read_text()).items()}
 
@@ -97,15 +97,17 @@ def watched_lines(copy: Path) -> coverage.Coverage:
     return watcher
 
 
-def watch_each(session: pytest.Session, import_lines: coverage.Coverage) -> bool:
+def watch_each(session: pytest.Session, import_lines: coverage.Coverage, match: str) -> bool:
     import_lines.stop()
     known = json.loads(SEEN.read_text()) if SEEN.exists() else {}
     seen = {IMPORT: asdict(Seen("", 0.0, lines_of(import_lines), all=False))}
     package = "".join((ROOT / "batchify" / file).read_text() for file in FILES)
     for item in session.items:
         version = hashlib.sha256((package + source_of(item)).encode()).hexdigest()
-        if known.get(item.nodeid, {}).get("version") == version:
-            seen[item.nodeid] = known[item.nodeid]
+        same = known.get(item.nodeid, {}).get("version") == version
+        if same or not re.search(match, item.nodeid):
+            if item.nodeid in known:
+                seen[item.nodeid] = known[item.nodeid]
             continue
         pid = os.fork()
         if not pid:
@@ -210,7 +212,7 @@ def try_all(todo: list[Mutant], workers: int, seconds: float, match: str) -> Ite
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", ".venv*", "mutation")
         copies = [Path(shutil.copytree(ROOT, Path(directory, str(n)), ignore=ignored)) for n in range(workers)]
-        order = Order(what_tests_execute(copies[0]), seconds, match)
+        order = Order(what_tests_execute(copies[0], match), seconds, match)
         read, write = os.pipe()
         pids = []
         try:
