@@ -228,9 +228,7 @@ class LoopBatch(Batch):
         if self.draft is not None and now is not None:
             self.report(now, len(flusher.buffer), flusher.tally.in_flight)
         if done:
-            flusher.finished(
-                self
-            )  # first: if the next batch is full, it need not wait until these callers have gone on
+            flusher.finished(self)  # first: if the next batch is full, it need not wait until these have gone on
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
 

@@ -240,8 +240,9 @@ class Buffer(Generic[C]):
             if self._waiting.pop(call, _GONE) is _GONE:
                 calls.pop()  # it has left; or it waits for room, see _fill()
             else:
-                weight += call.weight if most is not None else 0.0
                 self._line.pop(call, None)
+                if most is not None:
+                    weight += call.weight
             if self._only is None:
                 group.calls.pop(call, None)
 
@@ -278,8 +279,8 @@ class Buffer(Generic[C]):
         """Let calls in that wait for room."""
         while self._line and len(self._waiting) < self._room and not self.closed:
             call = _first(self._line)
-            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken; and if there
-            # is room, it enters once more, and so it is noted that its group is full.
+            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken; or it enters
+            # once more, so that it is noted if its group is full.
             if call is not None:
                 self._enter(call)
             self._line.pop(call, None)  # type: ignore[arg-type]
@@ -291,7 +292,7 @@ class Buffer(Generic[C]):
             return True
         if self._options.max_weight is None:
             return False
-        while group.weight != group.weight and group.calls:
+        while group.weight != group.weight:
             size, weight = len(group.calls), 0.0
             with suppress(RuntimeError):  # a finalizer changed it meanwhile
                 for call in group.calls:
@@ -366,7 +367,7 @@ def batches_at_once(calls: Iterable[Any], options: Options) -> list[list[Any]]:
         batch = by_group.setdefault(call.group, [])
         weight = 0.0 if options.max_weight is None else call.weight
         weights[call.group] = weights.get(call.group, 0.0) + weight
-        if len(batch) >= options.batch_size or (batch and weights[call.group] > (options.max_weight or 0.0)):
+        if len(batch) >= options.batch_size or weights[call.group] > (options.max_weight or 0.0):
             batch = by_group[call.group] = []
             weights[call.group] = weight
         if not batch:

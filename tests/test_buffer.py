@@ -328,7 +328,9 @@ def test_nobody_passes_those_who_wait_for_room_that_ctrl_c_kept_from_entering(mo
     with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
         patch.setattr(buffer, "_fill", ctrl_c)
         buffer.remove(entries[1])
-    buffer.remove(entries[2])
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(buffer, "_fill", ctrl_c)
+        buffer.remove(entries[2])
     assert buffer.add(late[1], 3.0) == -math.inf  # it may be due, by now or with the one that entered before it
     assert buffer.take(3.0) == (late, "full")
 
@@ -367,6 +369,17 @@ def test_a_batch_of_another_group_that_is_put_back_stands_where_it_stood() -> No
     assert [buffer.take(9.0) for _ in range(4)] == [batch, (entries[3:5], "full"), (entries[5:], "full"), None]
     buffer.close()
     assert buffer.take(9.0) == (entries[:1], "close")
+
+
+def test_a_full_group_is_listed_once() -> None:
+    buffer, _ = filled(*[0.0] * 9, keys="aaabbbabc")
+    for number in range(3):
+        assert buffer.due_at == -math.inf
+        buffer.add(Entry(9, buffer.group_of("a", {})), float(number))
+        assert len(buffer._full) == 2
+    buffer, _ = filled(*[0.0] * 9)
+    assert buffer.due_at == -math.inf
+    assert buffer._full == []
 
 
 def test_a_flush_of_nothing_makes_nothing_due() -> None:

@@ -127,19 +127,30 @@ def source_of(item: Any) -> str:
 def watch(item: pytest.Item, version: str) -> None:
     os.setsid()
     watcher = watched_lines(Path.cwd())
-    tracers = sys.gettrace(), threading.gettrace()
     others: list[str] = []
     sys.addaudithook(lambda event, _: others.append(event) if event in ("os.fork", "subprocess.Popen") else None)
+    for module in (sys, threading):
+        module.settrace = noted(module.settrace, others)  # type: ignore[attr-defined]
     began = time.perf_counter()
     item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
     seconds = time.perf_counter() - began
-    untraced = (sys.gettrace(), threading.gettrace()) != tracers
     watcher.stop()
-    seen = Seen(version, round(seconds, 4), lines_of(watcher), all=bool(others) or untraced)
+    seen = Seen(version, round(seconds, 4), lines_of(watcher), all=bool(others))
     Path("seen.json").write_text(json.dumps(asdict(seen)))
     if item.session.testsfailed:
         print(f"fails without a mutant: {item.nodeid}", file=sys.stderr, flush=True)
     os._exit(0)
+
+
+def noted(settrace: Callable[[Any], None], others: list[str]) -> Callable[[Any], None]:
+    """Return what does the same, and notes if it is a test that traces by itself."""
+
+    def set_and_note(function: Any) -> None:
+        if Path(sys._getframe(1).f_code.co_filename).parent.name == "tests":
+            others.append("settrace")
+        settrace(function)
+
+    return set_and_note
 
 
 def lines_of(watcher: coverage.Coverage) -> dict[str, list[int]]:
