@@ -85,9 +85,9 @@ def _binder(
     if nameless:
         texts.insert(int(nameless), "/")
     texts = [each.name for each in instance] + texts
-    item = columns[0].name if len(columns) == 1 else f"({', '.join(each.name for each in columns)})"
+    item = ", ".join(each.name for each in columns)  # in parentheses a tuple, or the only one itself
     values = ", ".join(f"{each.name!r}: {each.name}" for each in constants)
-    exec(f"def bind({', '.join(texts)}): return {item}, {{{values}}}", defaults)  # noqa: S102 - names of parameters
+    exec(f"def bind({', '.join(texts)}): return ({item}), {{{values}}}", defaults)  # noqa: S102 - names of parameters
     bind: Callable[..., Any] = defaults["bind"]
     bind.__name__ = bind.__qualname__ = name
     return partial(bind, None) if instance else bind

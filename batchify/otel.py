@@ -61,5 +61,5 @@ class OpenTelemetryObserver:
         finally:  # an error may have a message that raises
             span.end(end)
 
-    def __reduce__(self) -> "tuple[type[OpenTelemetryObserver], tuple[trace.TracerProvider, ...]]":
-        return type(self), () if self._provider is None else (self._provider,)
+    def __reduce__(self) -> "tuple[type[OpenTelemetryObserver], tuple[trace.TracerProvider | None]]":
+        return type(self), (self._provider,)

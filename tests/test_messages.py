@@ -282,6 +282,20 @@ def test_a_function_without_a_signature_is_taken_at_its_word() -> None:
         assert f([5]) == 5
 
 
+def test_a_method_without_a_signature_is_taken_at_its_word() -> None:
+    update: Any = dict.update
+    with pytest.raises(ValueError, match="signature"):
+        inspect.signature(update)
+
+    class Settings(dict[str, int]):
+        put: Any = batched(batch_size=1)(update)
+
+    settings = Settings()
+    with pytest.raises(TypeError, match=r"^Settings.put\(\) returned None"):
+        settings.put(("a", 1))
+    assert settings == {"a": 1}
+
+
 def test_only_what_is_written_in_a_class_and_not_bound_is_named_after_it() -> None:
     functions: list[Any] = [Model.encode, Model().encode, [].extend]
     names = [repr(batched(batch_size=1)(function)) for function in functions]

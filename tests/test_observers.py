@@ -6,6 +6,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from contextvars import Context, copy_context
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from rich.console import Console
 from rich.progress import track
 from tqdm import tqdm
@@ -196,12 +198,31 @@ def test_a_pickled_prometheus_observer_counts_in_the_default_registry_of_the_oth
     assert REGISTRY.get_sample_value("batchify_batch_size_sum", {"function": name}) == 1
 
 
-# OpenTelemetry
-
-
 def test_a_prometheus_observer_with_a_registry_that_cannot_be_pickled_counts_nowhere_else() -> None:
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(PrometheusObserver(CollectorRegistry()))
+
+
+def test_of_processes_that_are_scraped_together_a_gauge_is_the_sum(tmp_path: Path) -> None:
+    script = f"""if True:
+        import os
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(tmp_path)!r}
+        from batchify import BatchReport
+        from batchify.prometheus import PrometheusObserver
+
+        PrometheusObserver()(BatchReport("f", 1, 64, "timeout", None, (0.0,), 0.0, 7, 3, None, ()))
+    """
+    for _ in range(2):
+        run_script(script)
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, str(tmp_path))  # type: ignore[no-untyped-call]
+    shown = scraped(registry)
+    assert shown['batchify_batch_size_count{function="f"}'] == 2
+    assert shown['batchify_pending_items{function="f"}'] == 14
+    assert shown['batchify_in_flight_batches{function="f"}'] == 6
+
+
+# OpenTelemetry
 
 
 class Recorder:
@@ -384,6 +405,13 @@ def test_the_global_provider_may_be_set_later() -> None:
         print([span.name for span in exporter.get_finished_spans()])
     """
     assert run_script(script).stdout == "['batch <lambda>', 'batch <lambda>']\n"
+
+
+def test_a_pickled_opentelemetry_observer_takes_its_own_provider_along() -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        pickle.dumps(Recorder().observe)
+    other = pickle.loads(pickle.dumps(OpenTelemetryObserver(trace.NoOpTracerProvider())))
+    assert type(other._provider) is trace.NoOpTracerProvider
 
 
 @pytest.mark.parametrize("observer", [PrometheusObserver, OpenTelemetryObserver])

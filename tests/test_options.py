@@ -343,6 +343,14 @@ async def later(x: object) -> int:
     return 1
 
 
+class Later:
+    async def __call__(self, x: object) -> int:
+        return 1
+
+
+LATER = Later()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
@@ -362,6 +370,7 @@ async def later(x: object) -> int:
         ({"group_by": "size"}, TypeError, f"group_by {FUNCTION} 'size'"),
         ({"group_by": later}, TypeError, f"group_by {FUNCTION} {later!r}"),
         ({"on_batch": later}, TypeError, f"on_batch {FUNCTION} {later!r}"),
+        ({"on_batch": LATER}, TypeError, f"on_batch {FUNCTION} {LATER!r}"),
         ({"on_batch": 5}, TypeError, f"on_batch {FUNCTION} 5"),
         ({"weight": 5, "max_weight": 1}, TypeError, f"weight {FUNCTION} 5"),
         ({"weight": later, "max_weight": 1}, TypeError, f"weight {FUNCTION} {later!r}"),
@@ -382,7 +391,7 @@ async def later(x: object) -> int:
         ({"weight": len, "max_weight": math.inf}, ValueError, "max_weight must be above 0 and finite, got inf"),
         ({"weight": len, "max_weight": math.nan}, ValueError, "max_weight must be above 0 and finite, got nan"),
     ],
-    ids=[f"{number}" for number in range(27)],
+    ids=[f"{number}" for number in range(28)],
 )
 def test_a_wrong_value_is_refused_in_full(
     kit: Kit, options: dict[str, Any], error: type[Exception], message: str
@@ -558,6 +567,15 @@ def test_names_of_parameters_may_be_any(kit: Kit) -> None:
         assert kit.outcome(kit.loop.create_task(g(**everything))) == (1, 2, 0, 0, 0, 0, 0)  # type: ignore[attr-defined]
 
 
+def test_what_a_call_passes_has_a_name_unless_it_is_one_item_alone(kit: Kit) -> None:
+    f, g, h = (kit(function, batch_size=1) for function in (echo, embed, scaled))
+    assert kit.outcome(kit.start(g, model="large", texts=1)) == ("large", 1)
+    assert kit.outcome(kit.start(h, model="m", ys=2, xs=1)) == "m 1 2"
+    error = kit.outcome(kit.start(f, xs=1))
+    assert type(error) is TypeError
+    assert "positional-only" in str(error)
+
+
 def test_positional_only_columns(kit: Kit) -> None:
     def f(xs: Any, /, ys: Any = 2, *, z: int = 3) -> list[Any]:
         return [(x, y, z) for x, y in zip(xs, ys, strict=True)]
@@ -665,6 +683,21 @@ def test_weight_and_group_by_get_what_the_call_got(kit: Kit) -> None:
     kit.outcomes(handles)
     assert asked == [(1, 7), (2, 7), (3, 1), (4, 1)]
     assert kit.batches == [[1, 3], [2, 4]]
+
+
+def test_an_option_may_be_a_method_of_what_was_made_here(kit: Kit) -> None:
+    class Scale:
+        def __init__(self, factor: float) -> None:
+            self.factor = factor
+
+        def weigh(self, x: int) -> float:
+            return self.factor * x
+
+    f = kit(batch_size=9, timeout=None, weight=Scale(0.5).weigh, max_weight=1.0)
+    handles = kit.submits(f, [1, 1, 2])
+    kit.close(f)
+    assert kit.outcomes(handles) == [-1, -1, -2]
+    assert kit.batches == [[1, 1], [2]]
 
 
 # Pickled
@@ -1080,6 +1113,11 @@ def test_an_unhashable_item_is_that_calls_error(kit: Kit) -> None:
         kit.submit(f, {})
     assert kit.outcomes([first, kit.submit(f, 1)]) == [1, 1]
     assert kit.batches == [[1]]
+
+
+def test_without_dedupe_an_item_need_not_be_hashable(kit: Kit) -> None:
+    f = kit(echo, batch_size=2, timeout=None, group_by=len)
+    assert kit.outcomes(kit.submits(f, [[], []])) == [[], []]
 
 
 def test_items_that_cannot_be_compared_are_each_sent(kit: Kit) -> None:

@@ -255,6 +255,21 @@ def test_a_callable_object_is_pickled_with_its_state() -> None:
     assert pickle.loads(buffer.getvalue())(3) == 30
 
 
+def test_the_options_of_a_callable_object_travel_too() -> None:
+    function = batched(batch_size=5, group_by=lambda x: x % 2)(Tenfold(10))
+    other = there_and_back(cloudpickle, function)
+    assert (other(3), other._self_options.group_by(3)) == (30, 1)
+
+
+def parity(x: int) -> int:
+    return x % 2
+
+
+def test_an_importable_option_is_pickled_by_reference() -> None:
+    function = batched(batch_size=5, group_by=parity)(lambda xs: xs)
+    assert there_and_back(cloudpickle, function)._self_options.group_by is parity
+
+
 class Tenfold:
     def __init__(self, factor: int) -> None:
         self.factor = factor

@@ -12,7 +12,7 @@ import pytest
 
 from batchify import BatchError, BatchProcessor, ClosedError, ResultCountError
 
-from .tools import in_threads, run_script
+from .tools import Gated, in_threads, run_script, until
 
 # As it always was, but for the line that imports it.
 ORIGINAL = """
@@ -84,6 +84,26 @@ def test_process_is_called_once_whatever_it_does() -> None:
     processor = Failing(2, None)
     outcomes = in_threads(lambda n: processor.request(n=n), range(2))
     assert ([type(each) for each in outcomes], processor.calls) == ([ValueError, ValueError], 1)
+
+
+def test_process_is_always_called_in_the_same_thread() -> None:
+    gate = Gated()
+
+    class Slow(BatchProcessor[int]):
+        def process(self, batch_input: tuple[dict[str, Any], ...]) -> Any:
+            return gate([each["x"] for each in batch_input])
+
+    with Slow(batch_size=1) as processor:
+        callers = [threading.Thread(target=lambda x=x: processor.request(x=x)) for x in range(2)]
+        callers[0].start()
+        gate.entered.acquire()
+        callers[1].start()
+        until(lambda: processor.stats.accepted == 2)
+        gate.open()
+        for caller in callers:
+            caller.join()
+        assert len(processor._batcher._threads) == 1
+    assert gate.batches == [[0], [1]]
 
 
 def test_process_must_be_overridden() -> None:

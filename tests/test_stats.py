@@ -63,6 +63,11 @@ def test_callers_come_soon_if_the_first_of_them_comes_within_the_timeout() -> No
     assert not any(alike(Tally(), 1.25, 1.5, batches=60))
 
 
+def test_callers_who_come_before_the_first_batch_has_ended_did_not_wait_for_its_answers() -> None:
+    tally = Tally()
+    assert not any(tally.too_few_callers("timeout", [0.0], 1.0) for _ in range(60))
+
+
 def test_a_batch_that_did_not_wait_out_its_timeout_shows_that_there_are_callers() -> None:
     tally = Tally()
     alike(tally, 0.0, batches=40)
@@ -73,7 +78,7 @@ def test_a_batch_that_did_not_wait_out_its_timeout_shows_that_there_are_callers(
 def test_a_batch_of_another_size_shows_that_there_are_others() -> None:
     tally = Tally()
     alike(tally, 0.0, batches=40)
-    alike(tally, 0.0, 0.0, batches=1)
+    assert not any(alike(tally, 0.0, 0.0, batches=50))
     assert not any(alike(tally, 0.0, batches=50))
 
 
