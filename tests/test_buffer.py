@@ -377,9 +377,44 @@ def test_a_full_group_is_listed_once() -> None:
         assert buffer.due_at == -math.inf
         buffer.add(Entry(9, buffer.group_of("a", {})), float(number))
         assert len(buffer._full) == 2
-    buffer, _ = filled(*[0.0] * 9)
+    assert buffer.take(0.0) is not None
     assert buffer.due_at == -math.inf
-    assert buffer._full == []
+    assert len(buffer._full) == 2
+    buffer, _ = filled(*[0.0] * 9, max_weight=99.0)
+    assert buffer.due_at == -math.inf
+    assert buffer._full == []  # there is but one group
+
+
+def test_a_group_that_a_finalizer_fills_while_the_oldest_full_one_is_looked_for_is_noted() -> None:
+    for number in range(80):
+        buffer, entries = filled(0.0, 1.0, 1.0, keys="abb", batch_size=2, timeout=None)
+        buffer.remove(entries[1])  # so it is listed, and not full any more
+        late = Entry(9, entries[0].group)
+        lines = at_line(number, lambda: buffer.add(late, 1.0), lambda: buffer.due_at)  # noqa: B023 - run at once
+        buffer._check()
+        if lines > number:
+            assert buffer.take(1.0) == ([entries[0], late], "full")
+    assert lines < 80, "not every line was tried"
+
+
+def test_what_a_group_is_called_is_let_go_only_when_that_is_said() -> None:
+    dropped: list[bool] = []
+
+    class Key:
+        def __del__(self) -> None:
+            dropped.append(True)
+
+    buffer, (first,) = filled(0.0, keys="a", batch_size=1)
+    entry = Entry(1, buffer.group_of(Key(), {}))
+    buffer.add(entry, 1.0)
+    buffer.remove(first)
+    buffer.remove(entry)
+    del entry
+    gc.collect()
+    assert buffer.due_at == math.inf
+    assert dropped == []
+    buffer.let_go()
+    assert dropped == [True]
 
 
 def test_a_flush_of_nothing_makes_nothing_due() -> None:
@@ -431,7 +466,7 @@ ALL_OPTIONS: dict[str, Any] = {"keys": "aba", "max_weight": 2.0, "max_pending": 
 
 
 @pytest.mark.parametrize("step", ["add", "remove", "take", "due_at", "adapt"])
-@pytest.mark.parametrize("entering", ["add", "remove", "leave the line", "flush", "close", "due_at"])
+@pytest.mark.parametrize("entering", ["add", "remove", "leave the line", "take", "flush", "close", "due_at"])
 @pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
 def test_every_line_survives_being_entered(step: str, entering: str, options: dict[str, Any]) -> None:
     for number in range(150):
@@ -439,9 +474,10 @@ def test_every_line_survives_being_entered(step: str, entering: str, options: di
         waits, late, other = Entry(7, first.group), Entry(8, first.group), Entry(9, second.group)
         buffer.add(waits, 0.0)
         taken: list[Entry] = []
+        gone: list[bool] = []
         steps: dict[str, Callable[[], object]] = {
             "add": lambda: buffer.add(other, 0.0),  # noqa: B023 - run at once
-            "remove": lambda: buffer.remove(second),  # noqa: B023
+            "remove": lambda: gone.append(buffer.remove(second)),  # noqa: B023
             "take": lambda: taken.extend((buffer.take(0.0) or ([], "full"))[0]),  # noqa: B023
             "due_at": lambda: buffer.due_at,  # noqa: B023
             "adapt": buffer.adapt,
@@ -450,6 +486,7 @@ def test_every_line_survives_being_entered(step: str, entering: str, options: di
             "add": lambda: buffer.add(late, 0.0),  # noqa: B023
             "remove": lambda: buffer.remove(first),  # noqa: B023
             "leave the line": lambda: buffer.remove(waits),  # noqa: B023
+            "take": lambda: taken.extend((buffer.take(0.0) or ([], "full"))[0]),  # noqa: B023
             "flush": lambda: buffer.flush(0.0),  # noqa: B023
             "close": buffer.close,
             "due_at": lambda: buffer.due_at,  # noqa: B023
@@ -468,7 +505,7 @@ def test_every_line_survives_being_entered(step: str, entering: str, options: di
             expected |= {late}
         if step == "add":
             expected |= {other}
-        if step == "remove":
+        if gone == [True]:  # else it was taken just before
             expected -= {second}
         assert len(taken) == len(expected)
         assert set(taken) == expected

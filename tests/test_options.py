@@ -2076,6 +2076,13 @@ def test_one_report_per_batch_before_the_callers_go_on(kit: Kit) -> None:
     assert f.stats.answered == 2
 
 
+def test_a_report_names_the_group_as_group_by_did(kit: Kit) -> None:
+    reports: list[BatchReport] = []
+    f = kit(batch_size=2, group_by=lambda x: "g", on_batch=reports.append)
+    kit.outcome(kit.submit(f, 1))
+    assert [report.group for report in reports] == ["g"]
+
+
 def test_waits_and_duration_are_by_the_clock(coroutines: Coroutines) -> None:
     reports: list[BatchReport] = []
     f = coroutines(gated=True, batch_size=3, timeout=2.0, on_batch=reports.append)
