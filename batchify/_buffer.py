@@ -279,8 +279,8 @@ class Buffer(Generic[C]):
         """Let calls in that wait for room."""
         while self._line and len(self._waiting) < self._room and not self.closed:
             call = _first(self._line)
-            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken, or it enters
-            # again, so that it is noted if its group is full.
+            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken, or
+            # enters again, by which it is noted if its group is full.
             if call is not None:
                 self._enter(call)
             self._line.pop(call, None)  # type: ignore[arg-type]

@@ -372,10 +372,10 @@ def test_a_batch_of_another_group_that_is_put_back_stands_where_it_stood() -> No
 
 
 def test_a_full_group_is_listed_once() -> None:
-    buffer, _ = filled(*[0.0] * 9, keys="aaabbbabc")
+    buffer, _ = filled(*[0.0] * 7, 1.0, 1.0, keys="aaabbbcaa")
     for number in range(3):
         assert buffer.due_at == -math.inf
-        buffer.add(Entry(9, buffer.group_of("a", {})), float(number))
+        buffer.add(Entry(9, buffer.group_of("a", {})), 1.0 + number)
         assert len(buffer._full) == 2
     assert buffer.take(0.0) is not None
     assert buffer.due_at == -math.inf
@@ -395,6 +395,20 @@ def test_a_group_that_a_finalizer_fills_while_the_oldest_full_one_is_looked_for_
         if lines > number:
             assert buffer.take(1.0) == ([entries[0], late], "full")
     assert lines < 80, "not every line was tried"
+
+
+def test_a_group_may_be_emptied_while_it_is_noted_that_it_is_full() -> None:
+    for number in range(50):
+        buffer, (first,) = filled(0.0, keys="a", batch_size=2)
+        batches: list[Any] = []
+        lines = at_line(
+            number,
+            lambda: batches.append(buffer.take(0.0)),  # noqa: B023 - run at once
+            lambda: buffer.add(Entry(1, first.group), 0.0),  # noqa: B023
+        )
+        batches.append(buffer.take(5.0))
+        assert sum(len(batch[0]) for batch in batches if batch is not None) == 2
+    assert lines < 50, "not every line was tried"
 
 
 def test_what_a_group_is_called_is_let_go_only_when_that_is_said() -> None:
