@@ -399,15 +399,11 @@ def test_a_group_that_a_finalizer_fills_while_the_oldest_full_one_is_looked_for_
 
 def test_a_group_may_be_emptied_while_it_is_noted_that_it_is_full() -> None:
     for number in range(50):
-        buffer, (first,) = filled(0.0, keys="a", batch_size=2)
-        batches: list[Any] = []
-        lines = at_line(
-            number,
-            lambda: batches.append(buffer.take(0.0)),  # noqa: B023 - run at once
-            lambda: buffer.add(Entry(1, first.group), 0.0),  # noqa: B023
-        )
-        batches.append(buffer.take(5.0))
-        assert sum(len(batch[0]) for batch in batches if batch is not None) == 2
+        buffer, entries = filled(0.0, 0.0, keys="aa", batch_size=3)
+        buffer._options.batch_size = 2
+        lines = at_line(number, lambda: [buffer.remove(entry) for entry in entries], buffer.adapt)  # noqa: B023
+        buffer._check()
+        assert (buffer.due_at == math.inf) == (lines > number)
     assert lines < 50, "not every line was tried"
 
 
