@@ -225,7 +225,7 @@ class LoopBatch(Batch):
         now = flusher.now() if done else None
         with _lock:
             flusher.tally.answer(len(calls), failed, now)
-        if self.draft is not None and now is not None:
+        if self.tell is not None and now is not None:
             self.report(now, len(flusher.buffer), flusher.tally.in_flight)
         if done:
             flusher.finished(self)  # first: if the next batch is full, it need not wait until these have gone on

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._options import Options
-from ._stats import Reason, draft
+from ._stats import Reason, report_to
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
@@ -159,16 +159,16 @@ class Batch:
     )
 
     __slots__ = (
+        "_began",
         "_constants",
         "_enter",
         "_options",
         "_size",
         "_twins",
         "_unanswered",
-        "began",
-        "draft",
         "error",
         "name",
+        "tell",
     )
 
     def __init__(
@@ -177,11 +177,10 @@ class Batch:
         group = calls[0].group if of.asks else None
         self.name = of.name
         self.error: BaseException | None = None  # of the whole batch
-        # If somebody wants a report: what makes it, and when the batch began.
-        self.draft: Callable[..., object] | None = None
-        self.began = now
-        if of.options.on_batch is not None:
-            self.draft = draft(of.name, reason, calls, now)
+        self._began = now
+        hook = of.options.on_batch
+        # What tells it of this batch; None if there is none.
+        self.tell: Any = None if hook is None else report_to(hook, of.name, reason, calls, now)
         self._size = len(calls)
         self._options = of.options
         self._constants = NO_CONSTANTS if group is None else group.constants  # keyword arguments of the function
@@ -226,22 +225,20 @@ class Batch:
                 group[0].deliver_all(group)
 
     def report(self, now: float, pending: int, in_flight: int) -> None:
-        """Pass on what is to be said of this batch, whatever that makes of it."""
-        hook, draft, options = self._options.on_batch, self.draft, self._options
+        """Tell on_batch of this batch, whatever it makes of that."""
         # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
         # that it would want once more, and there would be no end to its calls.
-        if hook is None or draft is None or _reporting.get():
+        if _reporting.get():
             return
         token = _reporting.set(True)
         try:
-            report: Any = draft(
-                batch_size=options.batch_size,
-                duration=now - self.began,
+            self.tell(
+                batch_size=self._options.batch_size,
+                duration=now - self._began,
                 pending=pending,
                 in_flight=in_flight,
                 error=self.error,
             )
-            hook(report)
         except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
             complain("on_batch of %s() raised", self.name)
         finally:
@@ -328,10 +325,16 @@ class Batch:
             else:
                 self._conclude([error] * len(calls))
 
-    def _halve(self, error: BaseException) -> None:
+    def _claim(self) -> Sequence[Call] | None:
+        """Return the calls that have no answer yet; None if a future called back twice, and the other one was faster."""
         try:
-            calls = self._unanswered.pop()
-        except IndexError:  # as in _conclude()
+            return self._unanswered.pop()
+        except IndexError:
+            return None
+
+    def _halve(self, error: BaseException) -> None:
+        calls = self._claim()
+        if calls is None:
             return
         try:
             both = list(calls)  # of a deque there are no slices
@@ -350,9 +353,8 @@ class Batch:
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
         failed, stored = 0, False
-        try:
-            calls = self._unanswered.pop()
-        except IndexError:  # a future called back twice, and the other one was faster
+        calls = self._claim()
+        if calls is None:
             return
         try:
             if self._twins:

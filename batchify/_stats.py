@@ -48,10 +48,12 @@ class BatchReport:
     contexts: tuple[Context, ...]
 
 
-def draft(name: str, reason: Reason, calls: Sequence[Any], now: float) -> Callable[..., BatchReport]:
-    """Note what is known of a batch when it begins. Return what makes the report, given the rest, when it has ended."""
+def report_to(
+    hook: Callable[[BatchReport], object], name: str, reason: Reason, calls: Sequence[Any], now: float
+) -> Callable[..., object]:
+    """Note what is known of a batch when it begins. Return what reports it to the hook, given the rest, at its end."""
     group = calls[0].group
-    return partial(
+    report = partial(
         BatchReport,
         name=name,
         size=len(calls),
@@ -60,6 +62,7 @@ def draft(name: str, reason: Reason, calls: Sequence[Any], now: float) -> Callab
         waits=tuple(now - call.arrival for call in calls),
         contexts=tuple(call.context for call in calls),
     )
+    return lambda **rest: hook(report(**rest))
 
 
 @dataclass(frozen=True, slots=True)

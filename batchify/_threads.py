@@ -165,7 +165,7 @@ class ThreadBatch(Batch):
         now = monotonic() if done else None
         with _lock:
             batcher._tally.answer(len(calls), failed, now)
-        if self.draft is not None and now is not None:
+        if self.tell is not None and now is not None:
             with _lock:
                 pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
             self.report(now, pending, in_flight)
