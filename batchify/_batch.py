@@ -326,7 +326,7 @@ class Batch:
                 self._conclude([error] * len(calls))
 
     def _claim(self) -> Sequence[Call] | None:
-        """Return the calls that have no answer yet; None if a future called back twice, and the other one was faster."""
+        """Return the calls that have no answer yet; None if a future called back twice, and this is the slower one."""
         try:
             return self._unanswered.pop()
         except IndexError:

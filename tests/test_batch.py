@@ -1,7 +1,10 @@
 """Who gets which result, where Ctrl-C comes in between? A batch by itself, without a thread."""
 
+import asyncio
 import itertools
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from operator import call as call_directly
 from threading import Lock
 from typing import Any
@@ -9,7 +12,7 @@ from typing import Any
 import pytest
 
 from batchify import BatchError
-from batchify._batch import Batch, Call, refuse
+from batchify._batch import Batch, Call, advise, complain, refuse
 from batchify._errors import ClosedError
 from batchify._options import Options
 
@@ -23,7 +26,7 @@ class Direct(Batch):
     def __init__(self, *items: Any, interrupted: str = "", **options: Any) -> None:
         self.options = Options(9, None, **options)
         self.told: list[int] = []  # the items of callers that were told, once for each time
-        self.calls = [Call(item, lambda item=item: self.told.append(item)) for item in items]
+        self.calls = [Call(item, partial(self.told.append, item)) for item in items]
         self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
         self.parts: list[Sequence[Any]] = []
         self.finished = 0
@@ -137,10 +140,34 @@ def test_a_generator_that_raises_after_its_last_result_is_not_run_again() -> Non
 
 
 def test_a_generator_that_never_ends_is_left_when_everybody_is_answered(caplog: pytest.LogCaptureFixture) -> None:
-    batch = Direct(1, 2)
+    async def counted(items: list[int]) -> AsyncIterator[int]:
+        for number in itertools.count():
+            yield number
+
+    batch, asynchronous = Direct(1, 2), Direct(1, 2)
     batch.settle(itertools.count())
-    assert batch.outcomes() == [0, 1]
-    assert len(caplog.records) == 1
+    asyncio.run(asynchronous.run_async(counted))
+    assert batch.outcomes() == asynchronous.outcomes() == [0, 1]
+    assert sum("yielded more results" in record.message for record in caplog.records) == 2
+
+
+@pytest.mark.parametrize("say", [lambda: advise("f", 1, 2, 0.1), lambda: complain("f() raised")])
+def test_a_log_handler_that_raises_disturbs_nobody(say: Callable[[], None]) -> None:
+    said: list[str] = []
+
+    class Raising(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            raise KeyboardInterrupt
+
+    handler = Raising()
+    logger = logging.getLogger("batchify")
+    logger.addHandler(handler)
+    try:
+        say()
+    finally:
+        logger.removeHandler(handler)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("isolate", [False, True])

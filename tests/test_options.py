@@ -2076,6 +2076,22 @@ def test_one_report_per_batch_before_the_callers_go_on(kit: Kit) -> None:
     assert f.stats.answered == 2
 
 
+def test_a_batch_run_in_the_midst_of_a_report_is_not_reported(threads: Threads) -> None:
+    reports: list[BatchReport] = []
+
+    def hook(report: BatchReport) -> None:
+        reports.append(report)
+        if len(reports) < 9:
+            f(0)
+
+    f = threads(batch_size=1, on_batch=hook)
+    assert f(1) == -1
+    assert [report.reason for report in reports] == ["full"]
+    assert f(2) == -2
+    assert [report.reason for report in reports] == ["full", "full"]
+    assert f.stats.reasons == {"full": 2, "nested": 2}
+
+
 def test_a_report_names_the_group_as_group_by_did(kit: Kit) -> None:
     reports: list[BatchReport] = []
     f = kit(batch_size=2, group_by=lambda x: "g", on_batch=reports.append)
