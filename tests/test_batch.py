@@ -151,7 +151,9 @@ def test_a_generator_that_never_ends_is_left_when_everybody_is_answered(caplog: 
     assert sum("yielded more results" in record.message for record in caplog.records) == 2
 
 
-@pytest.mark.parametrize("say", [lambda: advise("f", 1, 2, 0.1), lambda: complain("f() raised")])
+@pytest.mark.parametrize(
+    "say", [partial(advise, "f", 1, 2, 0.1), partial(complain, "f() raised")], ids=["advise", "complain"]
+)
 def test_a_log_handler_that_raises_disturbs_nobody(say: Callable[[], None]) -> None:
     said: list[str] = []
 
