@@ -1,5 +1,6 @@
 """What holds for all tests."""
 
+import gc
 import signal
 
 import pytest
@@ -15,3 +16,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "caplog" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.thread_unsafe(reason="hears what others log"))
+
+
+def pytest_collection_finish() -> None:
+    # What stands now stands to the end: the many tests that call the garbage collector need not walk over it each time.
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()

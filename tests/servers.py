@@ -27,17 +27,21 @@ Ask = Callable[[str, list[list[Any]]], Awaitable[tuple[list[int], dict[str, floa
 
 
 @contextmanager
-def serving(*command: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Start a server with this Python; give the process, and its address as soon as it listens."""
+def serving(*command: str) -> Iterator["subprocess.Popen[str]"]:
+    """Start a server with this Python; give the process at once."""
     process = subprocess.Popen([sys.executable, *command], cwd=EXAMPLES.parent, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
-        address, _ = said_until(process, r"(?:running on|Listening at:|listening at) (?:http://)?([\d.]+:\d+)")
-        yield process, address
+        yield process
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def address_of(process: "subprocess.Popen[str]") -> str:
+    """Return the address of a server as soon as it listens."""
+    return said_until(process, r"(?:running on|Listening at:|listening at) (?:http://)?([\d.]+:\d+)")[0]
 
 
 def http(path: str) -> Ask:
@@ -91,20 +95,9 @@ def check(ask: Ask, *command: str, stop: signal.Signals = signal.SIGINT) -> str:
 
     Each must get its own answer, in batches, and the server must end without a complaint.
     """
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(EXAMPLES)
-        from digits import forest
-    from sklearn.datasets import load_digits
-
-    pixels = load_digits().data[:REQUESTS]
-    expected = [int(digit) for digit in forest.predict(pixels)]
-    assert len(set(expected)) == 10
-    images = pixels.tolist()
-    for position, bad in ((0, TOO_FEW), (100, TOO_BRIGHT), (200, NO_NUMBER)):
-        images.insert(position, bad)
-        expected.insert(position, REFUSED)
-
-    with serving(*command) as (process, address):
+    with serving(*command) as process:
+        images, expected = _images()  # while the server starts, which takes as long
+        address = address_of(process)
         found, figures = asyncio.run(_awaited(ask(address, images)))
         assert found == expected
         assert figures["images"] == REQUESTS
@@ -117,6 +110,23 @@ def check(ask: Ask, *command: str, stop: signal.Signals = signal.SIGINT) -> str:
         assert process.wait() == 0, said
     assert "Traceback" not in said, said
     return said
+
+
+def _images() -> tuple[list[list[Any]], list[int]]:
+    """Return what a server is asked about, and what it must answer: the digit, or `REFUSED`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(EXAMPLES)
+        from digits import forest
+    from sklearn.datasets import load_digits
+
+    pixels = load_digits().data[:REQUESTS]
+    expected = [int(digit) for digit in forest.predict(pixels)]
+    assert len(set(expected)) == 10
+    images = pixels.tolist()
+    for position, bad in ((0, TOO_FEW), (100, TOO_BRIGHT), (200, NO_NUMBER)):
+        images.insert(position, bad)
+        expected.insert(position, REFUSED)
+    return images, expected
 
 
 async def _awaited(answer: Awaitable[Any]) -> Any:

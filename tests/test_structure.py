@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ ONLY |= {
 ONLY |= {"prometheus_client": {"prometheus"}, "opentelemetry": {"otel"}}
 
 
+@cache
 def imports(path: Path) -> set[str]:
     """Names of the modules a file imports, those of this package without it."""
     found: set[str] = set()
