@@ -52,13 +52,9 @@ ENDINGS = {
 
 @pytest.mark.parametrize("kind", ["threads", "aio", "async def"])
 def test_memory_does_not_grow_over_100_000_calls(kind: str) -> None:
-    """With errors and cancellations among them, and without the garbage collector: by counting alone.
-
-    Python counts its small objects anyway, and the containers that the collector knows say how large they are. As
-    tracemalloc, which sees all else as well, makes each call several times as slow, it looks at the last tenth.
-    """
+    """With errors and cancellations among them, and without the garbage collector: by counting alone."""
     run_script(f"""if True:
-        import asyncio, contextlib, gc, sys, threading, tracemalloc
+        import asyncio, contextlib, gc, threading, tracemalloc
         from batchify import batched
 
         def answer(items):
@@ -107,27 +103,21 @@ def test_memory_does_not_grow_over_100_000_calls(kind: str) -> None:
             asyncio.run(by_loop(rounds))
 
         run = by_threads if {kind!r} == "threads" else by_loops
-
-        def growth(measure, rounds):
-            run(20)
-            gc.collect()
-            before = measure()
-            run(rounds)
-            if {kind!r} != "threads":
-                gc.collect()  # what asyncio.run() itself leaves
-            return [after - once for after, once in zip(measure(), before)]
-
-        def objects():
-            return sys.getallocatedblocks(), sum(map(sys.getsizeof, gc.get_objects()))
-
         gc.disable()
-        blocks, containers = growth(objects, 900)
+        run(20)
+        if {kind!r} != "threads":
+            gc.collect()  # what asyncio.run() itself leaves
         tracemalloc.start()
-        (grown,) = growth(lambda: tracemalloc.get_traced_memory()[:1], 100)
+        run(20)
+        gc.collect()
+        before = tracemalloc.get_traced_memory()[0]
+        run(1000)
+        if {kind!r} != "threads":
+            gc.collect()
+        grown = tracemalloc.get_traced_memory()[0] - before
         assert f.stats.answered + f.stats.failed + f.stats.cancelled > 95_000, f.stats
         assert f.stats.cancelled >= {1000 if kind == "threads" else 0}, f.stats
-        # Less than one object for 100 calls, and half a byte, and four bytes: what is left is not theirs.
-        assert blocks < 900 and containers < 40_000 and grown < 40_000, (blocks, containers, grown)
+        assert grown < 40_000, grown  # less than half a byte for each call: what is left is not theirs
     """)
 
 
