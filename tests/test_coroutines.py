@@ -1028,6 +1028,38 @@ def test_the_parts_of_a_batch_that_wait_in_a_loop_that_is_closed_have_failed() -
     assert asyncio.run(f(5)) == 5
 
 
+def test_what_waits_in_a_loop_that_is_closed_is_not_kept_by_a_future_of_another_item() -> None:
+    class Item:
+        pass
+
+    calls: list[int] = []
+
+    async def function(items: list[Item]) -> list[Item]:
+        calls.append(len(items))
+        if len(calls) == 1:
+            raise ValueError
+        await asyncio.Event().wait()
+        return items
+
+    async def start() -> Any:
+        items = [Item() for _ in range(5)]
+        kept.extend(map(weakref.ref, items))
+        future, *_ = [f.submit(item) for item in items]
+        await settle()
+        return future
+
+    kept: list[weakref.ref[Item]] = []
+    f = batched(batch_size=4, isolate=True)(function)
+    loop = asyncio.new_event_loop()
+    future = loop.run_until_complete(start())
+    assert calls == [4, 2]
+    loop.close()
+    assert (f.stats.failed, f.stats.running, f.stats.cancelled) == (2, 2, 1)
+    gc.collect()
+    assert not future.done()
+    assert [item() is not None for item in kept] == [True, True, False, False, False]
+
+
 @pytest.mark.parametrize("how", ["stats", "flush", "call"])
 def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
     async def start() -> None:
@@ -1643,9 +1675,10 @@ def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
 TAKING = [(Buffer, "take"), (LoopBatch, "__init__"), (Tally, "begin")]
 
 
+@pytest.mark.parametrize("reason", ["full", "timeout"])
 @pytest.mark.parametrize(("kind", "method"), TAKING)
 def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
-    kind: type, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type, method: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupted(*_: object) -> None:
         monkeypatch.undo()
@@ -1653,11 +1686,14 @@ def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
 
     async def function(items: list[int]) -> list[int]:
         calls.append(items)
+        if reason == "timeout" and len(calls) == 1:
+            monkeypatch.setattr(kind, method, interrupted)
         return [-item for item in items]
 
     calls: list[list[int]] = []
     f = batched(batch_size=2)(function)
-    monkeypatch.setattr(kind, method, interrupted)
+    if reason == "full":
+        monkeypatch.setattr(kind, method, interrupted)
     loop = HandLoop()
     callers = [loop.create_task(f(item)) for item in range(3)]
     with pytest.raises(KeyboardInterrupt):
@@ -1665,7 +1701,8 @@ def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
     assert loop.run_until_complete(together(*callers)) == [0, -1, -2]
     loop.close()
     assert calls == [[0, 1], [2]]
-    assert (f.stats.accepted, f.stats.answered, f.stats.in_flight, f.stats.batches) == (3, 3, 0, 2)
+    assert (f.stats.accepted, f.stats.answered, f.stats.in_flight) == (3, 3, 0)
+    assert f.stats.reasons == {"full": 1, "timeout": 1}
     gc.collect()
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
