@@ -490,7 +490,7 @@ class LoopFlusher:
                     self._looks_at = -inf
                 arrivals = list(map(arrival_of, calls))
                 hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-                self.tally.begin(reason, arrivals, now)  # last: from here on it is not put back
+                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
             if hint:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
             return batch

@@ -1823,7 +1823,7 @@ def test_an_error_of_the_loop_is_told_to_whom_it_happened_and_not_repeated() -> 
     class LoopWithoutTimers(HandLoop):
         asked = 0
 
-        def call_at(self, *_: Any, **__: Any) -> asyncio.TimerHandle:
+        def call_at(self, *_: Any, **__: Any) -> asyncio.TimerHandle:  # type: ignore[override]
             self.asked += 1
             raise OSError("no timers")
 
