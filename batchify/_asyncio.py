@@ -89,7 +89,7 @@ def insist(loop: asyncio.AbstractEventLoop, action: Callable[..., object], *args
     except Exception:
         raise
     except BaseException:
-        loop.call_soon(insist, loop, action, *args, context=Context())
+        loop.call_soon(insist, loop, action, *args)
         raise
 
 
@@ -225,9 +225,9 @@ class LoopBatch(Batch):
         now = flusher.now() if done else None
         with _lock:
             flusher.tally.answer(len(calls), failed, now)
-        if self.tell is not None and now is not None:
-            self.report(now, len(flusher.buffer), flusher.tally.in_flight)
-        if done:
+        if now is not None:
+            if self.tell is not None:
+                self.report(now, len(flusher.buffer), flusher.tally.in_flight)
             flusher.finished(self)  # first: if the next batch is full, it need not wait until these have gone on
         with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
             self.deliver(calls)
@@ -337,11 +337,9 @@ class LoopFlusher:
                 waited = self.buffer.remove(call)
                 self.tally.cancelled += waited
             call.error = None  # needs() shall not think that somebody waits for it
-            self._look_after_leaving()
             return waited
-        except BaseException:  # Ctrl-C
+        finally:  # Ctrl-C too
             self._look_after_leaving()
-            raise
 
     def _look_after_leaving(self) -> None:
         # A caller may have been interrupted between adding its call and looking to it, and others, who came second,
@@ -444,6 +442,9 @@ class LoopFlusher:
                 # It is taken here and not by whoever started this: as late as can be, when all have added their items
                 # whom the loop had woken before.
                 batch = self._take(moment)
+                self.buffer.let_go()
+                if self._looks_at == inf:
+                    self.look()
             if batch is not None:
                 _inside.set(batch)
                 self.batches.add(batch)
@@ -466,16 +467,14 @@ class LoopFlusher:
 
     def _take(self, moment: float) -> LoopBatch | None:
         """Return the batch that is due, if there is room. `moment`: what the timer was set to that woke us."""
-        loop, options = self.loop(), self.batcher.options
-        if len(self._in_flight) >= options.concurrency or loop is None:
+        options = self.batcher.options
+        if len(self._in_flight) >= options.concurrency:
             return None
         # From here on whoever adds sees to it that this is called again.
         self._looks_at = inf
-        now = max(loop.time(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
+        now = max(self.now(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
         taken: tuple[Sequence[Any], Reason] | None = None
         batch: LoopBatch | None = None
-        hint = False
-        arrivals: list[float] = []
         try:
             with _lock:
                 # No conditional expression, in which Ctrl-C may come between taking and keeping.
@@ -483,20 +482,18 @@ class LoopFlusher:
                     taken = self._parts.popleft(), "isolate"
                 else:
                     taken = self.buffer.take(now)
-                if taken is not None:
-                    calls, reason = taken
-                    batch = LoopBatch(self, calls, reason, now)
-                    self._in_flight.add(batch)
-                    if len(self._in_flight) >= options.concurrency:
-                        self._looks_at = -inf
-                    arrivals = list(map(arrival_of, calls))
-                    self.tally.begin(reason, arrivals, now)
-                    hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+                if taken is None:
+                    return None
+                calls, reason = taken
+                batch = LoopBatch(self, calls, reason, now)
+                self._in_flight.add(batch)
+                if len(self._in_flight) >= options.concurrency:
+                    self._looks_at = -inf
+                arrivals = list(map(arrival_of, calls))
+                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
             if hint:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
-            self.buffer.let_go()
-            if self._looks_at == inf:
-                self.look()
             return batch
         except BaseException:  # Ctrl-C: nobody else knows these calls
             if batch is not None:

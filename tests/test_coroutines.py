@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from batchify import BatchedCoroutineFunction, BatchError, ClosedError, MissingResultError, ResultCountError
 from batchify._asyncio import LoopBatch, LoopFlusher
 from batchify._buffer import Buffer
+from batchify._stats import Tally
 
 from .tools import batched as batched_untyped
 from .tools import in_threads, run_script
@@ -484,6 +485,29 @@ def test_a_yielded_result_is_delivered_at_once() -> None:
 
     run(main())
     assert ended == [True]
+
+
+def test_a_batch_that_yields_makes_room_for_the_next_one_after_its_last_result() -> None:
+    calls: list[list[int]] = []
+    go_on = asyncio.Event()
+
+    async def function(items: list[int]) -> AsyncIterator[int]:
+        calls.append(items)
+        yield -items[0]
+        await go_on.wait()
+        yield -items[1]
+
+    async def main() -> None:
+        futures = [f.submit(item) for item in range(4)]
+        assert await futures[0] == 0
+        await settle()
+        assert calls == [[0, 1]]
+        go_on.set()
+        assert await together(*futures) == [0, -1, -2, -3]
+
+    f = batched(batch_size=2)(function)
+    run(main())
+    assert calls == [[0, 1], [2, 3]]
 
 
 def test_a_yielded_result_is_not_kept_until_the_next_one() -> None:
@@ -1004,6 +1028,38 @@ def test_the_parts_of_a_batch_that_wait_in_a_loop_that_is_closed_have_failed() -
     assert asyncio.run(f(5)) == 5
 
 
+def test_what_waits_in_a_loop_that_is_closed_is_not_kept_by_a_future_of_another_item() -> None:
+    class Item:
+        pass
+
+    calls: list[int] = []
+
+    async def function(items: list[Item]) -> list[Item]:
+        calls.append(len(items))
+        if len(calls) == 1:
+            raise ValueError
+        await asyncio.Event().wait()
+        return items
+
+    async def start() -> Any:
+        items = [Item() for _ in range(5)]
+        kept.extend(map(weakref.ref, items))
+        future, *_ = [f.submit(item) for item in items]
+        await settle()
+        return future
+
+    kept: list[weakref.ref[Item]] = []
+    f = batched(batch_size=4, isolate=True)(function)
+    loop = asyncio.new_event_loop()
+    future = loop.run_until_complete(start())
+    assert calls == [4, 2]
+    loop.close()
+    assert (f.stats.failed, f.stats.running, f.stats.cancelled) == (2, 2, 1)
+    gc.collect()
+    assert not future.done()
+    assert [item() is not None for item in kept] == [True, True, False, False, False]
+
+
 @pytest.mark.parametrize("how", ["stats", "flush", "call"])
 def test_a_closed_loop_is_let_go_when_the_function_is_looked_at(how: str) -> None:
     async def start() -> None:
@@ -1225,7 +1281,8 @@ def test_functions_that_call_each_other_in_a_ring_do_not_wait_for_each_other() -
     run(main())
 
 
-def test_a_ring_is_seen_however_much_is_passed_on_meanwhile() -> None:
+@pytest.mark.parametrize("to", ["another", "the same"])
+def test_a_ring_is_seen_however_much_is_passed_on_meanwhile(to: str) -> None:
     passed = asyncio.Event()
 
     async def first(items: list[int]) -> list[int]:
@@ -1233,15 +1290,17 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile() -> None:
             return items
         future = g.submit(1)
         for item in range(200):
-            await other(item)
+            await (other if to == "another" else g)(-item)
         passed.set()
         return [await future]
 
     async def second(items: list[int]) -> list[int]:
+        if items != [1]:
+            return items
         await passed.wait()
         return [await f(0) + items[0]]
 
-    f, g = batched(batch_size=1)(first), batched(batch_size=1)(second)
+    f, g = batched(batch_size=1)(first), batched(batch_size=1, concurrency=2)(second)
     other = batched(batch_size=1)(negate)
     assert run(f(9)) == 1
 
@@ -1613,21 +1672,91 @@ def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
 
+TAKING = [(Buffer, "take"), (LoopBatch, "__init__"), (Tally, "begin")]
+
+
+@pytest.mark.parametrize("reason", ["full", "timeout"])
+@pytest.mark.parametrize(("kind", "method"), TAKING)
 def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    kind: type, method: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def interrupted(*_: object) -> None:
         monkeypatch.undo()
         raise KeyboardInterrupt
 
-    f = batched(batch_size=1)(negate)
-    monkeypatch.setattr(Buffer, "take", interrupted)
+    async def function(items: list[int]) -> list[int]:
+        calls.append(items)
+        if reason == "timeout" and len(calls) == 1:
+            monkeypatch.setattr(kind, method, interrupted)
+        return [-item for item in items]
+
+    calls: list[list[int]] = []
+    f = batched(batch_size=2)(function)
+    if reason == "full":
+        monkeypatch.setattr(kind, method, interrupted)
     loop = HandLoop()
-    caller = loop.create_task(f(1))
+    callers = [loop.create_task(f(item)) for item in range(3)]
     with pytest.raises(KeyboardInterrupt):
-        loop.run_until_complete(caller)
-    assert loop.run_until_complete(caller) == -1
+        loop.run_until_complete(callers[2])
+    assert loop.run_until_complete(together(*callers)) == [0, -1, -2]
     loop.close()
+    assert calls == [[0, 1], [2]]
+    assert (f.stats.accepted, f.stats.answered, f.stats.in_flight) == (3, 3, 0)
+    assert f.stats.reasons == {"full": 1, "timeout": 1}
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+@pytest.mark.parametrize(("kind", "method"), TAKING[1:])
+def test_ctrl_c_as_a_part_is_taken_leaves_it_before_all_that_waits(
+    kind: type, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    async def function(items: list[int]) -> list[int]:
+        calls.append(items)
+        if len(calls) == 1:
+            monkeypatch.setattr(kind, method, interrupted)
+            raise ValueError
+        return [-item for item in items]
+
+    calls: list[list[int]] = []
+    f = batched(batch_size=4, isolate=True)(function)
+    loop = HandLoop()
+    callers = [loop.create_task(f(item)) for item in range(5)]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(callers[4])
+    assert loop.run_until_complete(together(*callers)) == [0, -1, -2, -3, -4]
+    loop.close()
+    assert calls == [[0, 1, 2, 3], [0, 1], [2, 3], [4]]
+    assert (f.stats.accepted, f.stats.answered, f.stats.in_flight) == (5, 5, 0)
+    assert f.stats.reasons == {"full": 1, "isolate": 2, "timeout": 1}
+    gc.collect()
+    caplog.clear()  # asyncio tells of any task that Ctrl-C ended
+
+
+@pytest.mark.parametrize(("kind", "method"), [(Buffer, "let_go"), (LoopFlusher, "look")])
+def test_ctrl_c_when_a_batch_has_been_taken_is_not_lost_and_counts_nothing_twice(
+    kind: type, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    f = batched(batch_size=1, concurrency=2)(negate)
+    loop = HandLoop()
+    monkeypatch.setattr(kind, method, interrupted)
+    callers = [loop.create_task(f(item)) for item in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        loop.run_until_complete(callers[1])
+    first, second = loop.run_until_complete(outcomes(callers))
+    assert first == 0 or isinstance(first.__cause__, KeyboardInterrupt)
+    assert second == -1
+    del callers, first
+    loop.close()
+    assert (f.stats.accepted, f.stats.answered + f.stats.failed, f.stats.in_flight, f.stats.batches) == (2, 2, 0, 2)
     gc.collect()
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
@@ -1663,6 +1792,55 @@ def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) ->
     f = batched(batch_size=2, timeout=1.0)(negate)
     monkeypatch.setattr(LoopFlusher, "_look_at", interrupted)
     run(main())
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_ctrl_c_in_submit_leaves_the_others_their_time(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    def interrupted_after_it(flusher: LoopFlusher) -> None:
+        monkeypatch.undo()
+        flusher._stop_timer()
+        if again:
+            monkeypatch.setattr(Buffer, "remove", interrupted)
+        raise KeyboardInterrupt
+
+    async def main() -> None:
+        first = f.submit(1)
+        monkeypatch.setattr(LoopFlusher, "_stop_timer", interrupted_after_it)
+        with pytest.raises(KeyboardInterrupt):
+            f.submit(2)
+        await move(1.0)
+        assert first.result() == -1
+
+    f = batched(batch_size=2, timeout=1.0)(negate)
+    run(main())
+
+
+def test_an_error_of_the_loop_is_told_to_whom_it_happened_and_not_repeated() -> None:
+    class LoopWithoutTimers(HandLoop):
+        asked = 0
+
+        def call_at(self, *_: Any, **__: Any) -> asyncio.TimerHandle:  # type: ignore[override]
+            self.asked += 1
+            raise OSError("no timers")
+
+    async def main() -> int:
+        future = f.submit(1)
+        with pytest.raises(OSError, match="no timers"):
+            f.timeout = 1.0
+        await settle()
+        f.flush()
+        assert await future == -1
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, LoopWithoutTimers)
+        return loop.asked
+
+    f = batched(batch_size=2, timeout=None)(negate)
+    with asyncio.Runner(loop_factory=LoopWithoutTimers) as runner:
+        assert runner.run(main()) == 1
 
 
 def test_ctrl_c_as_what_it_interrupted_is_mended_leaves_nobody_waiting(

@@ -798,6 +798,16 @@ def test_a_full_group_goes_before_an_older_one_that_is_not_due(kit: Kit) -> None
     assert f.stats.reasons == {"flush": 1, "full": 1}
 
 
+def test_a_group_that_a_smaller_batch_size_makes_full_goes_at_once(kit: Kit) -> None:
+    f = kit(batch_size=4, timeout=None, group_by=lambda x: x % 2)
+    handles = kit.submits(f, [1, 0, 2])
+    f.batch_size = 2
+    assert kit.outcomes(handles[1:]) == [0, -2]
+    assert not handles[0].done()
+    kit.close(f)
+    assert kit.outcome(handles[0]) == -1
+
+
 def test_a_steady_stream_to_one_group_starves_no_other(kit: Kit) -> None:
     f = kit(echo, gated=True, batch_size=2, timeout=0.0, group_by=lambda x: x < 0)
     handles = [kit.busy(f, 1), kit.submit(f, -1)]
