@@ -236,8 +236,8 @@ class LoopBatch(Batch):
         self._flusher.again(self, parts)
 
     def finish(self) -> None:
+        """It made room when it was answered, or else does so when its task ends."""
         self._waits_for.clear()
-        self._flusher.finished(self)
 
     def runs(self) -> bool:
         return self in self._flusher.batches

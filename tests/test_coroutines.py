@@ -1642,25 +1642,26 @@ def test_ctrl_c_as_a_batch_begins_fails_it_and_is_not_lost(
 
 
 @pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("method", ["report", "finish"])
 def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
-    nested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    method: str, nested: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     flushers: list[LoopFlusher] = []
 
-    def interrupted(batch: LoopBatch) -> None:
+    def interrupted(batch: LoopBatch, *_: object) -> None:
         monkeypatch.undo()
         flushers.append(batch._flusher)
         raise KeyboardInterrupt
 
     async def function(items: list[int]) -> list[int]:
         if items == [1]:
-            monkeypatch.setattr(LoopBatch, "finish", interrupted)
+            monkeypatch.setattr(LoopBatch, method, interrupted)
             assert await f(2) == 2
         return items
 
     f = batched(batch_size=1)(function)
     if not nested:
-        monkeypatch.setattr(LoopBatch, "finish", interrupted)
+        monkeypatch.setattr(LoopBatch, method, interrupted)
     loop = HandLoop()
     caller = loop.create_task(f(1) if nested else f(2))
     with pytest.raises(KeyboardInterrupt):
