@@ -1659,7 +1659,7 @@ def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
             assert await f(2) == 2
         return items
 
-    f = batched(batch_size=1)(function)
+    f = batched(batch_size=1, on_batch=lambda report: None)(function)
     if not nested:
         monkeypatch.setattr(LoopBatch, method, interrupted)
     loop = HandLoop()
