@@ -1879,7 +1879,7 @@ def test_a_half_that_could_not_be_made_is_made_again_and_shares_no_batch(monkeyp
     def function(items: list[int]) -> list[int]:
         batches.append(items)
         if len(batches) == 1:
-            others.append(f.submit(3))
+            others.extend(in_threads(f.submit, [3]))
             raise ValueError
         return items
 
