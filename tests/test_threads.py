@@ -1123,6 +1123,7 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_
         if items == [0]:
             return items
         future = second.submit(1)
+        others = [fourth.submit(number) for number in range(100)]
         for _ in range(300):
             item = Item()
             kept.append(weakref.ref(item))
@@ -1131,6 +1132,7 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_
         assert sum(each() is not None for each in kept) < 200
         passed.set()
         concurrent.futures.wait([future])  # nobody knows that this waits
+        assert not any(each.done() for each in others)
         return [future.result()]
 
     def second_function(items: list[int]) -> list[int]:
@@ -1139,8 +1141,9 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_
 
     first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
     third = batched(batch_size=1)(lambda items: [None for _ in items])
+    fourth = batched(batch_size=200, timeout=None)(lambda items: items)
     assert first(9) == 1
-    for f in (first, second, third):
+    for f in (first, second, third, fourth):
         f.close()
 
 
@@ -1862,7 +1865,7 @@ def test_a_batch_that_could_not_be_made_is_made_again(
         monkeypatch.setattr(threads_module, "ThreadBatch", FailsOnce)
         futures.append(f.submit(2))
         assert [future.result() for future in futures] == [1, 2]
-        assert f.stats.sizes == {2: 1}
+        assert f.stats.sizes_by_reason == {"full": {2: 1}}
     assert not errors
 
 
@@ -1976,6 +1979,21 @@ def test_a_flush_thread_that_is_disturbed_at_work_goes_on_at_once(caplog: pytest
     flush_forever(Bell, [batcher])
     assert sleeps == [-1, 0.0]
     assert batcher.looks == 2
+
+
+def test_what_a_finalizer_of_a_flush_thread_passed_on_is_forgotten_as_that_ends() -> None:
+    class Batcher:
+        def _next(self, *, flushed: bool) -> None:
+            futures.append(f.submit(1))
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None: ...
+
+    futures: list[Future[int]] = []
+    with batched(batch_size=1)(lambda items: items) as f:
+        flush_forever(Bell, [Batcher()])
+        assert threading.get_ident() not in threads_module._passed
+        assert futures[0].result() == 1
 
 
 @pytest.mark.parametrize("others", ["go on", "end too"])
