@@ -1053,6 +1053,19 @@ def test_a_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_
     assert outcome == ([] if how == "close" else [2])
 
 
+def test_nothing_is_kept_of_what_a_callback_on_the_thread_of_an_engine_passed_on() -> None:
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    g = batched(batch_size=1)(lambda items: items)
+    with g, batched(batch_size=1)(lambda items: engine) as f:
+        future = f.submit(1)
+        future.add_done_callback(lambda _: outcome.extend(g.map([2])))
+        until(lambda: f._self_batcher._has_no_room and bool(f._self_batcher._asleep))
+        engine.set_result([1])
+        assert (future.result(), outcome) == (1, [2])
+        assert threading.get_ident() not in threads_module._passed
+
+
 def test_a_ring_through_an_engine_is_answered() -> None:
     outcome: list[Any] = []
     with ThreadPoolExecutor(1) as pool:
