@@ -2086,6 +2086,28 @@ def test_aio_with_raise(threads: Threads) -> None:
     assert threads.outcomes(handles) == [0, -1]
 
 
+def test_who_gets_the_room_of_one_that_ctrl_c_interrupted_before_it_rang_is_answered(threads: Threads) -> None:
+    f = threads(echo, batch_size=9, timeout=None, max_pending=2)
+    batcher = f._self_batcher
+    wake, withdraw = batcher._wake_locked, batcher.withdraw
+    others = [f.submit(1)]
+
+    def interrupted() -> None:
+        batcher._wake_locked = wake
+        raise KeyboardInterrupt
+
+    def late(call: Any) -> bool:
+        batcher.withdraw = withdraw
+        others.append(threads.start(f, 3))
+        assert f.stats.blocked == 1
+        return bool(withdraw(call))
+
+    batcher._wake_locked, batcher.withdraw = interrupted, late
+    with pytest.raises(KeyboardInterrupt):
+        f(2)
+    assert threads.outcomes(others) == [1, 3]
+
+
 def test_ctrl_c_while_waiting_for_room_is_forgotten() -> None:
     script = """
 import os, signal, threading
