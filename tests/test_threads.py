@@ -1217,6 +1217,22 @@ def test_what_was_passed_on_and_needs_no_answer_any_more_makes_no_ring(what: str
     first.close()
 
 
+def test_what_was_passed_on_makes_no_ring_once_its_function_has_ended() -> None:
+    def function(items: list[int]) -> list[int]:
+        if items == [9]:
+            second.submit(1)
+        return items
+
+    first = batched(batch_size=1)(function)
+    second = batched(batch_size=2, timeout=None)(lambda items: [first(0) if item == 2 else item for item in items])
+    assert first(9) == 9
+    until(lambda: bool(first._self_batcher._asleep))
+    assert second(2) == 0
+    assert "nested" not in first.stats.reasons
+    second.close()
+    first.close()
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_a_ring_of_others_is_looked_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     one, two, three = object(), object(), object()
@@ -2317,6 +2333,15 @@ def test_the_very_first_call_warns_as_well() -> None:
         asyncio.run(main())
     """)
     assert done.stdout.split() == ["warned"]
+
+
+def test_where_nobody_has_imported_asyncio_calls_are_answered() -> None:
+    run_script("""if True:
+        import sys
+        from batchify import batched
+        sys.modules.pop("asyncio", None)
+        assert [f(1) for f in [batched(batch_size=1)(lambda items: items)] * 2] == [1, 1]
+    """)
 
 
 def test_no_warning_elsewhere() -> None:
