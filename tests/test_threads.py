@@ -1690,6 +1690,40 @@ def test_a_thread_that_comes_too_late_is_sent_home(meanwhile: str, monkeypatch: 
         f.close()
 
 
+@pytest.mark.thread_unsafe(reason="changes the module")
+def test_a_finalizer_on_a_flush_thread_that_has_hardly_begun_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starter_waits = threading.Event()
+    outcome: list[int] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.release = self.lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if self.lock.locked():  # for the thread to begin, or if it need not, for its answer
+                starter_waits.set()
+            return self.lock.acquire(blocking, timeout)
+
+    class Early(threading.Thread):
+        def run(self) -> None:
+            if not started:
+                started.append(self)
+                starter_waits.wait()
+                outcome.append(f(9))
+            super().run()
+
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threads_module, "Thread", Early)
+    monkeypatch.setattr(threads_module, "allocate_lock", Lock)
+    with batched(batch_size=1)(lambda items: items) as f:
+        assert f(0) == 0
+        started[0].join()
+    assert outcome == [9]
+
+
 def test_nothing_is_known_of_a_flush_thread_that_has_ended() -> None:
     """Another thread may get its number."""
     with batched(batch_size=1)(lambda items: [threading.get_ident()]) as f:
