@@ -472,7 +472,7 @@ class ThreadBatcher:
         self._refuse_blocked()
         self._after_the_lock()
         # A finalizer inside our lock would keep the flush threads from ending.
-        if wait and threads and not inside and get_ident() not in self._threads:
+        if wait and not inside and get_ident() not in self._threads:
             with _blocked_on(self._life) as for_itself:
                 joined: list[Thread] = []
                 while threads and not for_itself:
@@ -591,10 +591,8 @@ class ThreadBatcher:
         if _lock._is_owned():  # type: ignore[attr-defined]
             return
         self._buffer.let_go()
-        if not self._short:
-            return
-        if _exiting or not main_thread().is_alive():  # from Python 3.12 on, no thread can be started then
-            self._short = False
+        # The latter two: from Python 3.12 on, no thread can be started then.
+        if not self._short or _exiting or not main_thread().is_alive():
             return
         try:
             self._start_thread()
@@ -617,7 +615,7 @@ class ThreadBatcher:
         self._handed.append(self)
         _ring(self._bell)
         if not self._asleep and self._blocks:
-            self._short = 0 < len(self._threads) < self.options.concurrency
+            self._short = len(self._threads) < self.options.concurrency
         self._wakes_at = -inf
 
     # Calls from inside the function
@@ -740,8 +738,7 @@ class ThreadBatcher:
             if self._asleep and not self._blocks:
                 self._threads.pop(ident)  # one thread is enough for a function that returns futures
                 self._wakes_at = others
-                self._wake_if_due_locked()
-                return None
+                return None  # as it ends it rings for another one, which sees to what waits
             if others <= wakes_at:
                 wakes_at = inf  # one who wakes is enough
             self._wakes_at = min(wakes_at, others)
@@ -837,10 +834,9 @@ def _flush_forever(
             seconds = 0.0 if batcher is not None or handed else inf
     _flushing.pop(ident, None)
     _passed.pop(ident, None)
-    if was_hired:
-        if ident in hired:  # else others go on, and one of them may just have been handed the batcher
-            handed.clear()
-        _ring(bell)  # for the next one to end
+    if ident in hired:  # else others go on, and one of them may just have been handed the batcher
+        handed.clear()
+    _ring(bell)  # for the next one to end, or to look after what waits
     if batcher is not None:
         _dropped.discard(batcher)
         batcher = None  # an error that the function raised knows this frame, and may be kept

@@ -343,10 +343,52 @@ def test_what_changes_nothing_wakes_nobody() -> None:
         woken: list[str] = []
         batcher._wake_locked = lambda: woken.append("")  # type: ignore[method-assign]
         f.flush()
-        f.batch_size = 2
+        f.batch_size = 3
         f.timeout = 10**7
+        futures = [f.submit(2), f.submit(3)]
+        assert futures[0].cancel()  # the other one still waits
         assert woken == []
         batcher._wake_locked = wake  # type: ignore[method-assign]
+    assert futures[1].result() == 3
+
+
+@pytest.mark.parametrize("how", ["sleeps without end", "runs"])
+def test_the_last_who_leaves_wakes_nobody_who_does_not_sleep_until_it_is_due(how: str) -> None:
+    function = Gated()
+    with batched(batch_size=2, timeout=None)(function) as f:
+        futures = [f.submit(0), f.submit(1)]
+        function.entered.acquire()
+        batcher = f._self_batcher
+        if how == "sleeps without end":
+            function.let_on.release()
+            until(lambda: bool(batcher._asleep))
+        wake = batcher._wake_locked
+        woken: list[str] = []
+        batcher._wake_locked = lambda: woken.append("")  # type: ignore[method-assign]
+        assert f.submit(2).cancel()
+        assert woken == []
+        batcher._wake_locked = wake  # type: ignore[method-assign]
+        function.open()
+        assert [future.result() for future in futures] == [0, 1]
+
+
+def test_a_flush_thread_does_not_wake_itself() -> None:
+    looks = 0
+    f = batched(batch_size=1, timeout=None)(lambda items: items)
+    step = f._self_batcher._next
+
+    def count(*, flushed: bool) -> Any:
+        nonlocal looks
+        looks += 1
+        return step(flushed=flushed)
+
+    f._self_batcher._next = count  # type: ignore[method-assign]
+    with f:
+        for number in range(20):
+            assert f(number) == number
+            until(lambda: bool(f._self_batcher._asleep))
+    # For each, one that finds it, and one that finds that there are no more. At the start it may look for nothing.
+    assert looks <= 2 * 20 + 2
 
 
 def test_what_is_left_over_keeps_its_time_of_arrival(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -657,6 +699,29 @@ def test_a_result_of_map_does_not_wait_for_the_next_item_to_come() -> None:
         assert not read_too_far
         results.close()
         function.open()
+
+
+def test_the_first_result_of_map_does_not_wait_for_the_next_item_though_others_are_not_there_yet() -> None:
+    function = Gated()
+
+    def items() -> Iterator[int]:
+        yield 0
+        function.entered.acquire()
+        stranger.append(f.submit(9))
+        function.let_on.release()
+        function.entered.acquire()  # by the stranger: the first one is answered
+        yield 1
+        read_too_far.append(True)
+
+    stranger: list[Future[Any]] = []
+    read_too_far: list[bool] = []
+    with batched(batch_size=2)(function) as f:
+        results = f.map(items())
+        assert next(results) == 0
+        assert not read_too_far
+        function.open()
+        assert list(results) == [1]
+        assert stranger[0].result() == 9
 
 
 def test_map_reads_on_before_the_last_of_its_results_is_asked_for() -> None:
@@ -988,6 +1053,19 @@ def test_a_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_
     assert outcome == ([] if how == "close" else [2])
 
 
+def test_nothing_is_kept_of_what_a_callback_on_the_thread_of_an_engine_passed_on() -> None:
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    g = batched(batch_size=1)(lambda items: items)
+    with g, batched(batch_size=1)(lambda items: engine) as f:
+        future = f.submit(1)
+        future.add_done_callback(lambda _: outcome.extend(g.map([2])))
+        until(lambda: f._self_batcher._has_no_room and bool(f._self_batcher._asleep))
+        engine.set_result([1])
+        assert (future.result(), outcome) == (1, [2])
+        assert threading.get_ident() not in threads_module._passed
+
+
 def test_a_ring_through_an_engine_is_answered() -> None:
     outcome: list[Any] = []
     with ThreadPoolExecutor(1) as pool:
@@ -1058,12 +1136,39 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_
         if items == [0]:
             return items
         future = second.submit(1)
+        others = [fourth.submit(number) for number in range(100)]
         for _ in range(300):
             item = Item()
             kept.append(weakref.ref(item))
             third.submit(item).result()
             del item
         assert sum(each() is not None for each in kept) < 200
+        passed.set()
+        concurrent.futures.wait([future])  # nobody knows that this waits
+        assert not any(each.done() for each in others)
+        return [future.result()]
+
+    def second_function(items: list[int]) -> list[int]:
+        passed.wait()
+        return [first(0) + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    third = batched(batch_size=1)(lambda items: [None for _ in items])
+    fourth = batched(batch_size=200, timeout=None)(lambda items: items)
+    assert first(9) == 1
+    for f in (first, second, third, fourth):
+        f.close()
+
+
+def test_a_ring_is_seen_though_its_thread_answers_the_batch_of_another_meanwhile() -> None:
+    engine: Future[list[int]] = Future()
+    passed = threading.Event()
+
+    def first_function(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+        future = second.submit(1)
+        engine.set_result([2])
         passed.set()
         concurrent.futures.wait([future])  # nobody knows that this waits
         return [future.result()]
@@ -1073,10 +1178,59 @@ def test_a_ring_is_seen_however_much_is_passed_on_meanwhile_of_which_nothing_is_
         return [first(0) + items[0]]
 
     first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
-    third = batched(batch_size=1)(lambda items: [None for _ in items])
+    third = batched(batch_size=1)(lambda items: engine)
+    answer = third.submit(2)
+    until(lambda: bool(third._self_batcher._asleep) and third._self_batcher._has_no_room)
     assert first(9) == 1
+    assert answer.result() == 2
     for f in (first, second, third):
         f.close()
+
+
+@pytest.mark.parametrize("what", ["answered", "cancelled"])
+def test_what_was_passed_on_and_needs_no_answer_any_more_makes_no_ring(what: str) -> None:
+    passed, go_on = threading.Event(), threading.Event()
+
+    def function(items: list[int]) -> list[int]:
+        if items == [9]:
+            future = second.submit(1)
+            if what == "answered":
+                second.flush()
+                assert future.result() == 1
+            else:
+                assert future.cancel()
+            passed.set()
+            go_on.wait()
+        return items
+
+    first = batched(batch_size=1)(function)
+    second = batched(batch_size=2, timeout=None)(lambda items: [first(0) if item == 2 else item for item in items])
+    future = first.submit(9)
+    passed.wait()
+    caller = second.submit(2)
+    second.flush()
+    until(lambda: first.stats.pending == 1 or caller.done())
+    go_on.set()
+    assert (future.result(), caller.result()) == (9, 0)
+    assert "nested" not in first.stats.reasons
+    second.close()
+    first.close()
+
+
+def test_what_was_passed_on_makes_no_ring_once_its_function_has_ended() -> None:
+    def function(items: list[int]) -> list[int]:
+        if items == [9]:
+            second.submit(1)
+        return items
+
+    first = batched(batch_size=1)(function)
+    second = batched(batch_size=2, timeout=None)(lambda items: [first(0) if item == 2 else item for item in items])
+    assert first(9) == 9
+    until(lambda: bool(first._self_batcher._asleep))
+    assert second(2) == 0
+    assert "nested" not in first.stats.reasons
+    second.close()
+    first.close()
 
 
 @pytest.mark.thread_unsafe(reason="changes the module")
@@ -1205,6 +1359,46 @@ def test_a_future_that_is_never_done_is_noticed_when_it_is_dropped() -> None:
             f(1)
         with pytest.raises(BatchError, match="dropped it unfinished"):
             f(2)
+
+
+def test_a_future_that_is_dropped_just_as_the_thread_falls_asleep_makes_room() -> None:
+    engines: list[Future[Any]] = []
+
+    class Asleep(dict[int, float]):
+        def __setitem__(self, ident: int, wakes_at: float) -> None:
+            super().__setitem__(ident, wakes_at)
+            engines.clear()
+
+    def function(items: list[int]) -> Any:
+        if items != [0]:
+            return items
+        engines.append(Future())
+        other.extend(in_threads(f.submit, [1]))
+        return engines[0]
+
+    other: list[Future[int]] = []
+    f = batched(batch_size=1)(function)
+    f._self_batcher._asleep = Asleep()
+    with f:
+        assert type(f.submit(0).exception()) is BatchError
+        assert other[0].result() == 1
+
+
+def test_a_batch_from_inside_is_split_also_if_its_future_fails_later() -> None:
+    engine: Future[Any] = Future()
+
+    class Items(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from (0, 1)
+            engine.set_exception(ValueError())
+
+    def function(items: list[int]) -> Any:
+        if items == [9]:
+            return [list(f.map(Items([0, 1])))]
+        return engine if len(items) == 2 else items
+
+    with batched(batch_size=2, isolate=True)(function) as f:
+        assert f(9) == [0, 1]
 
 
 def test_an_engine_may_answer_a_call_from_inside() -> None:
@@ -1496,6 +1690,40 @@ def test_a_thread_that_comes_too_late_is_sent_home(meanwhile: str, monkeypatch: 
         f.close()
 
 
+@pytest.mark.thread_unsafe(reason="changes the module")
+def test_a_finalizer_on_a_flush_thread_that_has_hardly_begun_does_not_wait_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    starter_waits = threading.Event()
+    outcome: list[int] = []
+
+    class Lock:
+        def __init__(self) -> None:
+            self.lock = threading.Lock()
+            self.release = self.lock.release
+
+        def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
+            if self.lock.locked():  # for the thread to begin, or if it need not, for its answer
+                starter_waits.set()
+            return self.lock.acquire(blocking, timeout)
+
+    class Early(threading.Thread):
+        def run(self) -> None:
+            if not started:
+                started.append(self)
+                starter_waits.wait()
+                outcome.append(f(9))
+            super().run()
+
+    started: list[threading.Thread] = []
+    monkeypatch.setattr(threads_module, "Thread", Early)
+    monkeypatch.setattr(threads_module, "allocate_lock", Lock)
+    with batched(batch_size=1)(lambda items: items) as f:
+        assert f(0) == 0
+        started[0].join()
+    assert outcome == [9]
+
+
 def test_nothing_is_known_of_a_flush_thread_that_has_ended() -> None:
     """Another thread may get its number."""
     with batched(batch_size=1)(lambda items: [threading.get_ident()]) as f:
@@ -1700,15 +1928,64 @@ def test_a_batch_that_could_not_be_made_is_made_again(
         monkeypatch.setattr(threads_module, "ThreadBatch", FailsOnce)
         futures.append(f.submit(2))
         assert [future.result() for future in futures] == [1, 2]
-        assert f.stats.sizes == {2: 1}
+        assert f.stats.sizes_by_reason == {"full": {2: 1}}
     assert not errors
 
 
-def flush_forever(bell: Any, handed: list[Any]) -> None:
+def test_a_half_that_could_not_be_made_is_made_again_and_shares_no_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = [MemoryError()]
+    batches: list[list[int]] = []
+
+    class FailsOnce(threads_module.ThreadBatch):
+        def __new__(cls, _: Any, calls: Any, *__: Any) -> "FailsOnce":
+            if len(calls) == 1 and errors:
+                raise errors.pop()
+            return super().__new__(cls)
+
+    def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        if len(batches) == 1:
+            others.extend(in_threads(f.submit, [3]))
+            raise ValueError
+        return items
+
+    monkeypatch.setattr(threads_module, "ThreadBatch", FailsOnce)
+    others: list[Future[int]] = []
+    with batched(batch_size=2, timeout=None, isolate=True)(function) as f:
+        assert [future.result() for future in [f.submit(1), f.submit(2)]] == [1, 2]
+        f.flush()
+        assert others[0].result() == 3
+    assert batches == [[1, 2], [1], [2], [3]]
+    assert not errors
+
+
+def test_where_no_batch_could_be_taken_the_function_is_not_called_with_nothing() -> None:
+    errors = [MemoryError()]
+    batches: list[list[int]] = []
+
+    def take(now: float) -> Any:
+        if errors:
+            raise errors.pop()
+        return taken(now)
+
+    def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        buffer = f._self_batcher._buffer
+        taken = buffer.take
+        buffer.take = take  # type: ignore[method-assign]
+        assert f(1) == 1
+    assert batches == [[1]]
+
+
+def flush_forever(bell: Any, handed: list[Any], hired: dict[int, threading.Thread] | None = None) -> None:
     """Be a flush thread, with what stands in for its bell and for its batcher."""
     begun, go = threading.Lock(), threading.Lock()
     begun.acquire()
-    hired = {threading.get_ident(): threading.current_thread()}
+    hired = {} if hired is None else hired
+    hired[threading.get_ident()] = threading.current_thread()
     bell.release = lambda _: None
     threads_module._flush_forever(bell(), begun, go, hired, handed, lambda: None, object())
 
@@ -1761,8 +2038,42 @@ def test_a_flush_thread_that_is_disturbed_at_work_goes_on_at_once(caplog: pytest
         def acquire(self, _: bool, seconds: float) -> None:
             sleeps.append(seconds)
 
-    flush_forever(Bell, [Batcher()])
+    batcher = Batcher()
+    flush_forever(Bell, [batcher])
     assert sleeps == [-1, 0.0]
+    assert batcher.looks == 2
+
+
+def test_what_a_finalizer_of_a_flush_thread_passed_on_is_forgotten_as_that_ends() -> None:
+    class Batcher:
+        def _next(self, *, flushed: bool) -> None:
+            futures.append(f.submit(1))
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None: ...
+
+    futures: list[Future[int]] = []
+    with batched(batch_size=1)(lambda items: items) as f:
+        flush_forever(Bell, [Batcher()])
+        assert threading.get_ident() not in threads_module._passed
+        assert futures[0].result() == 1
+
+
+@pytest.mark.parametrize("others", ["go on", "end too"])
+def test_who_was_handed_over_meanwhile_is_left_to_those_threads_that_go_on(others: str) -> None:
+    class Batcher:
+        def _next(self, *, flushed: bool) -> None:
+            if others == "go on":
+                hired.clear()
+            handed.append(self)
+
+    class Bell:
+        def acquire(self, _: bool, seconds: float) -> None: ...
+
+    handed: list[Any] = [Batcher()]
+    hired: dict[int, threading.Thread] = {}
+    flush_forever(Bell, handed, hired)
+    assert len(handed) == (others == "go on")
 
 
 def test_an_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
@@ -1865,6 +2176,25 @@ def test_ctrl_c_in_submit_takes_the_item_out() -> None:
         assert (f.stats.pending, f.stats.cancelled) == (0, 1)
 
 
+def test_ctrl_c_as_an_item_is_taken_out_is_heard_and_the_others_are_looked_after() -> None:
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        batcher = f._self_batcher
+        look = batcher._look_after_leaving_locked
+        looks: list[str] = []
+
+        def interrupted_once() -> None:
+            looks.append("")
+            if len(looks) == 1:
+                raise KeyboardInterrupt
+            look()
+
+        future = f.submit(1)
+        batcher._look_after_leaving_locked = interrupted_once  # type: ignore[method-assign]
+        with pytest.raises(KeyboardInterrupt):
+            future.cancel()
+        assert len(looks) == 2
+
+
 @pytest.mark.thread_unsafe(reason="changes the module")
 def test_ctrl_c_in_a_call_from_inside_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
     class Interrupted:
@@ -1919,6 +2249,54 @@ def test_a_finalizer_inside_the_lock_may_call(how: str) -> None:
     f.close()
     assert first.result() == 1
     assert [future.result() for future in futures] == [2] * len(futures)
+
+
+def test_a_finalizer_inside_the_lock_starts_no_thread() -> None:
+    function = Gated()
+    with batched(batch_size=1, concurrency=2)(function) as f:
+        futures = [f.submit(0)]
+        function.entered.acquire()
+        with threads_module._lock:
+            futures.append(f.submit(1))
+            assert len(f._self_batcher._threads) == 1
+        f.flush()  # whoever comes next does
+        function.entered.acquire()
+        function.open()
+        assert [future.result() for future in futures] == [0, 1]
+
+
+class Key:
+    """One of a group, that can be watched."""
+
+
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+@pytest.mark.parametrize("where", ["anywhere", "inside the lock"])
+def test_a_key_goes_when_all_of_its_group_are_cancelled(where: str) -> None:
+    def cancel_both() -> None:
+        key = Key()
+        keys.append(weakref.ref(key))
+        with threads_module._lock if where == "inside the lock" else contextlib.nullcontext():
+            for future in [f.submit(key), f.submit(key)]:
+                assert future.cancel()
+
+    function = Gated()
+    keys: list[weakref.ref[Key]] = []
+    gc.collect()
+    gc.disable()  # by counting alone
+    try:
+        with batched(batch_size=2, timeout=None, group_by=lambda item: item)(function) as f:
+            if where == "anywhere":
+                futures = [f.submit(0), f.submit(0)]
+                function.entered.acquire()
+                cancel_both()
+                assert keys[0]() is None
+                function.open()
+                assert [future.result() for future in futures] == [0, 0]
+            else:  # there a destructor that is the user's must not run: the flush thread, which was rung for, does it
+                cancel_both()
+                until(lambda: keys[0]() is None)
+    finally:
+        gc.enable()
 
 
 def test_a_finalizer_inside_the_lock_may_call_a_function_that_leaves_the_process() -> None:
@@ -1989,6 +2367,15 @@ def test_the_very_first_call_warns_as_well() -> None:
         asyncio.run(main())
     """)
     assert done.stdout.split() == ["warned"]
+
+
+def test_where_nobody_has_imported_asyncio_calls_are_answered() -> None:
+    run_script("""if True:
+        import sys
+        from batchify import batched
+        sys.modules.pop("asyncio", None)
+        assert [f(1) for f in [batched(batch_size=1)(lambda items: items)] * 2] == [1, 1]
+    """)
 
 
 def test_no_warning_elsewhere() -> None:
