@@ -325,16 +325,10 @@ class Batch:
             else:
                 self._conclude([error] * len(calls))
 
-    def _claim(self) -> Sequence[Call] | None:
-        """Return the calls that have no answer yet; None if a future called back twice, and this is the slower one."""
-        try:
-            return self._unanswered.pop()
-        except IndexError:
-            return None
-
     def _halve(self, error: BaseException) -> None:
-        calls = self._claim()
-        if calls is None:
+        try:
+            calls = self._unanswered.pop()
+        except IndexError:  # as in _conclude()
             return
         try:
             both = list(calls)  # of a deque there are no slices
@@ -353,8 +347,9 @@ class Batch:
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
         failed, stored = 0, False
-        calls = self._claim()
-        if calls is None:
+        try:
+            calls = self._unanswered.pop()
+        except IndexError:  # a future called back twice, and the other one was faster
             return
         try:
             if self._twins:
