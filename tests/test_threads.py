@@ -434,7 +434,7 @@ def test_a_huge_timeout_is_no_overflow() -> None:
 @pytest.mark.thread_unsafe(reason="traces threads")
 def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> None:
     """At any one line it passes, also between its last look at the buffer and its sleep: a condition misses that."""
-    for number in range(1, 61):
+    for number in range(1, 101):
         passed = 0
         late: list[Future[Any]] = []
 
