@@ -431,33 +431,71 @@ def test_a_huge_timeout_is_no_overflow() -> None:
         assert f.submit(2).result() == 2
 
 
+def at_line_of_the_flush_thread(f: Any, number: int, intrude: Callable[[], object]) -> Callable[[], bool]:
+    """Start its thread, and let it do something at that one line, as a finalizer would.
+
+    Returns what says whether it has done so, or sleeps until it is woken.
+    """
+    passed = 0
+
+    def trace(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal passed
+        if frame.f_code.co_filename != threads_module.__file__:
+            return None
+        if event == "line" and frame.f_code.co_name in ("_next", "_flush_forever"):
+            passed += 1  # first, since another thread may be started, which is traced as well
+            if passed == number:
+                intrude()
+        return trace
+
+    threading.settrace(trace)
+    try:
+        f._self_batcher._start_thread()
+    finally:
+        threading.settrace(None)
+    return lambda: passed >= number or f._self_batcher._wakes_at == float("inf")
+
+
 @pytest.mark.thread_unsafe(reason="traces threads")
 def test_an_item_added_by_a_finalizer_of_the_flush_thread_is_not_forgotten() -> None:
     """At any one line it passes, also between its last look at the buffer and its sleep: a condition misses that."""
     for number in range(1, 101):
-        passed = 0
         late: list[Future[Any]] = []
 
-        def trace(frame: FrameType, event: str, _: object) -> Any:
-            nonlocal passed
-            if frame.f_code.co_filename != threads_module.__file__:
-                return None
-            if event == "line" and frame.f_code.co_name in ("_next", "_flush_forever"):
-                passed += 1  # first, since submit() may start another thread, which is traced as well
-                if passed == number:  # noqa: B023 - run at once
-                    with contextlib.suppress(ClosedError):  # it never came so far before the end
-                        late.append(f.submit("late"))  # noqa: B023
-            return trace
+        def submit() -> None:
+            with contextlib.suppress(ClosedError):  # it never came so far before the end
+                late.append(f.submit("late"))  # noqa: B023 - run at once
 
         with batched(batch_size=2, timeout=0.0)(lambda items: items) as f:
-            threading.settrace(trace)
-            try:
-                f._self_batcher._start_thread()
-            finally:
-                threading.settrace(None)
+            is_through = at_line_of_the_flush_thread(f, number, submit)
             assert f(0) == 0
-            until(lambda: passed >= number or f._self_batcher._wakes_at == float("inf"))  # noqa: B023
+            until(is_through)
             assert [future.result() for future in late] == ["late"] * len(late)
+
+
+@pytest.mark.thread_unsafe(reason="traces threads")
+def test_the_halves_of_a_batch_that_fails_as_a_finalizer_of_the_flush_thread_closes_are_run() -> None:
+    for number in range(1, 101):
+        engine: Future[Any] = Future()
+        once = [True]
+
+        def fail_and_close() -> None:
+            with contextlib.suppress(IndexError):
+                once.pop()  # noqa: B023 - run at once
+                engine.set_exception(ValueError())  # noqa: B023
+                f.close()  # noqa: B023
+
+        f = batched(batch_size=2, timeout=None, isolate=True, concurrency=2)(
+            lambda items: engine if len(items) == 2 else items  # noqa: B023
+        )
+        is_through = at_line_of_the_flush_thread(f, number, fail_and_close)
+        futures: list[Future[Any]] = []
+        with contextlib.suppress(ClosedError):  # by then
+            futures += [f.submit(0)]
+            futures += [f.submit(1)]
+        until(is_through)
+        fail_and_close()
+        assert [future.result() for future in futures] == [0, 1][: len(futures)]
 
 
 def test_every_shared_field_is_changed_under_its_lock(monkeypatch: pytest.MonkeyPatch) -> None:
