@@ -384,7 +384,7 @@ PLANTED = [
         "a group that was full is taken for full",
         Buffer,
         "_oldest_full",
-        [("group.listed = False  # first", "pass  # first")],
+        [(" and oldest.arrival <= arrival and self._is_full(group)", "")],
         scenarios.two_groups_and_leaving,
     ),
 ]
