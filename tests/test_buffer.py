@@ -5,7 +5,6 @@ import math
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -313,24 +312,27 @@ def test_what_is_put_back_leaves_no_room() -> None:
     assert (calls[:2], len(calls), reason) == (entries, 4, "full")
 
 
+def ctrl_c() -> None:
+    raise KeyboardInterrupt
+
+
+def remove_and_let_nobody_in(buffer: Buffer[Entry], entry: Entry, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take an entry out, with Ctrl-C just before those enter who wait for its room."""
+    with monkeypatch.context() as patch:
+        patch.setattr(buffer, "_fill", ctrl_c)
+        with pytest.raises(KeyboardInterrupt):
+            buffer.remove(entry)
+
+
 def test_nobody_passes_those_who_wait_for_room_that_ctrl_c_kept_from_entering(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer, entries = filled(0.0, 0.0, 1.0, max_pending=2)
 
-    def ctrl_c() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(buffer, "_fill", ctrl_c)
-        buffer.remove(entries[0])
+    remove_and_let_nobody_in(buffer, entries[0], monkeypatch)
     late = [Entry(8), Entry(9)]
     assert buffer.add(late[0], 2.0) == math.inf  # there is room for one, who came before
     assert buffer.blocked_calls() == [late[0]]
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(buffer, "_fill", ctrl_c)
-        buffer.remove(entries[1])
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(buffer, "_fill", ctrl_c)
-        buffer.remove(entries[2])
+    remove_and_let_nobody_in(buffer, entries[1], monkeypatch)
+    remove_and_let_nobody_in(buffer, entries[2], monkeypatch)
     assert buffer.add(late[1], 3.0) == -math.inf  # it may be due, by now or with the one that entered before it
     assert buffer.take(3.0) == (late, "full")
 
@@ -339,12 +341,7 @@ def test_nobody_passes_those_who_wait_for_room_that_ctrl_c_kept_from_entering(mo
 def test_who_looks_lets_in_those_whom_ctrl_c_kept_from_entering(monkeypatch: pytest.MonkeyPatch, looks: str) -> None:
     buffer, entries = filled(0.0, 1.0, max_pending=1)
 
-    def ctrl_c() -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
-        patch.setattr(buffer, "_fill", ctrl_c)
-        buffer.remove(entries[0])
+    remove_and_let_nobody_in(buffer, entries[0], monkeypatch)
     if looks == "due_at":
         assert buffer.due_at == -math.inf
     else:
@@ -559,9 +556,6 @@ def test_ctrl_c_in_the_midst_of_a_take_puts_all_back_in_order(taken: int) -> Non
 @pytest.mark.parametrize("step", ["remove", "take"])
 @pytest.mark.parametrize("max_weight", [None, 2.0, 9.0])
 def test_ctrl_c_at_any_line_while_room_is_made_lets_nobody_in_twice(step: str, max_weight: float | None) -> None:
-    def ctrl_c() -> None:
-        raise KeyboardInterrupt
-
     lines, number = 1, -1
     while lines > number:
         number += 1

@@ -1673,6 +1673,16 @@ def test_ctrl_c_as_a_batch_ends_leaves_nothing_of_it(
     caplog.clear()  # asyncio tells of any task that Ctrl-C ended
 
 
+def ctrl_c_once(monkeypatch: pytest.MonkeyPatch, kind: type, method: str) -> None:
+    """Let Ctrl-C come in place of the next call of this method."""
+
+    def interrupted(*_: object) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kind, method, interrupted)
+
+
 TAKING = [(Buffer, "take"), (LoopBatch, "__init__"), (Tally, "begin")]
 
 
@@ -1681,20 +1691,16 @@ TAKING = [(Buffer, "take"), (LoopBatch, "__init__"), (Tally, "begin")]
 def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
     kind: type, method: str, reason: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     async def function(items: list[int]) -> list[int]:
         calls.append(items)
         if reason == "timeout" and len(calls) == 1:
-            monkeypatch.setattr(kind, method, interrupted)
+            ctrl_c_once(monkeypatch, kind, method)
         return [-item for item in items]
 
     calls: list[list[int]] = []
     f = batched(batch_size=2)(function)
     if reason == "full":
-        monkeypatch.setattr(kind, method, interrupted)
+        ctrl_c_once(monkeypatch, kind, method)
     loop = HandLoop()
     callers = [loop.create_task(f(item)) for item in range(3)]
     with pytest.raises(KeyboardInterrupt):
@@ -1712,14 +1718,10 @@ def test_ctrl_c_as_a_batch_is_taken_is_not_lost(
 def test_ctrl_c_as_a_part_is_taken_leaves_it_before_all_that_waits(
     kind: type, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     async def function(items: list[int]) -> list[int]:
         calls.append(items)
         if len(calls) == 1:
-            monkeypatch.setattr(kind, method, interrupted)
+            ctrl_c_once(monkeypatch, kind, method)
             raise ValueError
         return [-item for item in items]
 
@@ -1742,13 +1744,9 @@ def test_ctrl_c_as_a_part_is_taken_leaves_it_before_all_that_waits(
 def test_ctrl_c_when_a_batch_has_been_taken_is_not_lost_and_counts_nothing_twice(
     kind: type, method: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     f = batched(batch_size=1, concurrency=2)(negate)
     loop = HandLoop()
-    monkeypatch.setattr(kind, method, interrupted)
+    ctrl_c_once(monkeypatch, kind, method)
     callers = [loop.create_task(f(item)) for item in range(2)]
     with pytest.raises(KeyboardInterrupt):
         loop.run_until_complete(callers[1])

@@ -1601,6 +1601,16 @@ def test_one_of_the_threads_that_sleep_wakes_by_itself(threads: Threads) -> None
     assert sorted(sleep.values())[1:] == [math.inf, math.inf]
 
 
+def one_at_an_engine_and_one_done(threads: Threads, f: Any) -> list[Future[Any]]:
+    """Submit 0, for which the function returns a future, and then 1, for which it does not, until a thread sleeps."""
+    batcher = f._self_batcher
+    handles = [f.submit(0)]
+    threads.until(lambda: not batcher._blocks)
+    handles.append(f.submit(1))
+    threads.until(lambda: batcher._blocks and bool(batcher._asleep))
+    return handles
+
+
 def test_a_future_that_is_done_makes_room_for_a_batch_beside_one_that_blocks(threads: Threads) -> None:
     engine: Future[list[int]] = Future()
     gate = threading.Event()
@@ -1613,11 +1623,7 @@ def test_a_future_that_is_done_makes_room_for_a_batch_beside_one_that_blocks(thr
         return xs
 
     f = threads(function, batch_size=1, concurrency=2)
-    batcher = f._self_batcher
-    handles = [f.submit(0)]
-    threads.until(lambda: not batcher._blocks)
-    handles.append(f.submit(1))
-    threads.until(lambda: batcher._blocks and bool(batcher._asleep))
+    handles = one_at_an_engine_and_one_done(threads, f)
     handles += threads.submits(f, [2, 3])
     threads.until_runs(3)
     engine.set_result([0])
@@ -1636,11 +1642,7 @@ def test_a_future_that_is_done_hires_nobody_where_nothing_waits(threads: Threads
         return engine if xs == [0] else xs
 
     f = threads(function, batch_size=1, concurrency=3)
-    batcher = f._self_batcher
-    handles = [f.submit(0)]
-    threads.until(lambda: not batcher._blocks)
-    handles.append(f.submit(1))
-    threads.until(lambda: batcher._blocks and bool(batcher._asleep))
+    handles = one_at_an_engine_and_one_done(threads, f)
     handles.append(f.submit(2))
     threads.until_runs(3)
     engine.set_result([0])
