@@ -65,6 +65,7 @@ class Buffer(Generic[C]):
     #   2. A call waits if it is in _waiting. Then it is in its group too; what is only in a group is passed over.
     #   3. If there are groups, each that is full is in _full, under an arrival that is not later than that of its
     #      oldest call. What else is in there, or under an earlier arrival, is mended when it comes first.
+    #      Or else one of its calls is in _line too, as Ctrl-C came while it entered: then it enters again.
     #   4. closed goes from False to True once and never back; then _flushed_at is inf.
     #   5. What arrived until _flushed_at is due.
     #   6. A call that found no room is in _line, in order of arrival. Nobody passes it.
