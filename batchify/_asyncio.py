@@ -1,7 +1,7 @@
 """How do coroutines wait?
 
-Two ways in: `awaits_thread()` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function.
-Imported with the first use of either.
+Two ways in: `AioCall` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function; `awaits()` is
+what the caller awaits of either. Imported with the first use.
 
 A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called on:
   - it begins with the loop's first item, and goes with the loop;
@@ -51,16 +51,12 @@ _inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=N
 
 
 class LoopCall(Call):
-    """A call whose caller is a coroutine that awaits `answered`."""
+    """A call whose caller is a coroutine that awaits `answered`. Its home is its loop."""
 
-    __slots__ = ("answered",)
+    __slots__ = ("answered", "home")
 
-    home: Any = "coroutines"
-
-    def __init__(self, item: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self.item = item
-        # Only says when. The answer stays in the call, so that nobody misses an exception that nobody waits for.
-        self.answered: asyncio.Future[None] = asyncio.Future(loop=loop)
+    # Only says when. The answer stays in the call, so that nobody misses an exception that nobody waits for.
+    answered: asyncio.Future[None]
 
     @staticmethod
     def deliver_all(calls: Sequence["LoopCall"]) -> None:
@@ -70,9 +66,9 @@ class LoopCall(Call):
 
 
 class AioCall(LoopCall):
-    """The same, answered by a thread. Its home is its loop."""
+    """The same, answered by a thread."""
 
-    __slots__ = ("home",)
+    __slots__ = ()
 
     @staticmethod
     def deliver_all(calls: Sequence[LoopCall]) -> None:
@@ -93,30 +89,30 @@ def insist(loop: asyncio.AbstractEventLoop, action: Callable[..., object], *args
         raise
 
 
-class PutsCalls(Protocol):
-    """A batcher that does not run on an event loop."""
+class TakesCalls(Protocol):
+    """A batcher."""
 
     def put(self, call: Any, constants: Mapping[str, Any], /) -> None: ...
     def withdraw(self, call: Any, /) -> object: ...
 
 
-# Both kinds of functions have one that awaits the result of an item. It is made once per batcher. Its first argument is
-# the batcher, and the owner whose method must answer, so that a coroutine keeps both alive and the function neither.
+def awaits(name: str, takes: Takes, kind: type[LoopCall]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine function that passes an item to a batcher, and awaits its result.
 
+    Its first argument is the batcher, and the owner whose method must answer: so a coroutine keeps both alive, and the
+    function, made once per batcher, neither.
+    """
+    plain, bind, running_loop, future = takes.plain, takes.bind, asyncio.get_running_loop, asyncio.Future
 
-def awaits_thread(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function for a batcher that runs its function in a thread; from any event loop."""
-    plain, bind = takes.plain, takes.bind
-
-    async def aio(of: tuple[PutsCalls, object], /, *args: Any, **kwargs: Any) -> Any:
+    async def aio(of: tuple[TakesCalls, object], /, *args: Any, **kwargs: Any) -> Any:
         batcher, constants = of[0], NO_CONSTANTS
         if plain and len(args) == 1 and not kwargs:
             (item,) = args
         else:
             item, constants = bind(*args, **kwargs)
-        loop = asyncio.get_running_loop()
-        call = AioCall(item, loop)
-        call.home = loop
+        call = kind()
+        call.item, call.home = item, running_loop()
+        call.answered = future(loop=call.home)
         try:
             batcher.put(call, constants)
             await call.answered
@@ -127,32 +123,6 @@ def awaits_thread(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, 
 
     aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
     return aio
-
-
-def awaits_loop(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function for a batcher that runs its function in the running loop."""
-    plain, bind = takes.plain, takes.bind
-
-    async def call(of: tuple[LoopBatcher, object], /, *args: Any, **kwargs: Any) -> Any:
-        batcher, constants = of[0], NO_CONSTANTS
-        if plain and len(args) == 1 and not kwargs:
-            (item,) = args
-        else:
-            item, constants = bind(*args, **kwargs)
-        loop, flusher = batcher.here()
-        call = LoopCall(item, loop)
-        try:
-            if batcher.asks:
-                flusher.ask(call, constants)
-            flusher.put(call, loop, refuses=batcher.refuses)
-            await call.answered
-        except BaseException:  # cancelled, or closed
-            flusher.withdraw(call)
-            raise
-        return call.value if call.error is None else call.outcome()
-
-    call.__name__ = call.__qualname__ = name
-    return call
 
 
 class ItemFuture(asyncio.Future[Any]):
@@ -229,8 +199,10 @@ class LoopBatch(Batch):
             if self.tell is not None:
                 self.report(now, len(flusher.buffer), flusher.tally.in_flight)
             flusher.finished(self)  # first: if the next batch is full, it need not wait until these have gone on
-        with suppress(RuntimeError):  # the loop is closed, and the garbage collector ended this batch: nobody hears
+        try:  # noqa: SIM105 - suppress() takes three calls
             self.deliver(calls)
+        except RuntimeError:  # the loop is closed, and the garbage collector ended this batch: nobody hears
+            pass
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         self._flusher.again(self, parts)
@@ -270,7 +242,7 @@ class LoopFlusher:
     """
 
     # True at every line, also for a finalizer that calls in:
-    #   1. A flush will begin at _looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
+    #   1. A flush will begin at looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
     #      or when a batch in flight has ended. So an item that is not due before then has nothing to do.
     #   2. A flush may begin more often than that: it goes by what it finds.
     #   3. batches holds those that run; _tasks the tasks, since asyncio holds them weakly.
@@ -286,7 +258,7 @@ class LoopFlusher:
         self._parts: deque[Sequence[Any]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight: set[LoopBatch] = set()  # those of batches that are not nested
-        self._looks_at = inf
+        self.looks_at = inf
         self._timer: asyncio.TimerHandle | None = None
 
     # What callers do
@@ -295,16 +267,6 @@ class LoopFlusher:
         """Find out what options want to know of a call, before it is put."""
         batcher = self.batcher
         call.group = self.buffer.group_of(batcher.options.ask(batcher.name, call, batcher.takes), constants)
-
-    def put(self, call: Any, loop: asyncio.AbstractEventLoop, *, refuses: bool = False) -> None:
-        """Let a call wait. `refuses`: only if there is room."""
-        if self.buffer.closed or refuses or _inside.get() is not None:
-            self.put_all((call,), loop, refuses=refuses)
-            return
-        # put_all() for one call, written out, since everybody pays for each step here.
-        due_at = self.buffer.add(call, loop.time())
-        if due_at < self._looks_at:
-            self._look_at(due_at, loop)
 
     def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop, *, refuses: bool = False) -> None:
         """Let calls wait; or if they come from inside the function and would wait for themselves, run them at once."""
@@ -327,8 +289,8 @@ class LoopFlusher:
             if refuses and not self.buffer.has_room:
                 raise self.batcher.options.full_error(self.batcher.name)
             due_at = add(call, now)
-            if due_at < self._looks_at:
-                self._look_at(due_at, loop)
+            if due_at < self.looks_at:
+                self.look_at(due_at, loop)
 
     def withdraw(self, call: Any) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
@@ -346,7 +308,7 @@ class LoopFlusher:
         # rely on that; or in the place of one that left comes one that waited for room.
         self.look()
         if self._timer is not None and not len(self.buffer):
-            self._looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
+            self.looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
             self._stop_timer()
 
     def flush(self) -> None:
@@ -401,19 +363,19 @@ class LoopFlusher:
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         due_at = -inf if self._parts else self.buffer.due_at
-        if due_at < self._looks_at:
-            self._look_at(due_at, loop)
+        if due_at < self.looks_at:
+            self.look_at(due_at, loop)
 
-    def _look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
+    def look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
-        self._looks_at = inf  # until there is one: if this is interrupted, whoever looks next sees to it
+        self.looks_at = inf  # until there is one: if this is interrupted, whoever looks next sees to it
         self._stop_timer()
         if due_at == -inf:
             self._start(self._flush(moment), loop)
         else:
             # In a context of its own: else it would keep that of the caller.
-            self._timer = loop.call_at(due_at, insist, loop, self._look_at, -inf, loop, due_at, context=Context())
-        self._looks_at = due_at
+            self._timer = loop.call_at(due_at, insist, loop, self.look_at, -inf, loop, due_at, context=Context())
+        self.looks_at = due_at
 
     def _stop_timer(self) -> None:
         timer, self._timer = self._timer, None
@@ -443,7 +405,7 @@ class LoopFlusher:
                 # whom the loop had woken before.
                 batch = self._take(moment)
                 self.buffer.let_go()
-                if self._looks_at == inf:
+                if self.looks_at == inf:
                     self.look()
             if batch is not None:
                 _inside.set(batch)
@@ -453,7 +415,7 @@ class LoopFlusher:
             if batch is not None:
                 batch.fail(error)
                 self.finished(batch)
-            self._looks_at = inf
+            self.looks_at = inf
             self.look()
             raise
 
@@ -471,7 +433,7 @@ class LoopFlusher:
         if len(self._in_flight) >= options.concurrency:
             return None
         # From here on whoever adds sees to it that this is called again.
-        self._looks_at = inf
+        self.looks_at = inf
         now = max(self.now(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
         taken: tuple[Sequence[Any], Reason] | None = None
         batch: LoopBatch | None = None
@@ -488,10 +450,9 @@ class LoopFlusher:
                 batch = LoopBatch(self, calls, reason, now)
                 self._in_flight.add(batch)
                 if len(self._in_flight) >= options.concurrency:
-                    self._looks_at = -inf
+                    self.looks_at = -inf
                 arrivals = list(map(arrival_of, calls))
-                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
+                hint = self.tally.begin(reason, arrivals, now, options.timeout)  # last, since it is not undone
             if hint:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
             return batch
@@ -508,7 +469,7 @@ class LoopFlusher:
         """Make room for the next batch."""
         self.batches.discard(batch)
         if batch in self._in_flight:
-            self._looks_at = inf
+            self.looks_at = inf
             self._in_flight.discard(batch)
             self.look()
 
@@ -545,10 +506,10 @@ class LoopBatcher:
         self.options = options
         self.takes = takes
         self.asks = options.ask_items or takes.constants
-        self.refuses = options.on_full == "raise"
+        self._refuses = options.on_full == "raise"
         self._limited = options.max_pending is not None
         self.task_name = f"batchify task of {name}()"
-        self.aio = awaits_loop(name, takes)
+        self.aio = awaits(name, takes, LoopCall)
         self._closed = False
         self._start_clean()
         _live.add(self)
@@ -564,10 +525,13 @@ class LoopBatcher:
             loop = asyncio.get_running_loop()
         except RuntimeError:
             raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
+        return loop, self._of(loop)
+
+    def _of(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
         flusher = self._latest
         if flusher is None or flusher.loop() is not loop:
             flusher = self._latest = self._flushers.get(loop) or self._begin(loop)
-        return loop, flusher
+        return flusher
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
         with _lock:
@@ -611,6 +575,27 @@ class LoopBatcher:
 
     # What callers do
 
+    def put(self, call: LoopCall, constants: Mapping[str, Any]) -> None:
+        """Let a call wait in its event loop, which is the running one."""
+        loop, flusher = call.home, self._latest
+        if flusher is None or flusher.loop() is not loop:
+            flusher = self._of(loop)
+        if self.asks:
+            flusher.ask(call, constants)
+        if self._refuses or flusher.buffer.closed or _inside.get() is not None:
+            flusher.put_all((call,), loop, refuses=self._refuses)
+            return
+        # put_all() for one call, written out, since everybody pays for each step here.
+        due_at = flusher.buffer.add(call, loop.time())
+        if due_at < flusher.looks_at:
+            flusher.look_at(due_at, loop)
+
+    def withdraw(self, call: LoopCall) -> None:
+        """Take out a call whose caller left."""
+        flusher = self._flushers.get(call.home)
+        if flusher is not None:
+            flusher.withdraw(call)
+
     def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result."""
         loop, flusher = self.here()
@@ -621,7 +606,7 @@ class LoopBatcher:
         try:
             if self.asks:
                 flusher.ask(future, constants)
-            flusher.put(future, loop, refuses=self._limited)
+            flusher.put_all((future,), loop, refuses=self._limited)
         except BaseException:
             future.cancel()
             raise
@@ -690,7 +675,7 @@ class LoopBatcher:
                     if not more:
                         return  # this was cancelled, and the items took no notice
                     if not self.asks or is_sound(call, ask):
-                        flusher.put(call, loop)
+                        flusher.put_all((call,), loop)
                     calls.append(call)
                     if hasattr(call, "error"):
                         bell.ring()

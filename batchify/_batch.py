@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from itertools import islice
+from operator import attrgetter
 from types import CoroutineType, MappingProxyType
 from typing import Any, Protocol
 
@@ -23,6 +24,7 @@ from ._stats import Reason, report_to
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
 _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
+home_of = attrgetter("home")
 _NO_TWINS: "dict[Call, list[Call]]" = {}  # never changed
 NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -30,6 +32,7 @@ NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 class Call:
     """One item, and the place for its answer.
 
+    Whoever makes one sets `item`, and what `deliver_all()` needs: an __init__() would be one step more for each item.
     `value`, which is the result, and `error` are unset until there is an answer; then `error` is None or is raised.
     `deliver` tells the caller so, after the figures of `stats` are right. Calls of one batch that have the same `home`
     are delivered together.
@@ -43,12 +46,10 @@ class Call:
     group: Any
     weight: float
     context: Context
+    item: Any
+    deliver: Callable[[], object]
     value: Any
     error: Exception | None
-
-    def __init__(self, item: Any, deliver: Callable[[], object]) -> None:
-        self.item = item
-        self.deliver = deliver
 
     @staticmethod
     def deliver_all(calls: Sequence[Any]) -> None:
@@ -212,7 +213,7 @@ class Batch:
 
     def deliver(self, calls: Sequence[Any]) -> None:
         """Tell the callers that there is an answer."""
-        if len({call.home for call in calls}) == 1:
+        if len(set(map(home_of, calls))) == 1:
             calls[0].deliver_all(calls)
             return
         homes: dict[Any, list[Any]] = {}

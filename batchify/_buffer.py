@@ -195,7 +195,8 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        self._fill()  # whoever made room may have been interrupted before
+        if self._line:
+            self._fill()  # whoever made room may have been interrupted before
         oldest, full = _first(self._waiting), self._oldest_full()
         if oldest is None:
             return math.inf
@@ -215,9 +216,11 @@ class Buffer(Generic[C]):
         try:
             if self._simple:
                 # Until it is empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
-                with suppress(KeyError):
+                try:  # suppress() takes three calls
                     for _ in range(self._options.batch_size):
                         calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
+                except KeyError:
+                    pass
             else:
                 self._pick(group, calls)
                 group.weight = math.nan
@@ -263,7 +266,8 @@ class Buffer(Generic[C]):
 
     def _next(self, now: float) -> tuple[Group | None, Reason]:
         """Return the group of the batch to be taken, if any is due, and why."""
-        self._fill()
+        if self._line:
+            self._fill()
         oldest = _first(self._waiting)
         if oldest is None:
             return None, "full"

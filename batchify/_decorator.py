@@ -92,6 +92,8 @@ class _Decorated(_Wrapper):
             super().__init__(function, _not_called)
 
     if not TYPE_CHECKING:
+        # Finds what wrapt's would find, in a third of the time: that one Python calls as any method, this one directly.
+        __getattribute__ = object.__getattribute__
 
         @property
         def __class__(self) -> type:
@@ -292,9 +294,9 @@ class BatchedFunction(_Batched[T, R, P]):
         if self._self_aio is None:
             batcher = self._self_batcher
             if batcher.aio is None:
-                from ._asyncio import awaits_thread  # asyncio is imported when it is needed
+                from ._asyncio import AioCall, awaits  # asyncio is imported when it is needed
 
-                batcher.aio = awaits_thread(f"{batcher.name}.aio", batcher.takes)
+                batcher.aio = awaits(f"{batcher.name}.aio", batcher.takes, AioCall)
             self._self_aio = MethodType(batcher.aio, (batcher, self._self_bound_to))
         aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
         return aio

@@ -128,34 +128,33 @@ class Tally:
         self.in_flight = 0
         self.waited = 0.0
         self.longest_wait = 0.0
-        self._batches: Counter[tuple[Reason, int]] = Counter()
+        self._batches: dict[tuple[Reason, int], int] = {}
         self._ended_at = -inf
         self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
         self._last_size = 0
         self._said = False
 
-    def begin(self, reason: Reason, arrivals: Sequence[float], now: float) -> None:
-        """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first."""
+    def begin(self, reason: Reason, arrivals: Sequence[float], now: float, timeout: float | None = None) -> bool:
+        """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first.
+
+        Returns whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
+        """
         size = len(arrivals)
-        self._batches[reason, size] += 1
+        self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
         self.in_flight += 1
         if reason != "isolate":  # else they were counted when the batch was taken that failed
             self.running += size
             self.waited += size * now - sum(arrivals)
-            self.longest_wait = max(self.longest_wait, now - arrivals[0])
-
-    def too_few_callers(self, reason: Reason, arrivals: Sequence[float], timeout: float | None) -> bool:
-        """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
-
-        So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
-        their answers.
-        """
+            if now - arrivals[0] > self.longest_wait:
+                self.longest_wait = now - arrivals[0]
         if not timeout or reason != "timeout":
             self._alike = 0
             return False
+        # It shows if every batch waits out its timeout for the same few items, which come as soon as those before have
+        # their answers.
         soon = arrivals[0] - self._ended_at <= timeout
-        self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
-        self._last_size = len(arrivals)
+        self._alike = self._alike + 1 if soon and size == self._last_size else 0
+        self._last_size = size
         shows = self._alike >= _ALIKE and not self._said
         self._said |= shows
         return shows

@@ -19,7 +19,7 @@ from _thread import LockType, allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import Context
 from functools import partial
 from math import inf
@@ -193,10 +193,8 @@ class ThreadBatch(Batch):
                     batcher._wake_locked()
                 batcher._blocks = not self._expects
                 batcher._unfinished.discard(id(self))
-            batcher._after_the_lock()
-        self._let_go()
-
-    def _let_go(self) -> None:
+            if not looks:
+                batcher._after_the_lock()
         # An error that the function raised knows this by the frames that called the function; who keeps the error must
         # not keep the batcher.
         self._batcher = _nobody
@@ -248,7 +246,7 @@ class NestedBatch(ThreadBatch):
 
     def finish(self) -> None:
         """It took no room."""
-        self._let_go()
+        self._batcher = _nobody
 
 
 class ThreadBatcher:
@@ -331,7 +329,8 @@ class ThreadBatcher:
             self._warn_on_event_loop()
         lock = allocate_lock()
         lock.acquire()
-        call = Call(item, lock.release)
+        call = Call()
+        call.item, call.deliver = item, lock.release
         try:
             if self.asks:
                 self._ask(call, constants)
@@ -723,7 +722,7 @@ class ThreadBatcher:
                 self._has_no_room = running + 1 >= self.options.concurrency
                 if not self._has_no_room and self._blocks:
                     # Another batch may run beside this one: somebody else must look after what waits, and what comes.
-                    self._wakes_at = min(self._asleep.values(), default=inf)
+                    self._wakes_at = self._others_wake_at()
                     self._wake_if_due_locked()
                 return batch
             # Asked again: a finalizer may have submitted and closed since it was asked whether anything waits.
@@ -734,7 +733,7 @@ class ThreadBatcher:
                 # Once after each batch it sleeps for as long as an item may wait. An item that comes meanwhile is due
                 # later than that, so need not wake it to be timed: one wake-up per batch instead of two.
                 wakes_at = now + self.options.timeout
-            others = min(self._asleep.values(), default=inf)
+            others = self._others_wake_at()
             if self._asleep and not self._blocks:
                 self._threads.pop(ident)  # one thread is enough for a function that returns futures
                 self._wakes_at = others
@@ -744,6 +743,9 @@ class ThreadBatcher:
             self._wakes_at = min(wakes_at, others)
             self._asleep[ident] = wakes_at
             return max(0.0, wakes_at - now)
+
+    def _others_wake_at(self) -> float:
+        return min(self._asleep.values()) if self._asleep else inf
 
     def _before_a_batch(self) -> None:
         self._after_the_lock()
@@ -771,8 +773,7 @@ class ThreadBatcher:
                 self._parts.appendleft(calls)
             raise
         arrivals = list(map(arrival_of, calls))
-        self._tally.begin(reason, arrivals, now)
-        if self._tally.too_few_callers(reason, arrivals, self.options.timeout):
+        if self._tally.begin(reason, arrivals, now, self.options.timeout):
             self._hint = len(calls)
         self._unfinished.add(id(batch))
         return batch
@@ -923,12 +924,16 @@ def _blocking_call(item: Any) -> tuple[Call, LockType]:
     """Make a call, and the lock that its caller sleeps on."""
     lock = allocate_lock()
     lock.acquire()
-    return Call(item, lock.release), lock
+    call = Call()
+    call.item, call.deliver = item, lock.release
+    return call, lock
 
 
 def _ring(bell: LockType) -> None:
-    with suppress(RuntimeError):  # it is rung already
+    try:  # noqa: SIM105 - suppress() takes three calls
         bell.release()
+    except RuntimeError:  # it is rung already
+        pass
 
 
 def _forget_parent() -> None:

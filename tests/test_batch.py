@@ -16,6 +16,8 @@ from batchify._batch import Batch, Call, advise, complain, refuse
 from batchify._errors import ClosedError
 from batchify._options import Options
 
+from .tools import call_with
+
 
 class Direct(Batch):
     """Writes down what it is told to do. `interrupted` names the step in which Ctrl-C comes, once."""
@@ -26,7 +28,7 @@ class Direct(Batch):
     def __init__(self, *items: Any, interrupted: str = "", **options: Any) -> None:
         self.options = Options(9, None, **options)
         self.told: list[int] = []  # the items of callers that were told, once for each time
-        self.calls = [Call(item, partial(self.told.append, item)) for item in items]
+        self.calls = [call_with(item, partial(self.told.append, item)) for item in items]
         self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
         self.parts: list[Sequence[Any]] = []
         self.finished = 0
@@ -182,7 +184,7 @@ def test_a_batch_forgets_its_error(isolate: bool) -> None:
 def test_a_call_may_be_refused_twice() -> None:
     lock = Lock()
     lock.acquire()
-    call = Call(1, lock.release)
+    call = call_with(1, lock.release)
     for _ in range(2):  # as by two threads that close at once
         refuse(call, ClosedError("closed"))
     assert lock.acquire(blocking=False)

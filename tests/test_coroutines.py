@@ -1789,7 +1789,7 @@ def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) ->
         assert (f.stats.pending, f.stats.cancelled) == (0, 1)
 
     f = batched(batch_size=2, timeout=1.0)(negate)
-    monkeypatch.setattr(LoopFlusher, "_look_at", interrupted)
+    monkeypatch.setattr(LoopFlusher, "look_at", interrupted)
     run(main())
 
 

@@ -21,11 +21,10 @@ import pytest
 
 from batchify import BatchError, ClosedError
 from batchify import _threads as threads_module
-from batchify._batch import Call
 from batchify._buffer import Buffer
 from batchify._stats import Tally
 
-from .tools import Gated, batched, flush_thread, in_threads, run_script, until
+from .tools import Gated, batched, call_with, flush_thread, in_threads, run_script, until
 
 
 def flush_threads(name: str) -> list[threading.Thread]:
@@ -2244,7 +2243,7 @@ def test_ctrl_c_in_a_call_from_inside_takes_the_item_out(monkeypatch: pytest.Mon
             inner(1)
         return items
 
-    monkeypatch.setattr(threads_module, "_blocking_call", lambda item: (Call(item, int), Interrupted()))
+    monkeypatch.setattr(threads_module, "_blocking_call", lambda item: (call_with(item, int), Interrupted()))
     inner = batched(batch_size=2, timeout=None)(lambda items: items)
     with batched(batch_size=1)(function) as f:
         assert f(0) == 0

@@ -8,9 +8,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import batchify
+from batchify._batch import Call
 
 # Without types, since the functions of the tests take and return whatever they like.
 batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
+
+
+def call_with(item: Any, deliver: Callable[[], object]) -> Call:
+    """Return a call of an item, to be told by `deliver`."""
+    call = Call()
+    call.item, call.deliver = item, deliver
+    return call
 
 
 def until(condition: Callable[[], bool]) -> None:

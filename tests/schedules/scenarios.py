@@ -11,9 +11,8 @@ from typing import Any
 import interleave_test as tool
 
 from batchify import BatchedFunction, BatchReport, BufferFullError, ClosedError
-from batchify._batch import Call
 
-from ..tools import batched
+from ..tools import batched, call_with
 from .controlled import Thread, pass_time, switch
 
 
@@ -757,7 +756,7 @@ def leaving_the_line() -> None:
     """One leaves while it waits, or while it waits for room: others come in."""
     f = Watched(1, max_pending=1)
     answered: list[None] = []
-    call = Call(1, lambda: answered.append(None))
+    call = call_with(1, lambda: answered.append(None))
     withdrawn: list[bool] = []
 
     def leave() -> None:
@@ -784,7 +783,7 @@ def leaving_before_there_is_room() -> None:
     first = f.submit(1)
     inside.acquire()
     second = f.submit(2)
-    batcher, call = f.f._self_batcher, Call(3, lambda: None)
+    batcher, call = f.f._self_batcher, call_with(3, lambda: None)
 
     def leave() -> None:
         batcher.put(call)
