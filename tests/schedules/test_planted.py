@@ -237,7 +237,7 @@ PLANTED = [
         "_next",
         [
             (
-                "                self._wakes_at = min(self._asleep.values(), default=inf)\n"
+                "                self._wakes_at = self._others_wake_at()\n"
                 "                self._wake_if_due_locked()\n",
                 "                pass\n",
             )
@@ -248,14 +248,14 @@ PLANTED = [
         "who takes a batch does not look whether more is due",
         ThreadBatcher,
         "_next",
-        [("default=inf)\n                self._wake_if_due_locked()\n", "default=inf)\n")],
+        [("_others_wake_at()\n                self._wake_if_due_locked()\n", "_others_wake_at()\n")],
         scenarios.two_in_one_step,
     ),
     Planted(
         "what comes while one thread runs is timed by nobody",
         ThreadBatcher,
         "_next",
-        [("self._wakes_at = min(self._asleep.values(), default=inf)", "self._wakes_at = -inf")],
+        [("self._wakes_at = self._others_wake_at()", "self._wakes_at = -inf")],
         scenarios.timing_while_one_runs,
     ),
     Planted(
