@@ -122,11 +122,17 @@ def test_a_full_batch_does_not_wait() -> None:
     assert (f.stats.sizes, f.stats.reasons) == ({4: 2}, {"full": 2})
 
 
-def test_the_oldest_item_never_waits_past_its_deadline() -> None:
+@pytest.mark.parametrize("submitted", [False, True], ids=["called", "submitted"])
+def test_the_oldest_item_never_waits_past_its_deadline(submitted: bool) -> None:
+    async def passed(item: int) -> Any:
+        future: Any = f.submit(item) if submitted else asyncio.ensure_future(f(item))
+        await settle()
+        return future
+
     async def main() -> None:
-        first = f.submit(1)
+        first = await passed(1)
         await move(0.75)
-        second = f.submit(2)
+        second = await passed(2)
         await move(0.125)
         assert gated.batches == []
         await move(0.125)

@@ -34,6 +34,13 @@ def test_every_figure_is_right() -> None:
     assert stats.mean_wait == 31.0 / 10
 
 
+def test_the_longest_wait_is_that_of_the_first_of_a_batch() -> None:
+    tally = Tally()
+    tally.begin("full", [0.0, 2.0], 3.0)
+    tally.begin("full", [0.0, 5.0], 6.0)
+    assert tally.snapshot(0, 0).longest_wait == 6.0
+
+
 def test_a_snapshot_stays_as_it_is() -> None:
     tally = Tally()
     tally.begin("flush", [1.0], 1.0)

@@ -237,8 +237,7 @@ PLANTED = [
         "_next",
         [
             (
-                "                self._wakes_at = self._others_wake_at()\n"
-                "                self._wake_if_due_locked()\n",
+                "                self._wakes_at = self._others_wake_at()\n                self._wake_if_due_locked()\n",
                 "                pass\n",
             )
         ],
