@@ -51,7 +51,7 @@ _inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=N
 
 
 class LoopCall(Call):
-    """A call whose caller is a coroutine that awaits `answered`. Its home is its loop."""
+    """A call whose caller is a coroutine that awaits `answered`. Its home is its loop, then the flusher of that."""
 
     __slots__ = ("answered", "home")
 
@@ -111,7 +111,11 @@ def awaits(name: str, takes: Takes, kind: type[LoopCall]) -> Callable[..., Corou
         else:
             item, constants = bind(*args, **kwargs)
         call = kind()
-        call.item, call.home = item, running_loop()
+        call.item = item
+        try:
+            call.home = running_loop()
+        except RuntimeError:
+            raise no_loop_error(name) from None
         call.answered = future(loop=call.home)
         try:
             batcher.put(call, constants)
@@ -123,6 +127,10 @@ def awaits(name: str, takes: Takes, kind: type[LoopCall]) -> Callable[..., Corou
 
     aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
     return aio
+
+
+def no_loop_error(name: str) -> RuntimeError:
+    return RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs")
 
 
 class ItemFuture(asyncio.Future[Any]):
@@ -524,7 +532,7 @@ class LoopBatcher:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            raise RuntimeError(f"{self.name}() is a coroutine function: call it where an event loop runs") from None
+            raise no_loop_error(self.name) from None
         return loop, self._of(loop)
 
     def _of(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
@@ -580,6 +588,7 @@ class LoopBatcher:
         loop, flusher = call.home, self._latest
         if flusher is None or flusher.loop() is not loop:
             flusher = self._of(loop)
+        call.home = flusher  # before it waits there: withdraw() asks for it, also in a forked child
         if self.asks:
             flusher.ask(call, constants)
         if self._refuses or flusher.buffer.closed or _inside.get() is not None:
@@ -592,9 +601,8 @@ class LoopBatcher:
 
     def withdraw(self, call: LoopCall) -> None:
         """Take out a call whose caller left."""
-        flusher = self._flushers.get(call.home)
-        if flusher is not None:
-            flusher.withdraw(call)
+        if isinstance(call.home, LoopFlusher):  # else Ctrl-C came before it was put there
+            call.home.withdraw(call)
 
     def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result."""

@@ -92,7 +92,8 @@ class _Decorated(_Wrapper):
             super().__init__(function, _not_called)
 
     if not TYPE_CHECKING:
-        # Finds what wrapt's would find, in a third of the time: that one Python calls as any method, this one directly.
+        # Finds what wrapt's would (but for a `__doc__` that the function gets later), in a third of the time: that one
+        # Python calls as any method, this one directly.
         __getattribute__ = object.__getattribute__
 
         @property

@@ -147,6 +147,8 @@ class Tally:
             self.waited += size * now - sum(arrivals)
             if now - arrivals[0] > self.longest_wait:
                 self.longest_wait = now - arrivals[0]
+        if reason == "nested":  # a part of what runs already
+            return False
         if not timeout or reason != "timeout":
             self._alike = 0
             return False

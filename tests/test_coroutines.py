@@ -2568,6 +2568,8 @@ def test_without_a_running_loop_the_message_says_so() -> None:
     message = r"^negate\(\) is a coroutine function: call it where an event loop runs$"
     with pytest.raises(RuntimeError, match=message):
         f.submit(1)
+    with pytest.raises(RuntimeError, match=message):
+        f(1).send(None)  # as by another library's loop
     f.flush()
     assert f.stats.accepted == 0
 
@@ -2738,6 +2740,39 @@ def test_a_fork_while_another_thread_is_inside_the_lock_leaves_the_child_a_free_
             os._exit(0)
         let_go.set()
         assert os.waitpid(child, 0)[1] == 0
+    """
+    run_script(script, "-W", "ignore")
+
+
+def test_who_leaves_in_a_forked_child_is_not_computed_there() -> None:
+    script = """if True:
+        import asyncio, os
+        from batchify import batched
+
+        @batched(batch_size=2, timeout=None)
+        async def f(items):
+            ran.append(items)
+            return items
+
+        async def turn():
+            for _ in range(20):
+                await asyncio.sleep(0)
+
+        ran = []
+        loop = asyncio.new_event_loop()
+        task = loop.create_task(f(1))
+        loop.run_until_complete(turn())
+        old = f._self_batcher._latest
+        child = os.fork()
+        if not child:
+            task.cancel()
+            loop.run_until_complete(turn())
+            old.flush()
+            loop.run_until_complete(turn())
+            os._exit(len(ran))
+        assert os.waitpid(child, 0)[1] == 0
+        f.flush()
+        assert loop.run_until_complete(task) == 1
     """
     run_script(script, "-W", "ignore")
 

@@ -81,6 +81,13 @@ def test_a_batch_that_did_not_wait_out_its_timeout_shows_that_there_are_callers(
     assert alike(tally, 0.0, batches=60) == [number == 49 for number in range(60)]
 
 
+def test_a_call_from_inside_says_nothing_of_how_many_callers_there_are() -> None:
+    tally = Tally()
+    alike(tally, 0.0, batches=40)
+    assert not tally.begin("nested", [tally._ended_at], tally._ended_at)
+    assert alike(tally, 0.0, batches=20) == [number == 10 for number in range(20)]
+
+
 def test_a_batch_of_another_size_shows_that_there_are_others() -> None:
     tally = Tally()
     alike(tally, 0.0, batches=40)
