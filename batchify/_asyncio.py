@@ -460,7 +460,8 @@ class LoopFlusher:
                 if len(self._in_flight) >= options.concurrency:
                     self.looks_at = -inf
                 arrivals = list(map(arrival_of, calls))
-                hint = self.tally.begin(reason, arrivals, now, options.timeout)  # last, since it is not undone
+                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
             if hint:
                 advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
             return batch

@@ -12,7 +12,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from itertools import islice
-from operator import attrgetter
 from types import CoroutineType, MappingProxyType
 from typing import Any, Protocol
 
@@ -24,7 +23,6 @@ from ._stats import Reason, report_to
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
 _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
-home_of = attrgetter("home")
 _NO_TWINS: "dict[Call, list[Call]]" = {}  # never changed
 NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
@@ -213,7 +211,7 @@ class Batch:
 
     def deliver(self, calls: Sequence[Any]) -> None:
         """Tell the callers that there is an answer."""
-        if len(set(map(home_of, calls))) == 1:
+        if len({call.home for call in calls}) == 1:
             calls[0].deliver_all(calls)
             return
         homes: dict[Any, list[Any]] = {}

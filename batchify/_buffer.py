@@ -195,8 +195,7 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        if self._line:
-            self._fill()  # whoever made room may have been interrupted before
+        self._fill()  # whoever made room may have been interrupted before
         oldest, full = _first(self._waiting), self._oldest_full()
         if oldest is None:
             return math.inf
@@ -266,8 +265,7 @@ class Buffer(Generic[C]):
 
     def _next(self, now: float) -> tuple[Group | None, Reason]:
         """Return the group of the batch to be taken, if any is due, and why."""
-        if self._line:
-            self._fill()
+        self._fill()
         oldest = _first(self._waiting)
         if oldest is None:
             return None, "full"

@@ -134,11 +134,8 @@ class Tally:
         self._last_size = 0
         self._said = False
 
-    def begin(self, reason: Reason, arrivals: Sequence[float], now: float, timeout: float | None = None) -> bool:
-        """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first.
-
-        Returns whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
-        """
+    def begin(self, reason: Reason, arrivals: Sequence[float], now: float) -> None:
+        """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first."""
         size = len(arrivals)
         self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
         self.in_flight += 1
@@ -147,16 +144,19 @@ class Tally:
             self.waited += size * now - sum(arrivals)
             if now - arrivals[0] > self.longest_wait:
                 self.longest_wait = now - arrivals[0]
-        if reason == "nested":  # a part of what runs already
-            return False
+
+    def too_few_callers(self, reason: Reason, arrivals: Sequence[float], timeout: float | None) -> bool:
+        """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
+
+        So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
+        their answers. To be asked of each batch taken from a buffer, and of no other.
+        """
         if not timeout or reason != "timeout":
             self._alike = 0
             return False
-        # It shows if every batch waits out its timeout for the same few items, which come as soon as those before have
-        # their answers.
         soon = arrivals[0] - self._ended_at <= timeout
-        self._alike = self._alike + 1 if soon and size == self._last_size else 0
-        self._last_size = size
+        self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
+        self._last_size = len(arrivals)
         shows = self._alike >= _ALIKE and not self._said
         self._said |= shows
         return shows

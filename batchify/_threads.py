@@ -524,7 +524,7 @@ class ThreadBatcher:
         with _lock:
             self._buffer._check()
             assert self._wakes_at <= self._due_at()
-            assert self._wakes_at <= min(self._asleep.values(), default=inf)
+            assert self._wakes_at <= self._others_wake_at()
             assert set(self._asleep) <= set(self._threads)
             assert len(self._threads) <= self.options.concurrency
             assert self._threads or not len(self._buffer)
@@ -773,7 +773,8 @@ class ThreadBatcher:
                 self._parts.appendleft(calls)
             raise
         arrivals = list(map(arrival_of, calls))
-        if self._tally.begin(reason, arrivals, now, self.options.timeout):
+        self._tally.begin(reason, arrivals, now)
+        if self._tally.too_few_callers(reason, arrivals, self.options.timeout):
             self._hint = len(calls)
         self._unfinished.add(id(batch))
         return batch

@@ -1785,31 +1785,23 @@ def test_a_full_batch_begins_before_the_callers_of_the_last_one_go_on() -> None:
 
 
 def test_ctrl_c_in_submit_takes_the_item_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     async def main() -> None:
         with pytest.raises(KeyboardInterrupt):
             f.submit(1)
         assert (f.stats.pending, f.stats.cancelled) == (0, 1)
 
     f = batched(batch_size=2, timeout=1.0)(negate)
-    monkeypatch.setattr(LoopFlusher, "look_at", interrupted)
+    ctrl_c_once(monkeypatch, LoopFlusher, "look_at")
     run(main())
 
 
 @pytest.mark.parametrize("again", [False, True])
 def test_ctrl_c_in_submit_leaves_the_others_their_time(again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(*_: object) -> None:
-        monkeypatch.undo()
-        raise KeyboardInterrupt
-
     def interrupted_after_it(flusher: LoopFlusher) -> None:
         monkeypatch.undo()
         flusher._stop_timer()
         if again:
-            monkeypatch.setattr(Buffer, "remove", interrupted)
+            ctrl_c_once(monkeypatch, Buffer, "remove")
         raise KeyboardInterrupt
 
     async def main() -> None:

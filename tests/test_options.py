@@ -2561,6 +2561,20 @@ def test_too_few_callers_are_told_of_once(coroutines: Coroutines, caplog: pytest
     assert said(caplog) == [("batchify", logging.WARNING, WARNED)]
 
 
+def test_too_few_callers_are_told_of_though_the_function_calls_itself(
+    coroutines: Coroutines, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def negate(xs: list[Any]) -> list[Any]:
+        if "inside" not in xs:
+            assert await f("inside") == "inside"
+        return [x if x == "inside" else -x for x in xs]
+
+    f = batched_untyped(batch_size=5, timeout=1.0)(negate)
+    by_timeout(coroutines, f, rounds=60)
+    assert said(caplog) == [("batchify", logging.WARNING, WARNED)]
+    assert f.stats.reasons == {"timeout": 60, "nested": 60}
+
+
 def test_no_warning_where_there_is_no_reason(coroutines: Coroutines, caplog: pytest.LogCaptureFixture) -> None:
     rare = coroutines(batch_size=5, timeout=1.0)
     by_timeout(coroutines, rare, rounds=100, pause=5.0)

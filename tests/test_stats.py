@@ -55,7 +55,8 @@ def alike(tally: Tally, *arrivals: float, batches: int, timeout: float = 1.0) ->
     told = []
     for _ in range(batches):
         came = [max(tally._ended_at, 0.0) + arrival for arrival in arrivals]
-        told.append(tally.begin("timeout", came, came[0] + timeout, timeout))
+        tally.begin("timeout", came, came[0] + timeout)
+        told.append(tally.too_few_callers("timeout", came, timeout))
         tally.answer(len(came), 0, came[0] + timeout)
     return told
 
@@ -71,20 +72,20 @@ def test_callers_come_soon_if_the_first_of_them_comes_within_the_timeout() -> No
 
 def test_callers_who_come_before_the_first_batch_has_ended_did_not_wait_for_its_answers() -> None:
     tally = Tally()
-    assert not any(tally.begin("timeout", [0.0], 1.0, 1.0) for _ in range(60))
+    assert not any(tally.too_few_callers("timeout", [0.0], 1.0) for _ in range(60))
 
 
 def test_a_batch_that_did_not_wait_out_its_timeout_shows_that_there_are_callers() -> None:
     tally = Tally()
     alike(tally, 0.0, batches=40)
-    assert not tally.begin("full", [100.0], 100.0, 1.0)
+    assert not tally.too_few_callers("full", [100.0], 1.0)
     assert alike(tally, 0.0, batches=60) == [number == 49 for number in range(60)]
 
 
 def test_a_call_from_inside_says_nothing_of_how_many_callers_there_are() -> None:
     tally = Tally()
     alike(tally, 0.0, batches=40)
-    assert not tally.begin("nested", [tally._ended_at], tally._ended_at)
+    tally.begin("nested", [tally._ended_at], tally._ended_at)
     assert alike(tally, 0.0, batches=20) == [number == 10 for number in range(20)]
 
 
@@ -98,6 +99,7 @@ def test_a_batch_of_another_size_shows_that_there_are_others() -> None:
 def test_answers_before_the_end_of_a_batch_say_nothing_of_when_it_ended() -> None:
     tally = Tally()
     for _ in range(60):
-        assert not tally.begin("timeout", [0.0, 0.0], 1.0, 1.0)
+        tally.begin("timeout", [0.0, 0.0], 1.0)
+        assert not tally.too_few_callers("timeout", [0.0, 0.0], 1.0)
         tally.answer(1, 0, None)
     assert tally.snapshot(0, 0).in_flight == 60
