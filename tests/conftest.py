@@ -1,9 +1,14 @@
 """What holds for all tests."""
 
 import gc
+import logging
 import signal
+import threading
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from .kit import KINDS, Coroutines, Kit, Threads
 
 
 def pytest_configure() -> None:
@@ -26,3 +31,56 @@ def pytest_collection_finish() -> None:
 
 def pytest_sessionfinish() -> None:
     gc.unfreeze()
+
+
+@pytest.fixture(params=KINDS)
+def kit(request: pytest.FixtureRequest) -> Iterator[Kit]:
+    kit = KINDS[request.param]()
+    yield kit
+    kit.end()
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    kit = Threads()
+    yield kit
+    kit.end()
+
+
+@pytest.fixture
+def coroutines() -> Iterator[Coroutines]:
+    kit = Coroutines()
+    yield kit
+    kit.end()
+
+
+@pytest.fixture
+def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """No "never retrieved", no "was destroyed", no slow callback: asyncio logs nothing."""
+    yield
+    gc.collect()
+    logged = caplog.get_records("call") + caplog.get_records("teardown")
+    assert [record for record in logged if record.name == "asyncio" and record.levelno >= logging.WARNING] == []
+
+
+@pytest.fixture
+def ctrl_c() -> Iterator[Callable[[], None]]:
+    """Something that presses Ctrl-C from another thread until it is heard, once.
+
+    Again and again, since a signal that comes just before a thread falls asleep does not wake it.
+    """
+    main = threading.main_thread().ident or 0
+    heard = threading.Event()
+
+    def handler(*_: object) -> None:
+        if not heard.is_set():
+            heard.set()
+            raise KeyboardInterrupt
+
+    def press() -> None:
+        while not heard.wait(0.001):
+            signal.pthread_kill(main, signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, handler)
+    yield press
+    signal.signal(signal.SIGINT, before)
