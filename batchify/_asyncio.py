@@ -35,7 +35,7 @@ from threading import RLock
 from types import coroutine
 from typing import Any, Protocol
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound, refuse
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import ClosedError
 from ._options import Options, Takes, check_count, check_timeout
@@ -75,18 +75,7 @@ class AioCall(LoopCall):
         # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
         home = calls[0].home
         with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            home.call_soon_threadsafe(insist, home, LoopCall.deliver_all, calls)
-
-
-def insist(loop: asyncio.AbstractEventLoop, action: Callable[..., object], *args: object) -> None:
-    """Do something on a loop; if Ctrl-C comes in between, once more in the loop's next turn, as others rely on it."""
-    try:
-        action(*args)
-    except Exception:
-        raise
-    except BaseException:
-        loop.call_soon(insist, loop, action, *args)
-        raise
+            home.call_soon_threadsafe(LoopCall.deliver_all, calls)
 
 
 class TakesCalls(Protocol):
@@ -139,6 +128,7 @@ class ItemFuture(asyncio.Future[Any]):
     __slots__ = ("arrival", "context", "error", "flusher", "group", "item", "owner", "value", "weight")
 
     home = "futures"
+    limited = True
     item: Any
     group: Any
     weight: float
@@ -276,7 +266,7 @@ class LoopFlusher:
         batcher = self.batcher
         call.group = self.buffer.group_of(batcher.options.ask(batcher.name, call, batcher.takes), constants)
 
-    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop, *, refuses: bool = False) -> None:
+    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
         """Let calls wait; or if they come from inside the function and would wait for themselves, run them at once."""
         if not calls:
             return
@@ -294,7 +284,7 @@ class LoopFlusher:
             return
         add, now = self.buffer.add, loop.time()
         for call in calls:
-            if refuses and not self.buffer.has_room:
+            if call.limited and self.buffer.is_full:
                 raise self.batcher.options.full_error(self.batcher.name)
             due_at = add(call, now)
             if due_at < self.looks_at:
@@ -302,22 +292,15 @@ class LoopFlusher:
 
     def withdraw(self, call: Any) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
-        try:
-            with _lock:
-                waited = self.buffer.remove(call)
-                self.tally.cancelled += waited
-            call.error = None  # needs() shall not think that somebody waits for it
-            return waited
-        finally:  # Ctrl-C too
-            self._look_after_leaving()
-
-    def _look_after_leaving(self) -> None:
-        # A caller may have been interrupted between adding its call and looking to it, and others, who came second,
-        # rely on that; or in the place of one that left comes one that waited for room.
-        self.look()
+        with _lock:
+            waited = self.buffer.remove(call)
+            self.tally.cancelled += waited
+        call.error = None  # needs() shall not think that somebody waits for it
         if self._timer is not None and not len(self.buffer):
-            self.looks_at = inf  # first: interrupted here, a flush begins in vain; the other way round, none would
+            self.looks_at = inf
             self._stop_timer()
+            self.look()  # a finalizer may have passed an item meanwhile
+        return waited
 
     def flush(self) -> None:
         """Make what waits due now."""
@@ -336,9 +319,6 @@ class LoopFlusher:
     def close(self) -> None:
         """Refuse what comes, and make what waits due."""
         self.buffer.close()
-        for call in self.buffer.blocked_calls():
-            refuse(call, self.batcher.closed_error())  # first: interrupted in between, nobody else would tell it
-            self.buffer.remove(call)
         self.look()
 
     async def closed(self) -> None:
@@ -367,22 +347,19 @@ class LoopFlusher:
         """See to it that what waits is flushed when it is due."""
         loop = self.loop()
         if loop is not None and not loop.is_closed():
-            insist(loop, self._look, loop)
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        due_at = -inf if self._parts else self.buffer.due_at
-        if due_at < self.looks_at:
-            self.look_at(due_at, loop)
+            due_at = -inf if self._parts else self.buffer.due_at
+            if due_at < self.looks_at:
+                self.look_at(due_at, loop)
 
     def look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
-        self.looks_at = inf  # until there is one: if this is interrupted, whoever looks next sees to it
+        self.looks_at = inf  # until there is one: after Ctrl-C the next call sees to it
         self._stop_timer()
         if due_at == -inf:
             self._start(self._flush(moment), loop)
         else:
             # In a context of its own: else it would keep that of the caller.
-            self._timer = loop.call_at(due_at, insist, loop, self.look_at, -inf, loop, due_at, context=Context())
+            self._timer = loop.call_at(due_at, self.look_at, -inf, loop, due_at, context=Context())
         self.looks_at = due_at
 
     def _stop_timer(self) -> None:
@@ -412,14 +389,18 @@ class LoopFlusher:
                 # It is taken here and not by whoever started this: as late as can be, when all have added their items
                 # whom the loop had woken before.
                 batch = self._take(moment)
+                if batch is not None:
+                    self._in_flight.add(batch)
                 self.buffer.let_go()
-                if self.looks_at == inf:
+                if len(self._in_flight) >= self.batcher.options.concurrency:
+                    self.looks_at = -inf
+                elif self.looks_at == inf:
                     self.look()
             if batch is not None:
                 _inside.set(batch)
                 self.batches.add(batch)
                 await batch.run_async(self.batcher.function)
-        except BaseException as error:  # cancelled, or Ctrl-C
+        except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
             if batch is not None:
                 batch.fail(error)
                 self.finished(batch)
@@ -443,36 +424,19 @@ class LoopFlusher:
         # From here on whoever adds sees to it that this is called again.
         self.looks_at = inf
         now = max(self.now(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
-        taken: tuple[Sequence[Any], Reason] | None = None
-        batch: LoopBatch | None = None
-        try:
-            with _lock:
-                # No conditional expression, in which Ctrl-C may come between taking and keeping.
-                if self._parts:  # noqa: SIM108
-                    taken = self._parts.popleft(), "isolate"
-                else:
-                    taken = self.buffer.take(now)
-                if taken is None:
-                    return None
-                calls, reason = taken
-                batch = LoopBatch(self, calls, reason, now)
-                self._in_flight.add(batch)
-                if len(self._in_flight) >= options.concurrency:
-                    self.looks_at = -inf
-                arrivals = list(map(arrival_of, calls))
-                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
-            if hint:
-                advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
-            return batch
-        except BaseException:  # Ctrl-C: nobody else knows these calls
-            if batch is not None:
-                self._in_flight.discard(batch)
-            if taken is not None and taken[1] == "isolate":
-                self._parts.appendleft(taken[0])
-            elif taken is not None:
-                self.buffer.put_back(list(taken[0]))
-            raise
+        with _lock:
+            parts = self._parts
+            taken: tuple[Sequence[Any], Reason] | None
+            taken = (parts.popleft(), "isolate") if parts else self.buffer.take(now)
+            if taken is None:
+                return None
+            calls, reason = taken
+            arrivals = list(map(arrival_of, calls))
+            hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+            self.tally.begin(reason, arrivals, now)
+        if hint:
+            advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
+        return LoopBatch(self, calls, reason, now)
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
@@ -515,7 +479,6 @@ class LoopBatcher:
         self.options = options
         self.takes = takes
         self.asks = options.ask_items or takes.constants
-        self._refuses = options.on_full == "raise"
         self._limited = options.max_pending is not None
         self.task_name = f"batchify task of {name}()"
         self.aio = awaits(name, takes, LoopCall)
@@ -571,7 +534,7 @@ class LoopBatcher:
                 action(flusher)
             else:
                 with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(insist, loop, action, flusher)
+                    loop.call_soon_threadsafe(action, flusher)
 
     def new_buffer(self) -> Buffer[Any]:
         buffer: Buffer[Any] = Buffer(self.options, grouped=self.takes.constants)
@@ -592,8 +555,8 @@ class LoopBatcher:
         call.home = flusher  # before it waits there: withdraw() asks for it, also in a forked child
         if self.asks:
             flusher.ask(call, constants)
-        if self._refuses or flusher.buffer.closed or _inside.get() is not None:
-            flusher.put_all((call,), loop, refuses=self._refuses)
+        if self._limited or flusher.buffer.closed or _inside.get() is not None:
+            flusher.put_all((call,), loop)
             return
         # put_all() for one call, written out, since everybody pays for each step here.
         due_at = flusher.buffer.add(call, loop.time())
@@ -615,7 +578,7 @@ class LoopBatcher:
         try:
             if self.asks:
                 flusher.ask(future, constants)
-            flusher.put_all((future,), loop, refuses=self._limited)
+            flusher.put_all((future,), loop)
         except BaseException:
             future.cancel()
             raise
@@ -690,14 +653,14 @@ class LoopBatcher:
                         bell.ring()
                     del call
 
-        def ended() -> None:
+        def ended(_: object) -> None:
             if more:
                 flusher.flush()  # nothing of this map will join what is left
             bell.ring()
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        reader.add_done_callback(lambda _: insist(loop, ended))
+        reader.add_done_callback(ended)
         flusher.bells.add(room)
         try:
             while calls or not reader.done():
@@ -750,7 +713,7 @@ class LoopBatcher:
         with _lock:
             self._forget_closed_locked()
             buffers = [flusher.buffer for flusher in self._flushers.values()]
-            return self.tally.snapshot(sum(map(len, buffers)), sum(buffer.blocked for buffer in buffers))
+            return self.tally.snapshot(sum(map(len, buffers)))
 
 
 def _forget_parent() -> None:

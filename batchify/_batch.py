@@ -40,6 +40,7 @@ class Call:
     __slots__ = ("arrival", "context", "deliver", "error", "group", "item", "value", "weight")
 
     home: Any = "threads"
+    limited = True  # by max_pending
     arrival: float
     group: Any
     weight: float
@@ -72,6 +73,8 @@ class MapCall(Call):
     """A call of a map, which sleeps until any of its calls is answered. Its home is what wakes the map."""
 
     __slots__ = ("home",)
+
+    limited = False  # a map bounds itself: it reads no more than two batches ahead
 
     def __init__(self, item: Any, wake: Callable[[], object]) -> None:
         self.item = item
@@ -116,13 +119,6 @@ class Ahead:
                 raise error
             finally:
                 del error  # its traceback knows this frame
-
-
-def refuse(call: Any, error: Exception) -> None:
-    """Answer a call that will be in no batch."""
-    call.error = error
-    with suppress(RuntimeError):  # it was told before
-        call.deliver_all((call,))
 
 
 def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
@@ -271,7 +267,6 @@ class Batch:
                     lone.append(call)
                 else:
                     twins.setdefault(first, []).append(call)
-            # In one step: Ctrl-C in between would lose the twins.
             self._unanswered[0], self._twins = lone, twins
             self._size = len(lone)
             calls = lone
@@ -320,23 +315,17 @@ class Batch:
         error = self.error = _without_our_frame(error)
         for calls in self._unanswered:
             if len(calls) > 1 and self._options.isolate and issubclass(type(error), Exception):
-                self._halve(error)
+                self._halve()
             else:
                 self._conclude([error] * len(calls))
 
-    def _halve(self, error: BaseException) -> None:
+    def _halve(self) -> None:
         try:
-            calls = self._unanswered.pop()
+            calls = list(self._unanswered.pop())  # of a deque there are no slices
         except IndexError:  # as in _conclude()
             return
-        try:
-            both = list(calls)  # of a deque there are no slices
-            middle = len(both) // 2
-            self.again([self._with_twins(half) for half in (both[:middle], both[middle:])])
-        except BaseException:  # Ctrl-C
-            self._unanswered.append(calls)
-            self._conclude([error] * len(calls))
-            raise
+        middle = len(calls) // 2
+        self.again([self._with_twins(half) for half in (calls[:middle], calls[middle:])])
         try:
             self.answer((), 0, done=True)
         finally:
@@ -345,7 +334,7 @@ class Batch:
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
-        failed, stored = 0, False
+        failed = 0
         try:
             calls = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
@@ -364,14 +353,9 @@ class Batch:
                 for call, result in zip(calls, results, strict=True):
                     call.value = result
                     call.error = None
-            stored = True
             self.answer(calls, failed, done=True)
-        except BaseException as error:  # Ctrl-C, where the main thread completes the future of an engine
-            if stored:
-                self._deliver_again(calls)
-            else:
-                failed = sum(self._store_if_missing(call, error) for call in calls)
-                self.answer(calls, failed, done=True)
+        except BaseException as error:
+            self._disturbed(self._with_twins(calls), error)
             raise
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
@@ -415,11 +399,8 @@ class Batch:
         try:
             same = self._with_twins((call,))
             self.answer(same, sum(self._store(each, result) for each in same), done=False)
-        except BaseException as error:  # Ctrl-C: nobody else knows these calls
-            same = self._with_twins((call,))
-            for each in same:
-                self._store_if_missing(each, error)
-            self._deliver_again(same)
+        except BaseException as error:
+            self._disturbed(self._with_twins((call,)), error)
             raise
         return True
 
@@ -442,12 +423,12 @@ class Batch:
         call.error = None
         return False
 
-    def _store_if_missing(self, call: Call, error: BaseException) -> bool:
-        return self._store(call, error) if not hasattr(call, "error") else call.error is not None
-
-    def _deliver_again(self, calls: Sequence[Call]) -> None:
+    def _disturbed(self, calls: Sequence[Call], error: BaseException) -> None:
+        """Answer calls that nobody else knows, after no memory, or an exception that was thrown into this thread."""
         for call in calls:
-            with suppress(RuntimeError):  # as in refuse()
+            if not hasattr(call, "error"):
+                self._store(call, error)
+            with suppress(RuntimeError):  # it was told before
                 call.deliver_all((call,))
 
     def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:

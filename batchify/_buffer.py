@@ -5,7 +5,7 @@ it.
 
 Only calls of one group share a batch: the oldest of the group, as many as `batch_size` and `max_weight` allow. A batch
 is due when it is full, when its oldest item has waited `timeout` seconds, when somebody said so with `flush()` or
-`close()`, or when `max_pending` items wait, so that nobody else could join. Of those that are due, the one whose oldest
+`close()`, or when `max_pending` items wait, so that nobody else may join. Of those that are due, the one whose oldest
 item has waited longest is taken first; and it is taken only when its owner has a worker free for it, until when items
 go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as late as it can.
 """
@@ -31,6 +31,7 @@ class Waits(Protocol):
     arrival: float
     group: "Group"
     weight: float
+    limited: bool  # whether it counts against max_pending
 
 
 C = TypeVar("C", bound=Waits)
@@ -65,10 +66,9 @@ class Buffer(Generic[C]):
     #   2. A call waits if it is in _waiting. Then it is in its group too; what is only in a group is passed over.
     #   3. If there are groups, each that is full is in _full, under an arrival that is not later than that of its
     #      oldest call. What else is in there, or under an earlier arrival, is mended when it comes first.
-    #      Or else one of its calls is in _line too, as Ctrl-C came while it entered: then it enters again.
     #   4. closed goes from False to True once and never back; then _flushed_at is inf.
     #   5. What arrived until _flushed_at is due.
-    #   6. A call that found no room is in _line, in order of arrival. Nobody passes it.
+    #   6. _limited has those of the calls that wait which count against max_pending, if there is such a limit.
     # Dicts rather than deques because a call that leaves must be found among thousands; OrderedDicts because a plain
     # dict walks over the holes of all it has given away to find its first key.
 
@@ -82,7 +82,7 @@ class Buffer(Generic[C]):
         self._full: list[tuple[float, int, Group]] = []  # a heap
         self._popped: list[Group] = []  # see let_go()
         self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
-        self._line: OrderedDict[C, None] = OrderedDict()
+        self._limited: set[C] = set()
         self._room = math.inf if options.max_pending is None else options.max_pending
         self._simple = self._only is not None and options.max_weight is None and options.max_pending is None
         self._flushed_at = -math.inf
@@ -92,14 +92,9 @@ class Buffer(Generic[C]):
         return len(self._waiting)
 
     @property
-    def blocked(self) -> int:
-        """How many calls wait for room."""
-        return len(self._line)
-
-    @property
-    def has_room(self) -> bool:
-        """Whether a call would wait here, and not for room."""
-        return len(self._waiting) < self._room
+    def is_full(self) -> bool:
+        """Whether `max_pending` items wait."""
+        return len(self._limited) >= self._room
 
     def group_of(self, key: Hashable, constants: Mapping[str, Any]) -> Group | None:
         """Return the one group of all calls with an equal key and these constants; None if there are no groups.
@@ -129,41 +124,35 @@ class Buffer(Generic[C]):
         first.
         """
         call.arrival = now
-        if self._simple:  # _enter() for it, written out: most are, and everybody pays for each step
+        if self._simple:  # what follows, written out for it: most are, and everybody pays for each step
             self._waiting[call] = None
             if len(self._waiting) >= self._options.batch_size or now <= self._flushed_at:
                 return -math.inf
             timeout = self._options.timeout
             return math.inf if timeout is None else now + timeout
-        if self._line or len(self._waiting) >= self._room:
-            self._line[call] = None
-            self._fill()  # a finalizer may just have made room
-            return math.inf if call in self._line else -math.inf
-        return self._enter(call)
-
-    def _enter(self, call: C) -> float:
         group = self._only
         if group is None:
             group = call.group
             group.calls[call] = None
         self._waiting[call] = None
+        if call.limited and self._room != math.inf:
+            self._limited.add(call)
         if self._options.max_weight is not None:
             group.weight += call.weight  # NaN stays NaN
-        if self._note_if_full(group) or len(self._waiting) >= self._room or call.arrival <= self._flushed_at:
+        if self._note_if_full(group) or self.is_full or now <= self._flushed_at:
             return -math.inf
         timeout = self._options.timeout
-        return math.inf if timeout is None else call.arrival + timeout
+        return math.inf if timeout is None else now + timeout
 
     def remove(self, call: C) -> bool:
         """Take out a call whose caller left. False if it does not wait here (any more)."""
-        self._line.pop(call, None)
+        self._limited.discard(call)
         # pop() with a default: a finalizer may take it out between a look and a `del`.
         if self._waiting.pop(call, _GONE) is _GONE:
             return False
         if self._only is None:
             call.group.calls.pop(call, None)
         (self._only or call.group).weight = math.nan
-        self._fill()
         return True
 
     def flush(self, now: float) -> None:
@@ -175,10 +164,6 @@ class Buffer(Generic[C]):
         """Make all that waits due, and all that may still come."""
         self._flushed_at = math.inf
         self.closed = True
-
-    def blocked_calls(self) -> list[C]:
-        """Return the calls that wait for room, to be refused; remove() takes them out."""
-        return _listed(self._line)
 
     def adapt(self) -> None:
         """Take notice that options have changed."""
@@ -195,13 +180,10 @@ class Buffer(Generic[C]):
     @property
     def due_at(self) -> float:
         """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        self._fill()  # whoever made room may have been interrupted before
         oldest, full = _first(self._waiting), self._oldest_full()
         if oldest is None:
             return math.inf
-        if full is not None or len(self._waiting) >= self._room:
-            return -math.inf
-        if oldest.arrival <= self._flushed_at:
+        if full is not None or self.is_full or oldest.arrival <= self._flushed_at:
             return -math.inf
         timeout = self._options.timeout
         return math.inf if timeout is None else oldest.arrival + timeout
@@ -224,9 +206,8 @@ class Buffer(Generic[C]):
                 self._pick(group, calls)
                 group.weight = math.nan
                 self._oldest_full()  # mends the list of those that are, which would grow where nobody asks for due_at
-                self._fill()
             return (calls, reason) if calls else None
-        except BaseException:  # Ctrl-C
+        except BaseException:  # no memory, or an exception that another thread threw into this one
             self.put_back(calls)
             raise
 
@@ -240,12 +221,11 @@ class Buffer(Generic[C]):
             if most is not None and calls and weight + call.weight > most:
                 break
             calls.append(call)  # first, or it could be lost
+            self._limited.discard(call)
             if self._waiting.pop(call, _GONE) is _GONE:
-                calls.pop()  # it has left; or it waits for room, see _fill()
-            else:
-                self._line.pop(call, None)
-                if most is not None:
-                    weight += call.weight
+                calls.pop()  # it has left
+            elif most is not None:
+                weight += call.weight
             if self._only is None:
                 group.calls.pop(call, None)
 
@@ -256,6 +236,8 @@ class Buffer(Generic[C]):
             for place in (group.calls, self._waiting):
                 place[call] = None
                 place.move_to_end(call, last=False)
+            if call.limited and self._room != math.inf:
+                self._limited.add(call)
             group.weight = math.nan
             group.listed = False  # it may be listed under a later arrival
             self._note_if_full(group)
@@ -265,28 +247,17 @@ class Buffer(Generic[C]):
 
     def _next(self, now: float) -> tuple[Group | None, Reason]:
         """Return the group of the batch to be taken, if any is due, and why."""
-        self._fill()
         oldest = _first(self._waiting)
         if oldest is None:
             return None, "full"
         of_oldest = self._only or oldest.group
-        if self._is_full(of_oldest) or len(self._waiting) >= self._room:
+        if self._is_full(of_oldest) or self.is_full:
             return of_oldest, "full"
         if oldest.arrival <= self._flushed_at:
             return of_oldest, "close" if self.closed else "flush"
         if self._options.timeout is not None and oldest.arrival + self._options.timeout <= now:
             return of_oldest, "timeout"
         return self._oldest_full(), "full"
-
-    def _fill(self) -> None:
-        """Let calls in that wait for room."""
-        while self._line and len(self._waiting) < self._room and not self.closed:
-            call = _first(self._line)
-            # In this order: interrupted in between, a call stands in both. It leaves both when it is taken, or
-            # enters again, by which it is noted if its group is full.
-            if call is not None:
-                self._enter(call)
-            self._line.pop(call, None)  # type: ignore[arg-type]
 
     # What is full
 
@@ -342,20 +313,18 @@ class Buffer(Generic[C]):
 
     def _check(self) -> None:
         """Assert lines 1 to 4 and 6 above. For tests, which know what was handed out."""
-        for calls in (self._waiting, self._line):
-            arrivals = [call.arrival for call in calls]
-            assert arrivals == sorted(arrivals)
+        arrivals = [call.arrival for call in self._waiting]
+        assert arrivals == sorted(arrivals)
         assert not self.closed or self._flushed_at == math.inf
-        assert not self._line or len(self._waiting) >= self._room or self.closed
+        assert self._limited == {call for call in self._waiting if call.limited and self._room != math.inf}
         listed = {id(group) for _, _, group in self._full}
         for call in self._waiting:
             group = self._only or call.group
             assert call in group.calls
-            if self._line.keys().isdisjoint(group.calls):  # else see _fill()
-                weights = (call.weight for call in group.calls)
-                most = self._options.max_weight
-                assert most is None or math.isnan(group.weight) or group.weight >= min(sum(weights), most)
-                assert id(group) in listed or group is self._only or not self._is_full(group)
+            weights = (call.weight for call in group.calls)
+            most = self._options.max_weight
+            assert most is None or math.isnan(group.weight) or group.weight >= min(sum(weights), most)
+            assert id(group) in listed or group is self._only or not self._is_full(group)
 
 
 _GONE = object()

@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import reduce, update_wrapper
 from inspect import Signature
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from ._options import Options, Takes
 from ._signature import (
@@ -255,7 +255,7 @@ class BatchedFunction(_Batched[T, R, P]):
             Exception: Whatever the function raised, as a copy of this caller's own.
             BatchError: The function raised what is no `Exception`, or gave this item no result.
             TypeError: The function returned what cannot be results.
-            BufferFullError: `max_pending` items wait, and `on_full` is "raise".
+            BufferFullError: `max_pending` items wait.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
         if self._self_plain and item is not _MISSING and not args and not kwargs:
@@ -275,7 +275,7 @@ class BatchedFunction(_Batched[T, R, P]):
             only its answer is dropped.
 
         Raises:
-            BufferFullError: `max_pending` items wait: this never does.
+            BufferFullError: `max_pending` items wait.
             ClosedError: `close()` was called before, or the interpreter exits.
         """
         batcher = self._self_batcher
@@ -305,7 +305,7 @@ class BatchedFunction(_Batched[T, R, P]):
     def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
 
-        Where `max_pending` items wait, it waits for room, whatever `on_full` says.
+        What it reads does not count against `max_pending`.
 
         Args:
             items: Read at most two batches ahead of the results; one item at a time if it has no length.
@@ -379,7 +379,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BatchError: The function raised what is no `Exception` (as when its task is cancelled), or gave this item no
                 result.
             TypeError: The function returned what cannot be results.
-            BufferFullError: `max_pending` items wait, and `on_full` is "raise".
+            BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
         if item is not _MISSING and not args and not kwargs:
@@ -406,7 +406,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
 
         Raises:
             RuntimeError: No event loop runs here.
-            BufferFullError: `max_pending` items wait: this never does.
+            BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
         batcher = self._self_batcher
@@ -420,7 +420,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
     ) -> AsyncGenerator[R, None]:
         """Pass many items, from one task. Other callers' items may join the batches.
 
-        Where `max_pending` items wait, it waits for room, whatever `on_full` says.
+        What it reads does not count against `max_pending`.
 
         Args:
             items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
@@ -661,14 +661,16 @@ Entries = SizedIterable[R | Exception] | Iterator[R | Exception] | FutureLike[Si
 AMapped = Coroutine[Any, Any, Mapping[Any, R | Exception]]
 AEntries = Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]] | AsyncIterator[R | Exception]
 
-# What it may take: a column or two, and keywords `K`; or more columns, where what follows the third is not checked.
-# What begins with `Of` is for methods.
+# What it may take: up to three columns, and keywords `K`; of more columns nothing is checked. What begins with `Of` is
+# for methods.
 One = Callable[Concatenate[list[T], K], X]
 Two = Callable[Concatenate[list[T], list[T2], K], X]
-More = Callable[Concatenate[list[T], list[T2], list[T3], ...], X]
+Three = Callable[Concatenate[list[T], list[T2], list[T3], K], X]
+Many = Callable[Concatenate[list[Any], list[Any], list[Any], list[Any], ...], Any]
 OfOne = Callable[Concatenate[S, list[T], K], X]
 OfTwo = Callable[Concatenate[S, list[T], list[T2], K], X]
-OfMore = Callable[Concatenate[S, list[T], list[T2], list[T3], ...], X]
+OfThree = Callable[Concatenate[S, list[T], list[T2], list[T3], K], X]
+OfMany = Callable[Concatenate[S, list[Any], list[Any], list[Any], list[Any], ...], Any]
 
 
 class Unknown(Protocol):
@@ -690,16 +692,16 @@ class Decorator(Protocol):
     """What `batched(...)` returns. Its overloads find out what each caller passes and gets."""
 
     @overload
-    def __call__(self, f: Unknown, /) -> Any: ...
+    def __call__(self, f: Unknown | Many | OfMany[Any], /) -> Any: ...
     # The most columns first, as `K` would take the second one's list for an item.
     @overload
-    def __call__(self, f: More[T, T2, T3, Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, ...]]: ...
+    def __call__(self, f: Three[T, T2, T3, K, Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, K]]: ...
     @overload
-    def __call__(self, f: More[T, T2, T3, Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, ...]]: ...
+    def __call__(self, f: Three[T, T2, T3, K, Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, K]]: ...
     @overload
-    def __call__(self, f: More[T, T2, T3, AMapped[R]], /) -> Async[T, R, Concatenate[T2, T3, ...]]: ...
+    def __call__(self, f: Three[T, T2, T3, K, AMapped[R]], /) -> Async[T, R, Concatenate[T2, T3, K]]: ...
     @overload
-    def __call__(self, f: More[T, T2, T3, AEntries[R]], /) -> Async[T, R, Concatenate[T2, T3, ...]]: ...
+    def __call__(self, f: Three[T, T2, T3, K, AEntries[R]], /) -> Async[T, R, Concatenate[T2, T3, K]]: ...
     @overload
     def __call__(self, f: Two[T, T2, K, Mapped[R]], /) -> Def[T, R, Concatenate[T2, K]]: ...
     @overload
@@ -718,13 +720,17 @@ class Decorator(Protocol):
     def __call__(self, f: One[T, K, AEntries[R]], /) -> Async[T, R, K]: ...
     # The same for methods.
     @overload
-    def __call__(self, f: OfMore[S, T, T2, T3, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, ...]]]: ...
+    def __call__(self, f: OfThree[S, T, T2, T3, K, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, K]]]: ...
     @overload
-    def __call__(self, f: OfMore[S, T, T2, T3, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, ...]]]: ...
+    def __call__(self, f: OfThree[S, T, T2, T3, K, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, K]]]: ...
     @overload
-    def __call__(self, f: OfMore[S, T, T2, T3, AMapped[R]], /) -> Method[S, Async[T, R, Concatenate[T2, T3, ...]]]: ...
+    def __call__(
+        self, f: OfThree[S, T, T2, T3, K, AMapped[R]], /
+    ) -> Method[S, Async[T, R, Concatenate[T2, T3, K]]]: ...
     @overload
-    def __call__(self, f: OfMore[S, T, T2, T3, AEntries[R]], /) -> Method[S, Async[T, R, Concatenate[T2, T3, ...]]]: ...
+    def __call__(
+        self, f: OfThree[S, T, T2, T3, K, AEntries[R]], /
+    ) -> Method[S, Async[T, R, Concatenate[T2, T3, K]]]: ...
     @overload
     def __call__(self, f: OfTwo[S, T, T2, K, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, K]]]: ...
     @overload
@@ -754,7 +760,6 @@ def batched(
     isolate: bool = False,
     concurrency: int = 1,
     max_pending: int | None = None,
-    on_full: Literal["wait", "raise"] = "wait",
     on_batch: Callable[[BatchReport], object] | None = None,
 ) -> Decorator:
     """Turn a function of a list into a function of one item.
@@ -799,10 +804,9 @@ def batched(
             function does must be safe to do twice.
         concurrency: Most batches in flight at once. With more than 1, a `def` function that blocks runs in so many
             threads, if so many are needed, and one that returns futures still in one.
-        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, as nobody
-            could join them.
-        on_full: What a call does when `max_pending` items wait: "wait" for room, in order of arrival, or "raise"
-            a `BufferFullError`. `submit()` always raises, `map()` always waits.
+        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, and
+            whoever passes another one gets a `BufferFullError`. The items of `map()` do not count, and are never
+            refused: it reads at most two batches ahead.
         on_batch: A function that is called with a `BatchReport` when a batch has ended, before its last callers go on,
             by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
             such a call, as when it calls the function itself, is not reported.

@@ -30,7 +30,7 @@ class ClosedError(RuntimeError):
 
 
 class BufferFullError(RuntimeError):
-    """Raised when an item is passed while `max_pending` items wait, by `submit()` or with `on_full="raise"`."""
+    """Raised when an item is passed, but for those of a map, while `max_pending` items wait."""
 
 
 def own_copy(original: BaseException, name: str) -> Exception:

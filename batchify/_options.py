@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable
 from contextvars import copy_context
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from ._errors import BufferFullError
 from ._stats import BatchReport
@@ -41,7 +41,6 @@ class Options:
     isolate: bool = False
     concurrency: int = 1
     max_pending: int | None = None
-    on_full: Literal["wait", "raise"] = "wait"
     on_batch: Callable[[BatchReport], object] | None = None
 
     def check(self, name: str) -> None:
@@ -68,13 +67,9 @@ class Options:
             self.max_weight = _as_float(self.max_weight)
             if not 0 < self.max_weight < math.inf:
                 raise ValueError(f"{name}(): max_weight must be above 0 and finite, got {self.max_weight:g}")
-        if self.on_full not in ("wait", "raise"):
-            raise ValueError(f"{name}(): on_full must be 'wait' or 'raise', got {self.on_full!r}")
-        if self.on_full != "wait" and self.max_pending is None:
-            raise TypeError(f"{name}(): on_full needs max_pending, the most items that may wait")
 
     def full_error(self, name: str) -> BufferFullError:
-        """Return the error of a call that does not wait for room."""
+        """Return the error of a call that finds `max_pending` items waiting."""
         return BufferFullError(f"{name}() is full: max_pending={self.max_pending} items wait")
 
     @property

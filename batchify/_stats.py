@@ -74,7 +74,6 @@ class Stats:
     Attributes:
         accepted: Items passed in and not refused since the start.
         pending: Items that wait in the buffer now.
-        blocked: Items that wait for room in the buffer (`max_pending`) now, and are not accepted yet.
         running: Items in a batch whose callers have no answer yet.
         in_flight: Batches that are running now.
         answered: Items whose caller got a result.
@@ -92,7 +91,6 @@ class Stats:
 
     accepted: int
     pending: int
-    blocked: int
     running: int
     in_flight: int
     answered: int
@@ -170,7 +168,7 @@ class Tally:
         if ended_at is not None:
             self._ended_at = ended_at
 
-    def snapshot(self, pending: int, blocked: int) -> Stats:
+    def snapshot(self, pending: int) -> Stats:
         """Return the counts as they stand."""
         by_reason: dict[Reason, dict[int, int]] = {}
         sizes: Counter[int] = Counter()
@@ -180,7 +178,6 @@ class Tally:
         return Stats(
             accepted=pending + self.running + self.answered + self.failed + self.cancelled,
             pending=pending,
-            blocked=blocked,
             running=self.running,
             in_flight=self.in_flight,
             answered=self.answered,

@@ -27,7 +27,7 @@ from threading import TIMEOUT_MAX, RLock, Thread, main_thread
 from time import monotonic
 from typing import Any, TypeVar
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain, refuse
+from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain
 from ._buffer import Buffer, arrival_of, batches_at_once
 from ._errors import BatchError, ClosedError
 from ._options import Options, Takes, check_count, check_timeout
@@ -86,7 +86,6 @@ class FutureCall(Call):
                     call.deliver()
                 except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
                     complain("a callback of a future raised")
-                    call.deliver()  # if it was Ctrl-C, in a main thread that completes the future of an engine
 
     # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
@@ -209,8 +208,6 @@ class ThreadBatch(Batch):
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
-        elif self._batcher is not _nobody and id(self) in self._batcher._unfinished:  # Ctrl-C
-            self.finish()
 
 
 _nobody: Any = None  # the batcher of a batch that has finished
@@ -286,7 +283,7 @@ class ThreadBatcher:
         self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
         self._grouped = takes is not None and takes.constants
         self.asks = options.ask_items or self._grouped
-        self._refuses = options.on_full == "raise"
+        self._limited = options.max_pending is not None
         self._warned = False
         self._start_clean()
         _live[self] = None
@@ -338,8 +335,8 @@ class ThreadBatcher:
             if not self._threads:
                 self._start_thread()
             with _lock:
-                if self._buffer.closed or self._refuses:
-                    self._check_open_locked(refuses=self._refuses)
+                if self._buffer.closed or self._limited:
+                    self._check_open_locked(call)
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
                     self._wake_locked()
             if self._short:
@@ -359,9 +356,9 @@ class ThreadBatcher:
                 self._ask(call, constants)
             ident = get_ident()
             if ident in _flushing and not _delivering.get(ident):
-                self._put_inside((call,), refuses=True)
+                self._put_inside((call,))
             else:
-                self._put((call,), refuses=True)
+                self._put((call,))
         except BaseException:
             future.call = None
             self.withdraw(call)
@@ -373,13 +370,13 @@ class ThreadBatcher:
         if self.asks:
             self._ask(call, constants)
         if get_ident() in _flushing:
-            self._put_inside((call,), refuses=self._refuses)
+            self._put_inside((call,))
             return
         if not self._threads:
             self._start_thread()
         with _lock:
-            if self._buffer.closed or self._refuses:
-                self._check_open_locked(refuses=self._refuses)
+            if self._buffer.closed or self._limited:
+                self._check_open_locked(call)
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
         if self._short:
@@ -447,7 +444,7 @@ class ThreadBatcher:
 
     def _look_after_leaving_locked(self) -> None:
         # A caller may have been interrupted between adding its call and waking the thread, and others, who came second,
-        # rely on that; or in the place of one that left comes one that waited for room.
+        # rely on that.
         self._wake_if_due_locked()
         if not len(self._buffer) and -inf < self._wakes_at < inf:
             self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
@@ -468,7 +465,6 @@ class ThreadBatcher:
                 if threads:
                     self._wake_locked()
                 self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
-        self._refuse_blocked()
         self._after_the_lock()
         # A finalizer inside our lock would keep the flush threads from ending.
         if wait and not inside and get_ident() not in self._threads:
@@ -479,15 +475,6 @@ class ThreadBatcher:
                         thread.join()
                     joined += threads  # meanwhile they may have hired others
                     threads = [thread for thread in self._threads.copy().values() if thread not in joined]
-
-    def _refuse_blocked(self) -> None:
-        """Release those who wait for room, now that there will be none."""
-        for call in self._buffer.blocked_calls():
-            try:
-                with _lock:
-                    self._buffer.remove(call)
-            finally:
-                refuse(call, self._closed_error())
 
     @property
     def batch_size(self) -> int:
@@ -517,7 +504,7 @@ class ThreadBatcher:
     @property
     def stats(self) -> Stats:
         with _lock:
-            return self._tally.snapshot(len(self._buffer), self._buffer.blocked)
+            return self._tally.snapshot(len(self._buffer))
 
     def _check(self) -> None:
         """Assert the lines above, as far as they can be seen from outside. For tests."""
@@ -535,21 +522,21 @@ class ThreadBatcher:
         """Find out what options want to know of a call."""
         call.group = self._buffer.group_of(self.options.ask(self.name, call, self.takes), constants)
 
-    def _put(self, calls: Sequence[Call], *, refuses: bool) -> None:
+    def _put(self, calls: Sequence[Call]) -> None:
         if not self._threads:
             self._start_thread()
         with _lock:
             now = monotonic()
             for call in calls:
-                self._check_open_locked(refuses=refuses)
+                self._check_open_locked(call)
                 if self._buffer.add(call, now) < self._wakes_at:
                     self._wake_locked()
         self._after_the_lock()
 
-    def _check_open_locked(self, *, refuses: bool) -> None:
+    def _check_open_locked(self, call: Call) -> None:
         if self._buffer.closed:
             raise self._closed_error()
-        if refuses and not self._buffer.has_room:
+        if call.limited and self._buffer.is_full:
             raise self.options.full_error(self.name)
 
     def _closed_error(self) -> ClosedError:
@@ -630,7 +617,7 @@ class ThreadBatcher:
             if for_itself or inside_lock or (_exiting and self._buffer.closed):
                 self._run_nested((call,))
             else:
-                self._put((call,), refuses=self._refuses)
+                self._put((call,))
             try:
                 lock.acquire()
             except BaseException:  # Ctrl-C in a signal handler
@@ -638,7 +625,7 @@ class ThreadBatcher:
                 raise
         return call.outcome()
 
-    def _put_inside(self, calls: Sequence[Call], *, refuses: bool = False) -> None:
+    def _put_inside(self, calls: Sequence[Call]) -> None:
         if not calls:
             return
         # Not if it is a finalizer inside our lock that does not wait for the answer.
@@ -653,7 +640,7 @@ class ThreadBatcher:
                 passed.append((self._life, calls))
                 if len(passed) >= 64 and len(passed) & (len(passed) - 1) == 0:  # so it is done seldom
                     passed[:] = [each for each in passed if not _answered(each[1])]
-        self._put(calls, refuses=refuses)
+        self._put(calls)
 
     def _run_nested(self, calls: Sequence[Call], reason: Reason = "nested") -> None:
         ident = get_ident()
@@ -898,17 +885,10 @@ def _put_back(table: dict[int, T]) -> Generator[None, None, None]:
     try:
         yield
     finally:
-        try:
-            _set(table, ident, before)
-        finally:  # again, in case that Ctrl-C came first
-            _set(table, ident, before)
-
-
-def _set(table: dict[int, T], ident: int, entry: T | None) -> None:
-    if entry is None:
-        table.pop(ident, None)
-    else:
-        table[ident] = entry
+        if before is None:
+            table.pop(ident, None)
+        else:
+            table[ident] = before
 
 
 def _running_loop() -> object:
