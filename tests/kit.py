@@ -7,9 +7,9 @@ A test takes the fixture `kit` and runs twice: over threads, and over coroutines
 import asyncio
 import functools
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from . import inside
@@ -17,6 +17,8 @@ from .tools import batched as batched_untyped
 from .tools import until as until_thread
 
 batched: Callable[..., Any] = batched_untyped
+STOP: Any = object()  # what a generator function of `Kit.stream()` yields where it is to wait for `go_on()`
+Steps = Generator[Any, Any, list[Any]]  # of a function of `Kit.steps()`
 
 
 def negate(xs: list[int]) -> list[int]:
@@ -37,6 +39,7 @@ class Kit:
         self.idents: set[int] = set()
         self.running = self.most = 0
         self.made: list[Any] = []
+        self.events: list[Any] = []
         self._counts = threading.Lock()
 
     @property
@@ -50,9 +53,44 @@ class Kit:
         self.made.append(made)
         return made
 
+    def stream(self, function: Callable[..., Iterator[Any]], **options: Any) -> Any:
+        """Decorate a generator function, asynchronous if need be. Where it yields `STOP` it waits for `go_on()`."""
+        made = batched(**options)(self.wrap_stream(function))
+        self.made.append(made)
+        return made
+
+    def answers(self, function: Callable[..., Any], *items: Any, **options: Any) -> list[Any]:
+        """Let the function run one batch of these items, and close it; return each one's result, or its error."""
+        f = self(function, **{"batch_size": len(items), "timeout": None, **options})
+        found = self.outcomes(self.submits(f, items))
+        self.close(f)
+        return found
+
     def wrap(self, function: Callable[..., Any], *, gated: bool = False) -> Callable[..., Any]:
         """Return the function as one of this kind that is remembered here, to be decorated by the test itself."""
         raise NotImplementedError
+
+    def wrap_stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+        """As wrap(), of a generator function, for `stream()`."""
+        raise NotImplementedError
+
+    def steps(self, function: Callable[..., Steps], **options: Any) -> Any:
+        """Decorate a function that waits inside: a generator, in which `yield f, x` is `f(x)`, or `await f(x)`.
+
+        `yield future` waits for a future, `yield f.map, xs` for all its results, `yield kit.anext, results` for one.
+        """
+        made = batched(**options)(self.wrap_steps(function))
+        self.made.append(made)
+        return made
+
+    def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    def event(self) -> Any:
+        """Make an event, which is set at the end. The function waits for it by `yield (event.wait,)`."""
+        event = threading.Event() if self.kind == "threads" else asyncio.Event()
+        self.events.append(event)
+        return event
 
     def enter(self, args: Any, constants: dict[str, Any]) -> None:
         with self._counts:
@@ -103,6 +141,12 @@ class Kit:
 
     # Each kind in its own way:
 
+    def anext(self, results: Any) -> Any:
+        """To be yielded: get the next result of a map from inside."""
+
+    def while_it_waits(self, f: Any) -> Any:
+        """To be yielded: go on once the function of `f` waits for an answer from another function."""
+
     def submit(self, f: Any, *args: Any, **constants: Any) -> Any:
         """Return the future of `f.submit()`, made where this kind's callers are."""
 
@@ -136,6 +180,10 @@ class Kit:
 
     def flush(self, f: Any) -> None: ...
     def close(self, f: Any) -> None: ...
+
+    def start_close(self, f: Any) -> Any:
+        """Close in the background, and return a handle of that. Returns when calls are refused."""
+
     def end(self) -> None: ...
 
 
@@ -160,6 +208,51 @@ class Threads(Kit):
                 self.leave()
 
         return run
+
+    def wrap_stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def run(*args: Any, **constants: Any) -> Iterator[Any]:
+            self.enter(args, constants)
+            try:
+                for result in function(*args, **constants):
+                    if result is STOP:
+                        self.let_on.acquire(timeout=150)
+                    else:
+                        yield result
+                    del result  # or it would be kept until the next one
+            finally:
+                self.leave()
+
+        return run
+
+    def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
+        def wait(awaited: Any) -> Any:
+            if isinstance(awaited, Future):
+                return awaited.result()
+            value = awaited[0](*awaited[1:])
+            return list(value) if isinstance(value, Iterator) else value
+
+        @functools.wraps(function)
+        def run(*args: Any, **constants: Any) -> Any:
+            steps = function(*args, **constants)
+            step: Callable[[], Any] = functools.partial(next, steps)
+            while True:
+                try:
+                    awaited = step()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    step = functools.partial(steps.send, wait(awaited))
+                except BaseException as error:
+                    step = functools.partial(steps.throw, error)
+
+        return self.wrap(run)
+
+    def anext(self, results: Any) -> Any:
+        return next(results)
+
+    def while_it_waits(self, f: Any) -> Any:
+        until_thread(lambda: all(inside.waits_inside(thread.ident or 0) for thread in inside.threads_of(f)))
 
     def submit(self, f: Any, *args: Any, **constants: Any) -> Any:
         return f.submit(*args, **constants)
@@ -195,7 +288,7 @@ class Threads(Kit):
 
     def settle(self, *functions: Any) -> None:
         for f in functions or self.made:
-            until_thread(lambda f=f: inside.is_at_rest(f))
+            until_thread(functools.partial(inside.is_at_rest, f))
 
     def stop_the_clock(self) -> None:
         if self._clock is None:
@@ -204,7 +297,9 @@ class Threads(Kit):
 
     def move(self, seconds: float) -> None:
         assert self._clock is not None
+        self.settle()  # else a thread that is about to sleep would do so until later
         self._clock.move(seconds)
+        self.settle()
 
     def go_on(self, batches: int = 1) -> None:
         self.let_on.release(batches)
@@ -215,8 +310,24 @@ class Threads(Kit):
     def close(self, f: Any) -> None:
         f.close()
 
+    def start_close(self, f: Any) -> Any:
+        handle: Future[Any] = Future()
+        handle.set_running_or_notify_cancel()
+
+        def close() -> None:
+            try:
+                handle.set_result(f.close())
+            except BaseException as error:
+                handle.set_exception(error)
+
+        threading.Thread(target=close, daemon=True).start()
+        until_thread(lambda: inside.is_closed(f))
+        return handle
+
     def end(self) -> None:
         self.go_on(500)
+        for event in self.events:
+            event.set()
         for f in self.made:
             inside.begin_to_close(f)
             for thread in inside.threads_of(f):
@@ -259,6 +370,53 @@ class Coroutines(Kit):
                 self.leave()
 
         return run
+
+    def wrap_stream(self, function: Callable[..., Iterator[Any]]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        async def run(*args: Any, **constants: Any) -> AsyncIterator[Any]:
+            self.enter(args, constants)
+            try:
+                for result in function(*args, **constants):
+                    if result is STOP:
+                        await self.let_on.acquire()
+                    else:
+                        yield result
+                    del result  # or it would be kept until the next one
+            finally:
+                self.leave()
+
+        return run
+
+    def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
+        async def wait(awaited: Any) -> Any:
+            value = awaited if isinstance(awaited, asyncio.Future) else awaited[0](*awaited[1:])
+            return [each async for each in value] if hasattr(value, "__aiter__") else await value
+
+        @functools.wraps(function)
+        async def run(*args: Any, **constants: Any) -> Any:
+            self.enter(args, constants)
+            try:
+                steps = function(*args, **constants)
+                step: Callable[[], Any] = functools.partial(next, steps)
+                while True:
+                    try:
+                        awaited = step()
+                    except StopIteration as end:
+                        return end.value
+                    try:
+                        step = functools.partial(steps.send, await wait(awaited))
+                    except BaseException as error:
+                        step = functools.partial(steps.throw, error)
+            finally:
+                self.leave()
+
+        return run
+
+    def anext(self, results: Any) -> Any:
+        return anext(results)
+
+    def while_it_waits(self, f: Any) -> Any:
+        return settle()
 
     def submit(self, f: Any, *args: Any, **constants: Any) -> Any:
         async def submit() -> list[Any]:
@@ -323,10 +481,17 @@ class Coroutines(Kit):
     def close(self, f: Any) -> None:
         self.run(f.aclose())
 
+    def start_close(self, f: Any) -> Any:
+        task = self.loop.create_task(f.aclose())
+        self.turn(3)
+        return task
+
     def end(self) -> None:
         self.let_on._value = 10**6
         self.let_on.release()
         self.let_on = asyncio.Semaphore(10**6)
+        for event in self.events:
+            event.set()
         for f in self.made:
             self.close(f)
         self.turn(3)
@@ -334,6 +499,16 @@ class Coroutines(Kit):
 
 
 KINDS: dict[str, type[Kit]] = {"threads": Threads, "coroutines": Coroutines}
+
+
+@contextmanager
+def new_kit(kind: str) -> Iterator[Kit]:
+    """A kit for one example of Hypothesis, which gives all examples of a test the same fixture."""
+    kit = KINDS[kind]()
+    try:
+        yield kit
+    finally:
+        kit.end()
 
 
 # What tests of `async def` functions alone need, which are coroutines themselves: `run(main())`.
@@ -363,6 +538,10 @@ async def move(seconds: float) -> None:
 
 def tasks(calls: Iterable[Coroutine[Any, Any, Any]]) -> list["asyncio.Task[Any]"]:
     return [asyncio.get_running_loop().create_task(call) for call in calls]
+
+
+def our_tasks() -> list["asyncio.Task[Any]"]:
+    return [task for task in asyncio.all_tasks() if task.get_name().startswith("batchify")]
 
 
 async def outcomes(awaitables: Iterable[Any]) -> list[Any]:

@@ -1,8 +1,9 @@
-"""A file imports only from the rows below its own."""
+"""How the code is cut: a file imports only from the rows below its own, and tests see inner parts through one door."""
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import batchify
 pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is not thread-safe")
 
 PACKAGE = Path(batchify.__file__).parent
+TESTS = Path(__file__).parent
 ROWS = [
     "prometheus",  # imported by users only
     "otel",  # so is this
@@ -75,3 +77,60 @@ def test_import_starts_no_thread_and_brings_no_asyncio_of_its_own() -> None:
         print(sorted(name for name in set(sys.modules) - before if "asyncio" in name), threading.active_count())
     """
     assert subprocess.check_output([sys.executable, "-c", script], text=True) == "[] 1\n"
+
+
+def private_names() -> set[str]:
+    """Return the names in the package that begin with an underscore: files, functions, classes, fields, globals."""
+    names = {path.stem for path in PACKAGE.glob("*.py")}
+    for path in PACKAGE.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                names.add(node.name)
+            elif isinstance(node, ast.Attribute):
+                names.add(node.attr)
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                names.add(node.id)
+    return {name for name in names if name.startswith("_") and not name.startswith("__") and name != "_"}
+
+
+def touches(tree: ast.AST, private: set[str]) -> Iterator[tuple[int, str]]:
+    """Yield where a file reaches for a private name: as an attribute of anything but itself, an import, or a string."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and node.attr in private:
+            if not (isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")):
+                yield node.lineno, node.attr
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "batchify":
+            for name in [*(node.module or "").split("."), *(alias.name for alias in node.names)]:
+                if name.startswith("_"):
+                    yield node.lineno, name
+        elif (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and not private.isdisjoint(node.value.split("."))
+        ):
+            yield node.lineno, node.value
+
+
+def test_private_names_stand_in_one_place_of_the_tests() -> None:
+    allowed = {TESTS / "inside.py", Path(__file__)}
+    private = private_names()
+    found = [
+        f"{path.relative_to(TESTS)}:{line}: {name}"
+        for path in sorted(TESTS.rglob("*.py"))
+        if path not in allowed
+        for line, name in touches(ast.parse(path.read_text()), private)
+    ]
+    assert found == []
+
+
+def test_private_name_is_noticed_however_it_is_reached() -> None:
+    source = """
+from batchify._buffer import Buffer
+from batchify import _threads
+f._self_batcher.close()
+monkeypatch.setattr(f, "_next", print)
+patch("batchify._threads.monotonic")
+self._self_batcher = 1
+"""
+    lines = {line for line, _ in touches(ast.parse(source), private_names())}
+    assert lines == {2, 3, 4, 5, 6}

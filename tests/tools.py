@@ -3,22 +3,16 @@
 import re
 import subprocess
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import batchify
-from batchify._batch import Call
 
 # Without types, since the functions of the tests take and return whatever they like.
 batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
-
-
-def call_with(item: Any, deliver: Callable[[], object]) -> Call:
-    """Return a call of an item, to be told by `deliver`."""
-    call = Call()
-    call.item, call.deliver = item, deliver
-    return call
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -49,13 +43,6 @@ def in_threads(call: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
     return outcomes
 
 
-def flush_thread(f: Any) -> threading.Thread:
-    """Return the only flush thread of a decorated function."""
-    (thread,) = f._self_batcher._threads.values()
-    found: threading.Thread = thread
-    return found
-
-
 class Gated:
     """A list function that stops in each call until it is let on, and remembers its batches."""
 
@@ -75,7 +62,7 @@ class Gated:
 
     def open(self) -> None:
         """Let this and all later calls on."""
-        self.let_on.release(10**6)
+        self.let_on.release(10**4)  # on Python 3.11 it takes a microsecond for each
 
 
 def run_script(script: str, *options: str, status: int = 0) -> subprocess.CompletedProcess[str]:
@@ -91,6 +78,34 @@ def run_script(script: str, *options: str, status: int = 0) -> subprocess.Comple
     said = re.sub(r"(?m)^Executing <.*> took [\d.]+ seconds\n", "", done.stderr)
     assert (done.returncode, said) == (status, ""), said
     return done
+
+
+# The beginning of a script that forks; it may import from `tests`.
+FORKING = f"""
+import os, signal, sys, threading, traceback
+from batchify import ClosedError, batched
+sys.path.append({str(Path(__file__).parents[1])!r})
+
+def fork(do):
+    child = os.fork()
+    if child:
+        return child
+    signal.alarm(100)  # else it could hang for ever
+    try:
+        do()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+def wait_for(child):
+    assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def run_forking(script: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in which `fork(do)` calls that in a child, and `wait_for(child)` fails if that failed."""
+    return run_script(FORKING + textwrap.dedent(script), "-W", "ignore::DeprecationWarning")
 
 
 def said_until(process: "subprocess.Popen[str]", pattern: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Sequence
 from contextvars import Context, copy_context
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import uuid4
 
 import cloudpickle
@@ -26,7 +26,7 @@ from batchify import BatchReport
 from batchify.otel import OpenTelemetryObserver
 from batchify.prometheus import PrometheusObserver
 
-from .tools import batched, in_threads, run_script
+from ..tools import batched, in_threads, run_script
 
 
 def a_report(
@@ -69,7 +69,7 @@ def scraped(registry: CollectorRegistry) -> dict[str, float]:
     return {series: float(value) for series, value in pairs}
 
 
-def test_a_scrape_shows_every_figure_in_base_units_by_function() -> None:
+def test_prometheus_shows_every_figure_in_base_units_by_function() -> None:
     registry = CollectorRegistry()
     observe = PrometheusObserver(registry)
     observe(a_report(waits=[0.5, 0.25, 0.0], duration=2.0, reason="full", pending=7, in_flight=3))
@@ -92,7 +92,7 @@ def test_a_scrape_shows_every_figure_in_base_units_by_function() -> None:
     assert shown['batchify_batch_duration_seconds_bucket{function="f",le="0.25"}'] == 1
 
 
-def test_a_scrape_has_the_same_buckets_in_every_version() -> None:
+def test_prometheus_buckets_are_the_same_in_every_version() -> None:
     # Else the histograms that somebody has stored could not be added to those of today.
     registry = CollectorRegistry()
     PrometheusObserver(registry)(a_report())
@@ -129,13 +129,13 @@ def test_a_scrape_has_the_same_buckets_in_every_version() -> None:
 
 
 @pytest.mark.parametrize("reason", ["timeout", "flush", "close", "nested", "isolate"])
-def test_only_a_batch_that_was_taken_since_it_was_full_counts_as_full(reason: str) -> None:
+def test_prometheus_counts_no_batch_as_full_that_was_taken_for_another_reason(reason: str) -> None:
     registry = CollectorRegistry()
     PrometheusObserver(registry)(a_report(reason=reason))
     assert scraped(registry)['batchify_full_batches_total{function="f"}'] == 0
 
 
-def test_the_batches_of_callers_in_threads_are_counted() -> None:
+def test_prometheus_counts_the_batches_of_callers_in_threads() -> None:
     registry = CollectorRegistry()
     f = batched(batch_size=2, timeout=None, on_batch=PrometheusObserver(registry))(tens)
     assert in_threads(f, range(6)) == tens([*range(6)])
@@ -148,7 +148,7 @@ def test_the_batches_of_callers_in_threads_are_counted() -> None:
     assert shown['batchify_batch_duration_seconds_count{function="tens"}'] == 3
 
 
-def test_a_failed_batch_is_counted() -> None:
+def test_prometheus_counts_a_failed_batch() -> None:
     registry = CollectorRegistry()
     f = batched(batch_size=2, timeout=None, on_batch=PrometheusObserver(registry))(picky)
     outcomes = in_threads(f, [0, 1])
@@ -156,7 +156,7 @@ def test_a_failed_batch_is_counted() -> None:
     assert scraped(registry)['batchify_failed_batches_total{function="picky"}'] == 1
 
 
-def test_items_of_a_batch_that_is_split_waited_once() -> None:
+def test_prometheus_counts_the_waits_of_a_split_batch_once() -> None:
     registry = CollectorRegistry()
     f = batched(batch_size=2, timeout=None, isolate=True, on_batch=PrometheusObserver(registry))(picky)
     good, bad = in_threads(f, [1, 0])
@@ -167,7 +167,7 @@ def test_items_of_a_batch_that_is_split_waited_once() -> None:
     assert shown['batchify_failed_batches_total{function="picky"}'] == 2
 
 
-def test_one_prometheus_observer_serves_many_functions() -> None:
+def test_prometheus_observer_serves_many_functions() -> None:
     registry = CollectorRegistry()
     observe = PrometheusObserver(registry)
     f, g = batched(batch_size=1, on_batch=observe)(tens), batched(batch_size=1, on_batch=observe)(picky)
@@ -177,7 +177,7 @@ def test_one_prometheus_observer_serves_many_functions() -> None:
     assert shown['batchify_batch_size_count{function="picky"}'] == 2
 
 
-def test_observers_on_one_registry_share_its_metrics() -> None:
+def test_prometheus_observers_on_the_same_registry_share_its_metrics() -> None:
     registry, other = CollectorRegistry(), CollectorRegistry()
     for observe in in_threads(PrometheusObserver, [registry, other, registry]):
         observe(a_report())
@@ -185,25 +185,25 @@ def test_observers_on_one_registry_share_its_metrics() -> None:
     assert scraped(other)['batchify_batch_size_count{function="f"}'] == 1
 
 
-def test_a_name_that_is_taken_is_told() -> None:
+def test_prometheus_observer_refuses_a_name_that_is_taken() -> None:
     registry = CollectorRegistry()
     Counter("batchify_full_batches_total", "of somebody else", registry=registry)
     with pytest.raises(ValueError, match="batchify_full_batches"):
         PrometheusObserver(registry)
 
 
-def test_a_pickled_prometheus_observer_counts_in_the_default_registry_of_the_other_side() -> None:
+def test_prometheus_observer_when_pickled_counts_in_the_default_registry_of_the_other_side() -> None:
     name = uuid4().hex  # the registry is everybody's
     pickle.loads(pickle.dumps(PrometheusObserver()))(a_report(name))
     assert REGISTRY.get_sample_value("batchify_batch_size_sum", {"function": name}) == 1
 
 
-def test_a_prometheus_observer_with_a_registry_that_cannot_be_pickled_counts_nowhere_else() -> None:
+def test_prometheus_observer_with_its_own_registry_cannot_be_pickled() -> None:
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(PrometheusObserver(CollectorRegistry()))
 
 
-def test_of_processes_that_are_scraped_together_a_gauge_is_the_sum(tmp_path: Path) -> None:
+def test_prometheus_gauges_of_several_processes_are_summed(tmp_path: Path) -> None:
     script = f"""if True:
         import os
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(tmp_path)!r}
@@ -249,7 +249,7 @@ def identities(spans: Sequence[ReadableSpan]) -> list[int]:
     return sorted(span.context.span_id for span in spans if span.context is not None)
 
 
-def test_a_batch_is_linked_to_the_spans_of_its_callers_in_threads() -> None:
+def test_otel_span_is_linked_to_the_spans_of_callers_in_threads() -> None:
     recorder = Recorder()
     f = batched(batch_size=3, timeout=None, on_batch=recorder.observe)(tens)
 
@@ -264,7 +264,7 @@ def test_a_batch_is_linked_to_the_spans_of_its_callers_in_threads() -> None:
     assert linked(span) == identities(callers)
 
 
-def test_a_batch_is_linked_to_the_spans_of_its_callers_in_coroutines() -> None:
+def test_otel_span_is_linked_to_the_spans_of_callers_in_coroutines() -> None:
     recorder = Recorder()
 
     @batched(batch_size=3, timeout=None, on_batch=recorder.observe)
@@ -291,7 +291,7 @@ def test_a_batch_is_linked_to_the_spans_of_its_callers_in_coroutines() -> None:
         assert linked(span) == identities(callers)
 
 
-def test_a_span_is_linked_once_however_many_items_it_passed_in_and_a_caller_without_one_is_not() -> None:
+def test_otel_span_is_linked_once_to_a_span_that_passed_several_items() -> None:
     recorder = Recorder()
     f = batched(batch_size=4, timeout=None, on_batch=recorder.observe)(tens)
     futures = [f.submit(1)]
@@ -305,7 +305,7 @@ def test_a_span_is_linked_once_however_many_items_it_passed_in_and_a_caller_with
     assert linked(span) == sorted([*identities(recorder.ended("caller")), 2])
 
 
-def test_a_batch_is_the_root_of_a_trace_wherever_it_ends() -> None:
+def test_otel_span_is_the_root_of_a_trace_wherever_its_batch_ends() -> None:
     recorder = Recorder()
     with recorder.span("of an engine, say"):
         recorder.observe(a_report(contexts=[copy_context()]))
@@ -317,7 +317,7 @@ def test_a_batch_is_the_root_of_a_trace_wherever_it_ends() -> None:
     assert linked(span) == identities([other])
 
 
-def test_a_span_is_as_long_as_its_batch_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_otel_span_is_as_long_as_its_batch_and_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("batchify.otel.time_ns", lambda: 5_000_000_000)
     recorder = Recorder()
     recorder.observe(a_report(duration=0.75, error=ValueError("no")))
@@ -326,7 +326,7 @@ def test_a_span_is_as_long_as_its_batch_and_ends_with_it(monkeypatch: pytest.Mon
     assert [event.timestamp for event in span.events] == [5_000_000_000]
 
 
-def test_attributes_tell_what_the_report_does() -> None:
+def test_otel_attributes_tell_the_figures_of_the_report() -> None:
     recorder = Recorder()
     recorder.observe(a_report("g", [0.5, 0.75, 0.25], batch_size=3, reason="full", pending=7, in_flight=2))
     (span,) = recorder.ended("batch g")
@@ -345,7 +345,7 @@ def test_attributes_tell_what_the_report_does() -> None:
     assert not span.events
 
 
-def test_a_failed_batch_has_a_span_that_says_why() -> None:
+def test_otel_span_of_a_failed_batch_holds_its_error() -> None:
     recorder = Recorder()
     f = batched(batch_size=1, on_batch=recorder.observe)(picky)
     with pytest.raises(ValueError, match="none for 0"), recorder.span("caller"):
@@ -361,7 +361,7 @@ def test_a_failed_batch_has_a_span_that_says_why() -> None:
     assert linked(span) == identities(callers)
 
 
-def test_an_error_without_a_message_has_a_span_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_otel_span_of_an_error_that_has_no_message(caplog: pytest.LogCaptureFixture) -> None:
     class Mute(Exception):
         def __str__(self) -> str:
             raise ValueError("no message")
@@ -377,14 +377,14 @@ def test_an_error_without_a_message_has_a_span_all_the_same(caplog: pytest.LogCa
     assert "on_batch of fail() raised" in caplog.text
 
 
-def test_one_opentelemetry_observer_serves_many_functions() -> None:
+def test_otel_observer_serves_many_functions() -> None:
     recorder = Recorder()
     f, g = (batched(batch_size=1, on_batch=recorder.observe)(function) for function in (tens, picky))
     assert (f(1), g(2), g(3)) == (10, 20, 30)
     assert (len(recorder.ended("batch tens")), len(recorder.ended("batch picky"))) == (1, 2)
 
 
-def test_the_global_provider_may_be_set_later() -> None:
+def test_otel_global_provider_may_be_set_later() -> None:
     script = """if True:
         import pickle
         from batchify import batched
@@ -407,20 +407,36 @@ def test_the_global_provider_may_be_set_later() -> None:
     assert run_script(script).stdout == "['batch <lambda>', 'batch <lambda>']\n"
 
 
-def test_a_pickled_opentelemetry_observer_takes_its_own_provider_along() -> None:
+class PickledProvider(trace.NoOpTracerProvider):
+    """A provider that can be pickled, and remembers who asked it for a tracer."""
+
+    asked: ClassVar[list[str]] = []
+
+    def get_tracer(self, instrumenting_module_name: str, *args: Any, **options: Any) -> trace.Tracer:
+        self.asked.append(instrumenting_module_name)
+        return super().get_tracer(instrumenting_module_name, *args, **options)
+
+
+@pytest.mark.thread_unsafe(reason="the provider remembers for all")
+def test_otel_observer_when_pickled_takes_its_own_provider_along() -> None:
     with pytest.raises(TypeError, match="pickle"):
         pickle.dumps(Recorder().observe)
-    other = pickle.loads(pickle.dumps(OpenTelemetryObserver(trace.NoOpTracerProvider())))
-    assert type(other._provider) is trace.NoOpTracerProvider
+    pickled = pickle.dumps(OpenTelemetryObserver(PickledProvider()))
+    PickledProvider.asked.clear()
+    pickle.loads(pickled)(a_report())
+    assert PickledProvider.asked == ["batchify"]
+
+
+# Both
 
 
 @pytest.mark.parametrize("observer", [PrometheusObserver, OpenTelemetryObserver])
-def test_a_watched_function_can_still_be_pickled(observer: type) -> None:
+def test_observed_function_can_still_be_pickled(observer: type) -> None:
     f = batched(batch_size=1, on_batch=observer())(lambda xs: tens(xs))
     assert pickle.loads(cloudpickle.dumps(f))(4) == 40
 
 
-def test_nobody_else_needs_the_libraries() -> None:
+def test_observer_libraries_are_not_imported_by_batchify() -> None:
     script = "import sys, batchify; print([name for name in sys.modules if name.startswith(('prom', 'opentel'))])"
     assert run_script(script).stdout == "[]\n"
 

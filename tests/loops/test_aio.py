@@ -1,25 +1,28 @@
-"""How do coroutines wait? `await f.aio(item)` on a function that runs in the flush thread."""
+"""`await f.aio(item)`: coroutines call a `def` function, which runs in its flush thread, and their loop goes on.
+
+They share its batches with threads and with other loops, and may leave as from any await.
+"""
 
 import asyncio
-import contextvars
 import gc
 import inspect
 import logging
 import threading
-import weakref
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from batchify import BatchError, ClosedError
+from batchify import ClosedError
 
-from .tools import Gated, batched, in_threads, run_script, until
+from ..tools import Gated, batched, in_threads, run_script
+
+pytestmark = pytest.mark.usefixtures("no_noise")
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def no_noise(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """No "never retrieved", no "was destroyed", no slow callback: asyncio logs nothing."""
+    """Nobody logs a warning: neither asyncio nor the library."""
     yield
     gc.collect()
     logged = caplog.get_records("call") + caplog.get_records("teardown")
@@ -30,23 +33,16 @@ async def gather(f: Any, items: Any) -> list[Any]:
     return list(await asyncio.gather(*map(f.aio, items), return_exceptions=True))
 
 
-def test_tasks_share_a_batch() -> None:
+# Calling
+
+
+def test_aio_tasks_share_a_batch() -> None:
     with batched(batch_size=8, timeout=None)(lambda items: [-item for item in items]) as f:
         assert asyncio.run(gather(f, range(32))) == [-item for item in range(32)]
         assert f.stats.sizes == {8: 4}
 
 
-def test_a_coroutine_is_named_after_the_function() -> None:
-    @batched(batch_size=1)
-    def f(items: list[int]) -> list[int]:
-        return items
-
-    coroutine: Any = f.aio(1)
-    assert (coroutine.__name__, coroutine.__qualname__) == ("f.aio", "f.aio")
-    coroutine.close()
-
-
-def test_threads_and_loops_share_a_batch() -> None:
+def test_aio_threads_and_loops_share_a_batch() -> None:
     with batched(batch_size=6, timeout=None)(lambda items: [-item for item in items]) as f:
 
         def call(item: int) -> Any:
@@ -56,7 +52,26 @@ def test_threads_and_loops_share_a_batch() -> None:
         assert f.stats.sizes == {6: 1}
 
 
-def test_the_loop_goes_on_meanwhile() -> None:
+def test_aio_many_loops_one_after_the_other_and_at_once() -> None:
+    with batched(batch_size=4, timeout=0.0)(lambda items: items) as f:
+        for number in range(5):
+            assert asyncio.run(f.aio(number)) == number
+        outcomes = in_threads(lambda start: asyncio.run(gather(f, range(start, start + 50))), range(4))
+    assert outcomes == [list(range(start, start + 50)) for start in range(4)]
+
+
+def test_aio_coroutine_is_named_after_the_function() -> None:
+    @batched(batch_size=1)
+    def f(items: list[int]) -> list[int]:
+        return items
+
+    assert inspect.iscoroutinefunction(f.aio)
+    coroutine: Any = f.aio(1)
+    assert (coroutine.__name__, coroutine.__qualname__) == ("f.aio", "f.aio")
+    coroutine.close()
+
+
+def test_aio_lets_the_loop_go_on_meanwhile() -> None:
     function = Gated()
 
     async def main() -> Any:
@@ -70,7 +85,7 @@ def test_the_loop_goes_on_meanwhile() -> None:
         assert asyncio.run(main()) == 1
 
 
-def test_answers_go_home_in_one_message_per_batch_and_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_aio_answers_go_home_in_one_message_per_batch_and_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     messages: list[int] = []
 
     async def main() -> list[Any]:
@@ -89,27 +104,7 @@ def test_answers_go_home_in_one_message_per_batch_and_loop(monkeypatch: pytest.M
     assert messages == [16, 16]
 
 
-def test_an_error_reaches_every_caller() -> None:
-    def function(items: list[int]) -> list[int]:
-        raise ValueError("no")
-
-    with batched(batch_size=3, timeout=None)(function) as f:
-        outcomes = asyncio.run(gather(f, range(3)))
-    assert [str(outcome) for outcome in outcomes] == ["no"] * 3
-    assert len({id(outcome) for outcome in outcomes}) == 3
-
-
-@pytest.mark.parametrize("error", [asyncio.CancelledError, StopIteration, KeyboardInterrupt, SystemExit])
-def test_errors_that_would_mean_something_else_become_batch_errors(error: type[BaseException]) -> None:
-    def function(items: list[int]) -> list[int]:
-        raise error
-
-    with batched(batch_size=2, timeout=None)(function) as f:
-        outcomes = asyncio.run(gather(f, range(2)))
-    assert [(type(outcome), type(outcome.__cause__)) for outcome in outcomes] == [(BatchError, error)] * 2
-
-
-def test_a_yielded_result_is_delivered_at_once() -> None:
+def test_aio_yielded_result_is_delivered_at_once() -> None:
     go_on = threading.Event()
 
     def function(items: list[int]) -> Iterator[int]:
@@ -128,8 +123,37 @@ def test_a_yielded_result_is_delivered_at_once() -> None:
         assert asyncio.run(main()) == [-2]
 
 
-@pytest.mark.parametrize("who", [[0], [2], [1], [0, 1, 2]])
-def test_a_caller_cancelled_while_it_waits_is_taken_out(who: list[int]) -> None:
+def test_aio_of_itself_in_a_loop_of_its_own_is_answered() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [item and 1 + asyncio.run(f.aio(0)) for item in items]
+
+    with batched(batch_size=2)(function) as f:
+        assert asyncio.run(f.aio(1)) == 1
+    assert f.stats.reasons == {"timeout": 1, "nested": 1}
+
+
+def test_aio_works_with_eager_tasks_and_in_debug_mode() -> None:
+    script = """if True:
+        import asyncio
+        from batchify import batched
+
+        async def main():
+            factory = getattr(asyncio, "eager_task_factory", None)
+            if factory is not None:
+                asyncio.get_running_loop().set_task_factory(factory)
+            return await asyncio.gather(*map(f.aio, range(8)))
+
+        f = batched(batch_size=4, timeout=None)(lambda items: items)
+        assert asyncio.run(main(), debug=True) == list(range(8))
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("leaving", [[0], [2], [1], [0, 1, 2]])
+def test_aio_caller_cancelled_while_it_waits_is_taken_out(leaving: list[int]) -> None:
     function = Gated()
     function.open()
 
@@ -137,29 +161,29 @@ def test_a_caller_cancelled_while_it_waits_is_taken_out(who: list[int]) -> None:
         tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
         await asyncio.sleep(0)
         assert f.stats.pending == 3
-        for number in who:
+        for number in leaving:
             tasks[number].cancel()
         await asyncio.sleep(0)
-        assert f.stats.pending == 3 - len(who)
+        assert f.stats.pending == 3 - len(leaving)
         f.flush()
         return await asyncio.gather(*tasks, return_exceptions=True)
 
     with batched(batch_size=9, timeout=None)(function) as f:
         outcomes = asyncio.run(main())
-    left = [number for number in range(3) if number not in who]
-    assert function.batches == ([left] if left else [])
-    assert [outcomes[number] for number in left] == left
-    assert all(isinstance(outcomes[number], asyncio.CancelledError) for number in who)
+    staying = [number for number in range(3) if number not in leaving]
+    assert function.batches == ([staying] if staying else [])
+    assert [outcomes[number] for number in staying] == staying
+    assert all(isinstance(outcomes[number], asyncio.CancelledError) for number in leaving)
 
 
-@pytest.mark.parametrize("who", [[0], [2], [0, 1, 2]])
-def test_a_caller_cancelled_in_a_batch_does_not_disturb_it(who: list[int]) -> None:
+@pytest.mark.parametrize("leaving", [[0], [2], [0, 1, 2]])
+def test_aio_caller_cancelled_in_a_running_batch_does_not_disturb_it(leaving: list[int]) -> None:
     function = Gated()
 
     async def main() -> list[Any]:
         tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
         await asyncio.to_thread(function.entered.acquire)
-        for number in who:
+        for number in leaving:
             tasks[number].cancel()
         await asyncio.sleep(0)
         function.open()
@@ -168,10 +192,10 @@ def test_a_caller_cancelled_in_a_batch_does_not_disturb_it(who: list[int]) -> No
     with batched(batch_size=3, timeout=None)(function) as f:
         outcomes = asyncio.run(main())
     for number, outcome in enumerate(outcomes):
-        assert isinstance(outcome, asyncio.CancelledError) if number in who else outcome == number
+        assert isinstance(outcome, asyncio.CancelledError) if number in leaving else outcome == number
 
 
-def test_wait_for_and_timeout_take_it() -> None:
+def test_aio_takes_timeouts_and_task_groups() -> None:
     async def main() -> Any:
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.001):
@@ -184,20 +208,11 @@ def test_wait_for_and_timeout_take_it() -> None:
             task = group.create_task(f.aio(2))
         return task.result()
 
-    assert inspect.iscoroutinefunction(batched(batch_size=9)(lambda items: items).aio)
     with batched(batch_size=9, timeout=None)(lambda items: items) as f:
         assert asyncio.run(main()) == 2
 
 
-def test_many_loops_one_after_the_other_and_at_once() -> None:
-    with batched(batch_size=4, timeout=0.0)(lambda items: items) as f:
-        for number in range(5):
-            assert asyncio.run(f.aio(number)) == number
-        outcomes = in_threads(lambda start: asyncio.run(gather(f, range(start, start + 50))), range(4))
-    assert outcomes == [list(range(start, start + 50)) for start in range(4)]
-
-
-def test_a_loop_that_closed_before_the_answer_disturbs_nobody() -> None:
+def test_aio_loop_that_closed_before_the_answer_disturbs_nobody() -> None:
     function = Gated()
     with batched(batch_size=2, timeout=None)(function) as f:
         loop = asyncio.new_event_loop()
@@ -213,7 +228,7 @@ def test_a_loop_that_closed_before_the_answer_disturbs_nobody() -> None:
         assert in_threads(f, [1, 2]) == [1, 2]
 
 
-def test_a_coroutine_dropped_in_the_middle_leaves_nothing() -> None:
+def test_aio_dropped_coroutine_leaves_no_item() -> None:
     with batched(batch_size=9, timeout=None)(lambda items: items) as f:
         loop = asyncio.new_event_loop()
 
@@ -229,14 +244,17 @@ def test_a_coroutine_dropped_in_the_middle_leaves_nothing() -> None:
         loop.close()
 
 
-def test_after_close_calls_are_refused() -> None:
+# Closing
+
+
+def test_aio_is_refused_after_close() -> None:
     f = batched(batch_size=2)(lambda items: items)
     f.close()
     with pytest.raises(ClosedError):
         asyncio.run(f.aio(1))
 
 
-def test_close_answers_coroutines() -> None:
+def test_aio_callers_that_wait_are_answered_by_close() -> None:
     async def main() -> Any:
         tasks = [asyncio.create_task(f.aio(number)) for number in range(3)]
         await asyncio.sleep(0)
@@ -245,60 +263,3 @@ def test_close_answers_coroutines() -> None:
 
     f = batched(batch_size=9, timeout=None)(lambda items: items)
     assert asyncio.run(main()) == [0, 1, 2]
-
-
-def test_a_function_that_awaits_itself_is_answered() -> None:
-    def function(items: list[int]) -> list[int]:
-        return [item and 1 + asyncio.run(f.aio(0)) for item in items]
-
-    with batched(batch_size=2)(function) as f:
-        assert asyncio.run(f.aio(1)) == 1
-    assert f.stats.reasons == {"timeout": 1, "nested": 1}
-
-
-def test_context_variables_do_not_leak_from_the_first_caller() -> None:
-    user: contextvars.ContextVar[str] = contextvars.ContextVar("user", default="nobody")
-
-    async def main() -> list[str]:
-        user.set("first caller")
-        return [await f.aio(1), await f.aio(2)]
-
-    with batched(batch_size=1)(lambda items: [user.get()]) as f:
-        assert asyncio.run(main()) == ["nobody", "nobody"]
-
-
-def test_nothing_is_kept_after_the_answer() -> None:
-    class Thing:
-        pass
-
-    kept: list[weakref.ref[Thing]] = []
-
-    async def main() -> None:
-        thing = Thing()
-        kept.append(weakref.ref(thing))
-        assert await f.aio(thing) is thing
-        del thing
-        with pytest.raises(ValueError, match="no"):
-            await f.aio(ValueError("no"))
-        await f.aio(None)
-        until(lambda: kept[0]() is None)
-
-    with batched(batch_size=1)(lambda items: items) as f:
-        asyncio.run(main())
-
-
-def test_eager_tasks_and_debug_mode_are_fine() -> None:
-    script = """if True:
-        import asyncio
-        from batchify import batched
-
-        async def main():
-            factory = getattr(asyncio, "eager_task_factory", None)
-            if factory is not None:
-                asyncio.get_running_loop().set_task_factory(factory)
-            return await asyncio.gather(*map(f.aio, range(8)))
-
-        f = batched(batch_size=4, timeout=None)(lambda items: items)
-        assert asyncio.run(main(), debug=True) == list(range(8))
-    """
-    run_script(script, "-X", "dev", "-W", "error")

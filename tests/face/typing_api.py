@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from functools import partial
-from typing import Any, Concatenate, assert_type
+from typing import Any, assert_type
 
 from batchify import (
     BatchedCoroutineFunction,
@@ -295,9 +295,9 @@ assert_type(two.submit(1, "a"), Future[float])
 assert_type(two.map([1], ["a"]), Generator[float, None, None])
 assert_type(alike(1, 2), float)
 assert_type(of_any_kind(1, "a"), float)
-assert_type(three, BatchedFunction[int, float, Concatenate[str, bytes, ...]])
+of_three: BatchedFunction[int, float, [str, bytes]] = three
 assert_type(three(1, "a", b"b"), float)
-assert_type(four(1, "a", b"b", True, model="k"), float)
+assert_type(four(1, "a", b"b", True, model="k"), Any)  # of four and more columns nothing is checked
 assert_type(keyword(1, model="k"), float)
 assert_type(keyword.submit(1, model="k"), Future[float])
 assert_type(keyword.map([1], model="k"), Generator[float, None, None])
@@ -322,6 +322,7 @@ two.sumbit(1, "a")  # type: ignore[attr-defined]  # pyright: ignore[reportAttrib
 alike(1, [2])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 three(1, "a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 three(1, "a", "b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+three(1, "a", b"b", modle="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 keyword(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 keyword(1, "k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 keyword(1, model=2)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
@@ -337,7 +338,6 @@ two(1, ys="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 # And that these are wrong.
 two.map([1], [2])
 keyword.map([1], modle="k")
-three(1, "a", b"b", modle="k")
 
 
 @batched(batch_size=2)
@@ -529,7 +529,6 @@ def on_batch(report: BatchReport) -> None:
     isolate=True,
     concurrency=2,
     max_pending=10,
-    on_full="raise",
     on_batch=on_batch,
 )
 def with_options(xs: list[int]) -> list[float]:
@@ -537,9 +536,7 @@ def with_options(xs: list[int]) -> list[float]:
 
 
 assert_type(with_options, BatchedFunction[int, float])
-batched(
-    batch_size=2, weight=len, max_weight=1.5, group_by=lambda x: x, on_batch=print, on_full="wait", max_pending=None
-)
+batched(batch_size=2, weight=len, max_weight=1.5, group_by=lambda x: x, on_batch=print, max_pending=None)
 
 batched()  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 batched(2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -553,5 +550,4 @@ batched(batch_size=2, dedupe="yes")  # type: ignore[arg-type]  # pyright: ignore
 batched(batch_size=2, isolate=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, concurrency=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, max_pending=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-batched(batch_size=2, on_full="drop")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, on_batch=group)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

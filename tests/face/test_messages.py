@@ -1,11 +1,9 @@
-"""Every message in full: the rule, the value, and whose function."""
+"""Every message says the rule, the value and whose function; what the decorated object says of itself is true."""
 
 import asyncio
 import collections
-import copy
 import functools
 import inspect
-import pickle
 import typing
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future  # noqa: TC003 - get_type_hints() looks for it
@@ -16,7 +14,8 @@ import pytest
 from batchify import BatchedFunction, BatchError, ClosedError, MissingResultError, ResultCountError
 from batchify import batched as typed_batched
 
-from .tools import batched
+from ..kit import AsyncGated, Coroutines, Kit, anegate, run
+from ..tools import batched
 
 
 def embed(texts: list[str]) -> list[float]:
@@ -27,39 +26,8 @@ def embed(texts: list[str]) -> list[float]:
 decorated = typed_batched(batch_size=2)(embed)
 
 
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"batch_size": 0}, ValueError, "embed(): batch_size must be at least 1, got 0"),
-        ({"batch_size": -3}, ValueError, "embed(): batch_size must be at least 1, got -3"),
-        ({"batch_size": True}, TypeError, "embed(): batch_size must be an int of at least 1, got True"),
-        ({"batch_size": 2.0}, TypeError, "embed(): batch_size must be an int of at least 1, got 2.0"),
-        ({"batch_size": "2"}, TypeError, "embed(): batch_size must be an int of at least 1, got '2'"),
-        ({"batch_size": None}, TypeError, "embed(): batch_size must be an int of at least 1, got None"),
-        (
-            {"timeout": -1},
-            ValueError,
-            "embed(): timeout must be at least 0 and finite (None waits without end), got -1",
-        ),
-        (
-            {"timeout": float("inf")},
-            ValueError,
-            "embed(): timeout must be at least 0 and finite (None waits without end), got inf",
-        ),
-        (
-            {"timeout": float("nan")},
-            ValueError,
-            "embed(): timeout must be at least 0 and finite (None waits without end), got nan",
-        ),
-        ({"timeout": True}, TypeError, "embed(): timeout must be a number of seconds or None, got True"),
-        ({"timeout": "1"}, TypeError, "embed(): timeout must be a number of seconds or None, got '1'"),
-    ],
-    ids=lambda value: repr(value) if isinstance(value, dict) else "",
-)
-def test_options(options: dict[str, Any], error: type[Exception], message: str) -> None:
-    with pytest.raises(error) as raised:
-        batched(**{"batch_size": 2, **options})(embed)
-    assert str(raised.value) == message
+async def fetch(xs: list[int]) -> list[int]:
+    return xs
 
 
 def two(xs: list[int], ys: list[int]) -> list[int]:
@@ -100,17 +68,28 @@ def nothing() -> list[int]:
     ],
     ids=["many", "keywords", "named", "nothing", "number", "class"],
 )
-def test_functions(function: Any, message: str) -> None:
+def test_message_of_a_function_that_cannot_be_batched(function: Any, message: str) -> None:
     with pytest.raises(TypeError) as raised:
         batched(batch_size=2)(function)
     assert str(raised.value).startswith(message)
 
 
-RETURNED = (
-    "; it must return one result per item, in the same order: a list or other sequence, a mapping from item to result, "
-    "an iterator, or a thread-safe future of one of these"
-)
+def test_message_of_a_function_that_is_batched_already() -> None:
+    for function in (fetch, len):
+        once = batched(batch_size=2)(function)
+        with pytest.raises(
+            TypeError, match=rf"^<batched {function.__name__}\(\), batch_size=2, .*> is batched already$"
+        ):
+            batched(batch_size=2)(once)
+
+
 COUNT = "; it must return one result per item, in the same order"
+# With what each kind of function might have returned in place of the dots.
+RETURNED = f"{COUNT}: a list or other sequence, a mapping from item to result, ..."
+ACCEPTED = {
+    "threads": "an iterator, or a thread-safe future of one of these",
+    "coroutines": "or an iterator, asynchronous or not",
+}
 
 
 @pytest.mark.parametrize(
@@ -125,36 +104,102 @@ COUNT = "; it must return one result per item, in the same order"
         (lambda _: iter([]), ResultCountError, "f() returned 0 results for 1 item" + COUNT),
         (lambda _: {}, MissingResultError, "f() returned a mapping without a value for this item"),
         (lambda _: exit(), BatchError, "f() raised SystemExit"),
-        (lambda _: next(iter([])), BatchError, "f() raised StopIteration"),
     ],
-    ids=["None", "str", "set", "int", "none", "two", "early", "missing", "exit", "stop"],
+    ids=["None", "str", "set", "int", "none", "two", "early", "missing", "exit"],
 )
-def test_results(function: Callable[[list[Any]], Any], error: type[Exception], message: str) -> None:
+def test_message_of_wrong_results(
+    kit: Kit, function: Callable[[list[Any]], Any], error: type[Exception], message: str
+) -> None:
     function.__name__ = "f"
-    with batched(batch_size=1)(function) as f, pytest.raises(error) as raised:
-        f("item")
-    assert type(raised.value) is error
-    assert str(raised.value) == message
+    f = kit(function, batch_size=1)
+    handle = kit.submit(f, "item")
+    if isinstance(kit, Coroutines):
+        kit.turn()
+    raised = kit.outcome(handle)
+    assert (type(raised), str(raised)) == (error, message.replace("...", ACCEPTED[kit.kind]))
 
 
-def test_wrong_count_of_many() -> None:
-    with batched(batch_size=4, timeout=None)(lambda _: [1, 2, 3]) as f:
-        error = [f.submit(number) for number in range(4)].pop().exception()
-    assert str(error) == "<lambda>() returned 3 results for 4 items" + COUNT
+def test_message_of_a_stop_iteration(kit: Kit) -> None:
+    def f(xs: list[Any]) -> list[Any]:
+        return [next(iter([]))]
+
+    f.__qualname__ = "f"
+    g = kit(f, batch_size=1)
+    raised = kit.outcome(kit.submit(g, "item"))
+    if kit.kind == "threads":
+        assert (type(raised), str(raised)) == (BatchError, "f() raised StopIteration")
+    else:  # as of any coroutine
+        assert (type(raised), str(raised)) == (RuntimeError, "coroutine raised StopIteration")
 
 
-def test_closed() -> None:
-    f = batched(batch_size=1)(embed)
-    f.close()
-    with pytest.raises(ClosedError) as raised:
-        f("x")
-    assert str(raised.value) == "embed() is closed"
+def test_message_of_a_wrong_count_of_results(kit: Kit) -> None:
+    f = kit(lambda _: [1, 2, 3], batch_size=4, timeout=None)
+    for error in kit.outcomes(kit.submits(f, range(4))):
+        assert str(error) == "<lambda>() returned 3 results for 4 items" + COUNT
+
+
+def test_message_of_a_coroutine_that_the_function_returned() -> None:
+    with batched(batch_size=2)(lambda xs: fetch(xs)) as f, pytest.raises(TypeError) as raised:
+        f(1)
+    assert str(raised.value) == (
+        "<lambda>() returned coroutine; it must return one result per item, in the same order: a list or other "
+        "sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these; await it first"
+    )
+
+
+def test_message_of_a_closed_function(kit: Kit) -> None:
+    f = kit(embed, batch_size=1)
+    kit.close(f)
+    raised = kit.outcome(kit.start(f, "x"))
+    assert (type(raised), str(raised)) == (ClosedError, "embed() is closed")
+
+
+def test_message_of_the_wrong_way_to_close() -> None:
+    plain, coroutine = batched(batch_size=2)(lambda xs: xs), batched(batch_size=2)(fetch)
+
+    async def enter() -> None:
+        async with plain:  # type: ignore[attr-defined]
+            pass
+
+    message = r"^<lambda>\(\) is a `def` function: close it by `with` or close\(\)$"
+    with pytest.raises(TypeError, match=message):
+        asyncio.run(enter())
+    with pytest.raises(TypeError, match=message):
+        plain.aclose()  # type: ignore[attr-defined]
+    message = r"^fetch\(\) is `async def`: close it by `async with` or `await` aclose\(\)$"
+    with pytest.raises(TypeError, match=message), coroutine:
+        pass
+    with pytest.raises(TypeError, match=message):
+        coroutine.close()
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_message_of_a_call_without_a_running_loop() -> None:
+    f: Any = batched(batch_size=2)(anegate)
+    message = r"^anegate\(\) is a coroutine function: call it where an event loop runs$"
+    with pytest.raises(RuntimeError, match=message):
+        f.submit(1)
+    with pytest.raises(RuntimeError, match=message):
+        f(1).send(None)  # as by another library's loop
+    f.flush()
+    assert f.stats.accepted == 0
+
+
+def test_message_of_a_coroutine_never_awaited_names_the_function() -> None:
+    for call, name in ((batched(batch_size=2)(fetch), "fetch"), (batched(batch_size=2)(embed).aio, "embed.aio")):
+        with pytest.warns(RuntimeWarning, match=rf"^coroutine '{name}' was never awaited"):
+            call(1)
+
+
+def test_misspelt_method_is_an_error() -> None:
+    with pytest.raises(AttributeError):
+        decorated.sumbit("x")  # type: ignore[attr-defined]
 
 
 # What the decorated object says of itself
 
 
-def test_it_says_of_itself_what_is_true() -> None:
+def test_decorated_function_tells_its_name_doc_signature_and_class() -> None:
     assert (decorated.__name__, decorated.__doc__, decorated.__module__) == ("embed", "Embed texts.", __name__)
     assert decorated.__wrapped__ is embed
     assert embed(["abc", "d"]) == [3.0, 1.0]
@@ -164,6 +209,33 @@ def test_it_says_of_itself_what_is_true() -> None:
     assert isinstance(decorated, BatchedFunction)
     assert decorated.__class__ is BatchedFunction
     assert callable(decorated)
+
+
+@pytest.mark.usefixtures("no_noise")
+def test_coroutine_function_tells_inspect_that_it_is_one() -> None:
+    class Embedder:
+        async def embed(self, items: list[str]) -> list[float]:
+            """Embed."""
+            return [float(len(item)) for item in items]
+
+        async def stream(self, items: list[str]) -> AsyncIterator[float]:
+            for item in items:
+                yield float(len(item))
+
+    embedder = Embedder()
+    functions = [embedder.embed, embedder.stream, Embedder.stream.__get__(embedder)]
+    for function in functions:
+        f: Any = batched(batch_size=2)(function)
+        assert inspect.iscoroutinefunction(f)
+        assert inspect.iscoroutinefunction(f.aio)
+        assert not inspect.isasyncgenfunction(f)
+        assert not inspect.isgeneratorfunction(f)
+        assert str(inspect.signature(f)) == "(items: str, /) -> float"
+        assert run(f("abc")) == 3.0
+        assert "items" in inspect.getsource(f)
+    assert f.__name__ == "stream"
+    assert repr(f) == "<batched stream(), batch_size=2, timeout=0.0>"
+    assert inspect.iscoroutinefunction(batched(batch_size=2)(AsyncGated()))
 
 
 def mapping(keys: "list[int]") -> "dict[int, str]":
@@ -210,7 +282,11 @@ def array(xs: Array[int]) -> Array[int]:
 
 
 K = typing.TypeVar("K")
+
+
 V = typing.TypeVar("V")
+
+
 More = typing.TypeVar("More")
 
 
@@ -270,19 +346,19 @@ def test_signature_is_that_of_one_item(function: Any, signature: str | None) -> 
     assert signature is None or str(inspect.signature(batched(batch_size=1)(function))) == signature
 
 
-def test_annotations_hold_only_what_is_known() -> None:
+def test_annotations_hold_only_known_types() -> None:
     assert batched(batch_size=1)(bare).__annotations__ == {}
     assert batched(batch_size=1)(future).__annotations__ == {"xs": int, "return": str}
 
 
-def test_a_function_without_a_signature_is_taken_at_its_word() -> None:
+def test_function_without_a_signature_takes_one_list() -> None:
     with pytest.raises(ValueError, match="signature"):
         inspect.signature(max)
     with batched(batch_size=1)(max) as f:
         assert f([5]) == 5
 
 
-def test_a_method_without_a_signature_is_taken_at_its_word() -> None:
+def test_method_without_a_signature_takes_one_list() -> None:
     update: Any = dict.update
     with pytest.raises(ValueError, match="signature"):
         inspect.signature(update)
@@ -296,70 +372,7 @@ def test_a_method_without_a_signature_is_taken_at_its_word() -> None:
     assert settings == {"a": 1}
 
 
-def test_only_what_is_written_in_a_class_and_not_bound_is_named_after_it() -> None:
+def test_name_holds_the_class_only_of_a_method_that_is_not_bound() -> None:
     functions: list[Any] = [Model.encode, Model().encode, [].extend]
     names = [repr(batched(batch_size=1)(function)) for function in functions]
     assert [name.partition("(")[0] for name in names] == ["<batched Model.encode", "<batched encode", "<batched extend"]
-
-
-def test_it_is_copied_and_pickled_by_reference() -> None:
-    assert copy.copy(decorated) is decorated
-    assert copy.deepcopy(decorated) is decorated
-    assert pickle.loads(pickle.dumps(later)) is later
-
-
-@typed_batched(batch_size=1)
-def later(xs: list[int]) -> list[int]:
-    return xs
-
-
-def test_a_misspelt_method_is_an_error() -> None:
-    with pytest.raises(AttributeError):
-        decorated.sumbit("x")  # type: ignore[attr-defined]
-
-
-async def fetch(xs: list[int]) -> list[int]:
-    return xs
-
-
-def test_the_wrong_way_to_close_says_the_right_one() -> None:
-    plain, coroutine = batched(batch_size=2)(lambda xs: xs), batched(batch_size=2)(fetch)
-
-    async def enter() -> None:
-        async with plain:  # type: ignore[attr-defined]
-            pass
-
-    message = r"^<lambda>\(\) is a `def` function: close it by `with` or close\(\)$"
-    with pytest.raises(TypeError, match=message):
-        asyncio.run(enter())
-    with pytest.raises(TypeError, match=message):
-        plain.aclose()  # type: ignore[attr-defined]
-    message = r"^fetch\(\) is `async def`: close it by `async with` or `await` aclose\(\)$"
-    with pytest.raises(TypeError, match=message), coroutine:
-        pass
-    with pytest.raises(TypeError, match=message):
-        coroutine.close()
-
-
-def test_a_function_is_batched_once() -> None:
-    for function in (fetch, len):
-        once = batched(batch_size=2)(function)
-        with pytest.raises(
-            TypeError, match=rf"^<batched {function.__name__}\(\), batch_size=2, .*> is batched already$"
-        ):
-            batched(batch_size=2)(once)
-
-
-def test_a_coroutine_that_nobody_awaited_is_named_after_the_function() -> None:
-    for call, name in ((batched(batch_size=2)(fetch), "fetch"), (batched(batch_size=2)(embed).aio, "embed.aio")):
-        with pytest.warns(RuntimeWarning, match=rf"^coroutine '{name}' was never awaited"):
-            call(1)
-
-
-def test_what_should_have_been_awaited_says_so() -> None:
-    with batched(batch_size=2)(lambda xs: fetch(xs)) as f, pytest.raises(TypeError) as raised:
-        f(1)
-    assert str(raised.value) == (
-        "<lambda>() returned coroutine; it must return one result per item, in the same order: a list or other "
-        "sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these; await it first"
-    )

@@ -9,11 +9,11 @@ import pytest
 
 pytestmark = pytest.mark.thread_unsafe(reason="prints")
 
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
 
 
-def test_the_readme_runs_and_prints_what_it_says() -> None:
+def test_readme_runs_and_prints_the_output_it_shows() -> None:
     namespace: dict[str, object] = {"__name__": "readme"}
     compared = 0
     for (language, code), (following, expected) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
@@ -27,7 +27,7 @@ def test_the_readme_runs_and_prints_what_it_says() -> None:
     assert compared >= 6
 
 
-def test_the_first_screen_is_short() -> None:
+def test_readme_first_example_is_short() -> None:
     language, code = BLOCKS[0]
     assert language == "python"
     assert len(code.splitlines()) <= 15

@@ -16,7 +16,8 @@ import pytest
 
 import batchify
 
-from .tools import run_script
+from .. import inside
+from ..tools import run_script
 
 batched: Callable[..., Callable[[Any], Any]] = batchify.batched
 
@@ -29,6 +30,22 @@ def scale(xs: list[int]) -> list[int]:
 @batched(batch_size=2)
 async def fetch(xs: list[int]) -> list[int]:
     return [10 * x for x in xs]
+
+
+@batched(
+    batch_size=3,
+    timeout=1.5,
+    weight=lambda x, y: x,
+    max_weight=4,
+    group_by=lambda x, y: y,
+    dedupe=True,
+    isolate=True,
+    concurrency=2,
+    max_pending=9,
+    on_batch=lambda report: None,
+)
+def everything(xs: list[int], ys: list[int], *, model: str = "small") -> list[int]:
+    return [x + y for x, y in zip(xs, ys, strict=True)]
 
 
 class Scaler:
@@ -51,6 +68,14 @@ class Scaler:
         return [f"{cls.__name__} {x}" for x in xs]
 
 
+class Tenfold:
+    def __init__(self, factor: int) -> None:
+        self.factor = factor
+
+    def __call__(self, xs: list[int]) -> list[int]:
+        return [self.factor * x for x in xs]
+
+
 PICKLERS = pytest.mark.parametrize("pickler", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
 
 
@@ -58,15 +83,27 @@ def there_and_back(pickler: Any, value: Any) -> Any:
     return pickle.loads(pickler.dumps(value))
 
 
+async def awaited(function: Any, item: Any) -> Any:
+    return await function(item)
+
+
 @PICKLERS
-def test_an_importable_function_is_pickled_by_reference(pickler: Any) -> None:
-    for function in (scale, fetch, Scaler.times):
+def test_importable_function_is_pickled_and_copied_as_itself(pickler: Any) -> None:
+    for function in (scale, fetch, everything, Scaler.times):
         assert there_and_back(pickler, function) is function
-        assert len(pickler.dumps(function)) < 400
+        assert copy.copy(function) is copy.deepcopy(function) is function
+        assert len(pickler.dumps(function)) < (700 if function is everything else 400)
+
+
+def test_user_function_is_left_as_it_was() -> None:
+    assert type(scale.__wrapped__) is FunctionType
+    assert (scale.__wrapped__.__qualname__, vars(scale.__wrapped__)) == ("scale", {})
+    made_anew = there_and_back(cloudpickle, nested(10)[0]).__wrapped__
+    assert (made_anew.__name__, vars(made_anew)) == ("count_down", {})
 
 
 @PICKLERS
-def test_an_instance_takes_its_decorated_methods_along(pickler: Any) -> None:
+def test_pickled_instance_takes_its_decorated_methods_along(pickler: Any) -> None:
     one = Scaler(10)
     assert (one.times(1), one.bound(1)) == (10, 10)
     for other in (there_and_back(pickler, one), copy.deepcopy(one)):
@@ -77,7 +114,7 @@ def test_an_instance_takes_its_decorated_methods_along(pickler: Any) -> None:
 
 
 @PICKLERS
-def test_a_bound_method_takes_its_instance_along(pickler: Any) -> None:
+def test_pickled_method_takes_its_instance_along(pickler: Any) -> None:
     one = Scaler(10)
     one.times.batch_size = 7
     for times in (there_and_back(pickler, one.times), copy.deepcopy(one.times)):
@@ -89,12 +126,85 @@ def test_a_bound_method_takes_its_instance_along(pickler: Any) -> None:
     assert there_and_back(pickler, Scaler.of_class)(3) == "Scaler 3"
 
 
+def test_callable_object_is_pickled_with_its_state() -> None:
+    function = batched(batch_size=5)(Tenfold(10))
+    other = there_and_back(pickle, function)
+    assert (other(3), other.batch_size, other.__wrapped__ is function.__wrapped__) == (30, 5, False)
+    buffer = io.BytesIO()
+    pickle.Pickler(buffer, 2).dump(function)
+    assert pickle.loads(buffer.getvalue())(3) == 30
+
+
+# Options
+
+
 @PICKLERS
-def test_options_travel(pickler: Any) -> None:
+def test_pickle_keeps_batch_size_and_timeout_as_they_were_set(pickler: Any) -> None:
     bound = Scaler(10).bound
     bound.batch_size, bound.timeout = 7, None
     other = there_and_back(pickler, bound)
     assert (other.batch_size, other.timeout) == (7, None)
+
+
+def test_callable_object_is_pickled_with_its_options() -> None:
+    function = batched(batch_size=5, group_by=lambda x: x % 2)(Tenfold(10))
+    other = there_and_back(cloudpickle, function)
+    group_by: Any = inside.options_of(other).group_by
+    assert (other(3), group_by(3)) == (30, 1)
+
+
+def parity(x: int) -> int:
+    return x % 2
+
+
+def test_importable_option_is_pickled_by_reference() -> None:
+    function = batched(batch_size=5, group_by=parity)(lambda xs: xs)
+    assert inside.options_of(there_and_back(cloudpickle, function)).group_by is parity
+
+
+def test_cloudpickle_keeps_all_options_of_a_nested_function() -> None:
+    factor = 3
+    options: dict[str, Any] = {
+        "batch_size": 3,
+        "timeout": None,
+        "weight": lambda x, y: factor * x,
+        "max_weight": 40,
+        "group_by": lambda x, y: y,
+        "dedupe": True,
+        "isolate": True,
+        "concurrency": 2,
+        "max_pending": 9,
+        "on_batch": lambda report: None,
+    }
+
+    def sums(xs: list[int], ys: list[int], *, plus: int = 1) -> list[int]:
+        return [x + y + plus for x, y in zip(xs, ys, strict=True)]
+
+    class C:
+        m = batched(**options)(lambda self, xs, ys, *, plus=1: sums(xs, ys, plus=plus))
+
+    f = batched(**options)(sums)
+    f.timeout = 0.0
+    other, instance = pickle.loads(cloudpickle.dumps((f, C())))
+    again = pickle.loads(cloudpickle.dumps(other))
+    for copied in (other, again):
+        kept: Any = inside.options_of(copied)
+        for option, value in options.items():
+            if not callable(value):
+                assert getattr(kept, option) == (0.0 if option == "timeout" else value)
+        assert (kept.weight(2, 0), kept.group_by(1, 5)) == (6, 5)
+        assert kept.on_batch is not None
+        with copied:
+            assert (copied(1, 2, plus=10), copied(1, 2)) == (13, 4)
+    assert f.stats.accepted == 0
+    kept = inside.options_of(instance.m)
+    assert (kept.weight(2, 0), kept.dedupe, kept.max_pending) == (6, True, 9)
+    instance.m.timeout = 0.0
+    with instance.m as m:
+        assert m(1, 2) == 4
+
+
+# Nested, in main, in other processes
 
 
 def nested(factor: int) -> tuple[Any, Any, Any]:
@@ -119,7 +229,7 @@ def nested(factor: int) -> tuple[Any, Any, Any]:
     return count_down, fetch, Local
 
 
-def test_cloudpickle_keeps_the_decorator_of_what_is_nested() -> None:
+def test_cloudpickle_keeps_the_decorator_of_nested_functions() -> None:
     count_down, fetch, _ = nested(10)
     assert count_down(3) == 10
     other = there_and_back(cloudpickle, count_down)
@@ -134,10 +244,6 @@ def test_cloudpickle_keeps_the_decorator_of_what_is_nested() -> None:
             pickle.dumps(function)
 
 
-async def awaited(function: Any, item: Any) -> Any:
-    return await function(item)
-
-
 # By value, in another interpreter, where __main__ is another module.
 RECEIVER = """
 import asyncio, pickle, sys
@@ -149,6 +255,7 @@ for value in pickle.load(sys.stdin.buffer):
         results = asyncio.run(main())
     print(results, value.stats.accepted)
 """
+
 
 MAIN = """
 import sys, pickle
@@ -184,7 +291,7 @@ class Heir(Scaler):
 """
 
 
-def test_cloudpickle_keeps_the_decorator_of_what_stands_in_main() -> None:
+def test_cloudpickle_keeps_the_decorator_of_functions_in_main() -> None:
     # A buffer that travelled would bring its figures along.
     end = "scale(1)\nsys.stdout.buffer.write(cloudpickle.dumps("
     end += "[scale, fetch, Scaler().times, Heir().times, Scaler.of_class, Heir.of_class]))"
@@ -201,7 +308,7 @@ def test_cloudpickle_keeps_the_decorator_of_what_stands_in_main() -> None:
     ]
 
 
-def test_pickle_finds_what_stands_in_main_by_its_name() -> None:
+def test_pickle_finds_functions_in_main_by_their_names() -> None:
     end = "for each in (scale, fetch, Scaler.times):\n"
     end += "    assert pickle.loads(pickle.dumps(each)) is each, each\n"
     end += "assert pickle.loads(pickle.dumps(Scaler().times))(3) == 30\n"
@@ -210,7 +317,7 @@ def test_pickle_finds_what_stands_in_main_by_its_name() -> None:
 
 
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-def test_processes_of_multiprocessing_take_it(method: str, tmp_path: Path) -> None:
+def test_multiprocessing_takes_decorated_functions(method: str, tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     end = """
 if __name__ == "__main__":
@@ -225,7 +332,10 @@ if __name__ == "__main__":
     assert done.stdout == "[10, 20] [30] ['Heir 4']\n"
 
 
-def test_what_stands_elsewhere_by_now_is_made_anew() -> None:
+# Another function at the same place
+
+
+def test_pickled_function_is_made_anew_where_nothing_stands_at_its_place() -> None:
     def plain(xs: list[int]) -> list[int]:
         return [10 * x for x in xs]
 
@@ -236,49 +346,12 @@ def test_what_stands_elsewhere_by_now_is_made_anew() -> None:
     assert (other(3), other is function, other.__qualname__) == (30, False, "gone")
 
 
-def test_another_function_at_its_place_is_not_taken_for_it() -> None:
+def test_pickled_function_is_made_anew_where_another_stands_at_its_place() -> None:
     def other(xs: list[int]) -> list[int]:
         return [20 * x for x in xs]
 
-    restore, arguments = scale.__reduce_ex__(4)
-    assert restore(*arguments) is scale
-    made = restore(other, *arguments[1:])
-    assert (made is scale, made(3), made.__wrapped__ is other) == (False, 60, True)
-
-
-def test_a_callable_object_is_pickled_with_its_state() -> None:
-    function = batched(batch_size=5)(Tenfold(10))
-    other = there_and_back(pickle, function)
-    assert (other(3), other.batch_size, other.__wrapped__ is function.__wrapped__) == (30, 5, False)
-    buffer = io.BytesIO()
-    pickle.Pickler(buffer, 2).dump(function)
-    assert pickle.loads(buffer.getvalue())(3) == 30
-
-
-def test_the_options_of_a_callable_object_travel_too() -> None:
-    function = batched(batch_size=5, group_by=lambda x: x % 2)(Tenfold(10))
-    other = there_and_back(cloudpickle, function)
-    assert (other(3), other._self_options.group_by(3)) == (30, 1)
-
-
-def parity(x: int) -> int:
-    return x % 2
-
-
-def test_an_importable_option_is_pickled_by_reference() -> None:
-    function = batched(batch_size=5, group_by=parity)(lambda xs: xs)
-    assert there_and_back(cloudpickle, function)._self_options.group_by is parity
-
-
-class Tenfold:
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-
-    def __call__(self, xs: list[int]) -> list[int]:
-        return [self.factor * x for x in xs]
-
-
-def test_nothing_is_left_on_the_users_function() -> None:
-    assert type(scale.__wrapped__) is FunctionType
-    assert (scale.__wrapped__.__qualname__, vars(scale.__wrapped__)) == ("scale", {})
-    assert not hasattr(scale._self_list_function, "__wrapped__")
+    other.__qualname__ = "scale"
+    function = batched(batch_size=2)(other)
+    made = there_and_back(cloudpickle, function)
+    assert (made is scale, made is function, made(3), made.__wrapped__([4])) == (False, False, 60, [80])
+    assert made.__qualname__ == "scale"

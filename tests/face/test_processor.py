@@ -12,7 +12,8 @@ import pytest
 
 from batchify import BatchError, BatchProcessor, ClosedError, ResultCountError
 
-from .tools import Gated, in_threads, run_script, until
+from .. import inside
+from ..tools import Gated, in_threads, run_script, until
 
 # As it always was, but for the line that imports it.
 ORIGINAL = """
@@ -38,7 +39,7 @@ print(batch_processor.stats.sizes, batch_processor.stats.reasons, batch_processo
 """
 
 
-def test_the_example_of_the_original_runs() -> None:
+def test_example_of_the_original_runs() -> None:
     # print() writes text and line end apart, so lines may mix; words do not.
     text = run_script(ORIGINAL).stdout
     for number in range(5):
@@ -66,14 +67,14 @@ def test_process_gets_a_tuple_of_keyword_dictionaries() -> None:
 
 
 @pytest.mark.parametrize(("bad", "error"), [(0, ValueError), (7, ResultCountError)])
-def test_an_error_reaches_every_caller(bad: int, error: type[Exception]) -> None:
+def test_error_of_process_reaches_every_caller(bad: int, error: type[Exception]) -> None:
     with Processor(batch_size=3, timeout=None) as processor:
         outcomes = in_threads(lambda x: processor.request(x=x), [1, bad, 3])
         assert [type(outcome) for outcome in outcomes] == [error] * 3
         assert len({id(outcome) for outcome in outcomes}) == 3
 
 
-def test_process_is_called_once_whatever_it_does() -> None:
+def test_process_is_called_once_though_it_fails() -> None:
     class Failing(BatchProcessor[int]):
         calls = 0
 
@@ -86,7 +87,7 @@ def test_process_is_called_once_whatever_it_does() -> None:
     assert ([type(each) for each in outcomes], processor.calls) == ([ValueError, ValueError], 1)
 
 
-def test_process_is_always_called_in_the_same_thread() -> None:
+def test_process_is_always_called_on_the_same_thread() -> None:
     gate = Gated()
 
     class Slow(BatchProcessor[int]):
@@ -102,8 +103,9 @@ def test_process_is_always_called_in_the_same_thread() -> None:
         gate.open()
         for caller in callers:
             caller.join()
-        assert len(processor._batcher._threads) == 1
+        assert len(inside.threads_of(processor)) == 1
     assert gate.batches == [[0], [1]]
+    assert len(set(gate.threads)) == 1
 
 
 def test_process_must_be_overridden() -> None:
@@ -117,39 +119,47 @@ def test_process_must_be_overridden() -> None:
     ] * 3
 
 
-def test_options_are_checked_and_name_the_class() -> None:
+def test_wrong_options_are_refused_and_name_the_class() -> None:
     with pytest.raises(ValueError, match=r"Processor\.process\(\): batch_size must be at least 1, got 0"):
         Processor(batch_size=0, timeout=0.1)
     with pytest.raises(TypeError, match=r"Processor\.process\(\): timeout must be a number"):
         Processor(batch_size=1, timeout="0.1")
 
 
-def test_flush_and_close() -> None:
+def test_timeout_is_zero_by_default() -> None:
+    assert inspect.signature(BatchProcessor).parameters["timeout"].default == 0.0
+    with Processor(batch_size=2) as processor:
+        assert processor.request(x=1) == 1
+
+
+def test_flush_answers_and_close_refuses() -> None:
     processor = Processor(batch_size=9, timeout=None)
     caller = threading.Thread(target=lambda: processor.request(x=1))
     caller.start()
-    while not processor.stats.answered:
-        processor.flush()
+    until(lambda: processor.stats.pending == 1)
+    processor.flush()
     caller.join()
+    assert processor.stats.answered == 1
     processor.close()
     with pytest.raises(ClosedError):
         processor.request(x=1)
 
 
-@pytest.mark.thread_unsafe(reason="stops the garbage collector")
-def test_a_dropped_processor_ends_its_thread() -> None:
-    processor = Processor(batch_size=1, timeout=0.0)
-    assert processor.request(x=1) == 1
-    (thread,) = processor._batcher._threads.values()
-    gc.disable()
-    try:
-        del processor
-        thread.join()
-    finally:
-        gc.enable()
+def test_with_block_closes() -> None:
+    with Processor(batch_size=1) as processor:
+        assert processor.request(x=1) == 1
+    with pytest.raises(ClosedError):
+        processor.request(x=1)
 
 
-def test_a_copy_has_a_buffer_of_its_own() -> None:
+def test_two_processors_never_share_a_batch() -> None:
+    first, second = Processor(batch_size=2, timeout=0.0), Processor(batch_size=2, timeout=0.0)
+    assert in_threads(lambda p: p.request(x=1), [first, second]) == [1, 1]
+    assert (first.stats.accepted, second.stats.accepted) == (1, 1)
+    assert issubclass(ResultCountError, BatchError)
+
+
+def test_copy_has_a_buffer_of_its_own() -> None:
     original = Processor(batch_size=1, timeout=0.0)
     original.request(x=1)
     for duplicate in (copy.copy(original), pickle.loads(pickle.dumps(original))):
@@ -158,35 +168,28 @@ def test_a_copy_has_a_buffer_of_its_own() -> None:
     assert original.stats.accepted == 1
 
 
-def test_two_instances_never_share_a_batch() -> None:
-    first, second = Processor(batch_size=2, timeout=0.0), Processor(batch_size=2, timeout=0.0)
-    assert in_threads(lambda p: p.request(x=1), [first, second]) == [1, 1]
-    assert (first.stats.accepted, second.stats.accepted) == (1, 1)
-    assert issubclass(ResultCountError, BatchError)
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_dropped_processor_ends_its_thread() -> None:
+    processor = Processor(batch_size=1, timeout=0.0)
+    assert processor.request(x=1) == 1
+    (thread,) = inside.threads_of(processor)
+    gc.disable()
+    try:
+        del processor
+        thread.join()
+    finally:
+        gc.enable()
 
 
-def test_with_closes() -> None:
-    with Processor(batch_size=1) as processor:
-        assert processor.request(x=1) == 1
-    with pytest.raises(ClosedError):
-        processor.request(x=1)
-
-
-def test_without_a_timeout_nobody_waits_for_company() -> None:
-    assert inspect.signature(BatchProcessor).parameters["timeout"].default == 0.0
-    with Processor(batch_size=2) as processor:
-        assert processor.request(x=1) == 1
-
-
-def test_what_runs_for_a_processor_that_is_gone_says_so() -> None:
+def test_batch_of_a_dead_processor_raises_reference_error() -> None:
     processor = Processor(batch_size=1)
-    process = processor._batcher.function
+    process = inside.list_function_of(processor)
     del processor
     with pytest.raises(ReferenceError, match=r"^the Processor\.process that was to answer is gone$"):
         process([{"x": 1}])
 
 
-def test_on_a_running_loop_it_warns_and_says_what_to_await() -> None:
+def test_request_on_a_running_loop_warns_and_says_what_to_await() -> None:
     async def main() -> int:
         with pytest.warns(RuntimeWarning, match=r"use `await asyncio\.to_thread\(processor\.request, \.\.\.\)`$"):
             return processor.request(x=1)

@@ -1,12 +1,12 @@
-"""A method has a buffer for each instance. The same for `def` and for `async def`."""
+"""A method has a buffer for each instance, a class method one for each class, a static method one.
+
+The same for `def` and for `async def`.
+"""
 
 import abc
 import asyncio
 import copy
-import gc
 import inspect
-import threading
-import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,10 @@ import pytest
 
 import batchify
 
-from .tools import Gated, in_threads, until
+from .. import inside
+from ..tools import in_threads
 
-batched: Callable[..., Callable[[Any], Any]] = (
-    batchify.batched
-)  # without types: how the methods are typed is seen in typing_api.py
+batched: Callable[..., Callable[[Any], Any]] = batchify.batched  # untyped: for types see typing_api.py
 
 
 class Scaler:
@@ -60,7 +59,7 @@ METHODS = pytest.mark.parametrize("method", ["scale", "fetch", "stream"])
 
 
 @METHODS
-def test_a_method_takes_one_item(method: str) -> None:
+def test_method_takes_one_item(method: str) -> None:
     one = Scaler(10)
     assert answer(getattr(one, method), 3) == 30
     assert answer(getattr(Scaler, method).__get__(one), 4) == 40
@@ -94,37 +93,25 @@ def test_two_instances_never_share_a_batch(method: str) -> None:
     assert [each.stats.sizes for each in methods] == [{2: 1}] * 3
 
 
-@METHODS
-def test_a_reused_id_is_another_instance(method: str) -> None:
-    answered, ids = [], set()
-    for factor in range(50):
-        one = Scaler(factor)
-        ids.add(id(one))
-        assert getattr(one, method).stats.batches == 0
-        answered.append(answer(getattr(one, method), 1))
-        del one
-    assert answered == list(range(50))
-    assert len(ids) < 50  # or this test shows nothing
-
-
-def test_an_entry_that_outlived_its_instance_is_not_used() -> None:
-    # As if Ctrl-C had come in the callback of the weak reference.
-    one, two = Scaler(10), Scaler(20)
-    assert one.scale(1) == 10
-    batchers = Scaler.scale._self_batchers
-    batchers[id(two)] = batchers[id(one)]
-    assert two.scale(1) == 20
-    assert two.scale(2) == 40
-    assert two.scale.stats.batches == 2
-
-
-def test_threads_that_come_first_together_share_one_buffer() -> None:
+def test_first_callers_of_several_threads_share_one_buffer() -> None:
     for _ in range(20):
         one = Scaler(10)
         call = partial(lambda one, x: one.scale(x), one)  # each finds the method by itself
         assert in_threads(call, range(8)) == [10 * x for x in range(8)]
         assert one.scale.stats.accepted == 8
         assert sum(len(batch) for batch in one.batches) == 8
+
+
+def test_buffer_that_another_thread_made_first_is_used() -> None:
+    class Model:
+        @batched(batch_size=2)
+        def encode(self, texts: list[str]) -> list[str]:
+            return texts
+
+    inside.always_find_that_another_thread_made_the_buffer(Model.encode)
+    model = Model()
+    assert (model.encode("a"), model.encode("b")) == ("a", "b")
+    assert model.encode.stats.accepted == 2
 
 
 def test_slots_without_a_weak_reference_are_refused_with_the_remedy() -> None:
@@ -164,7 +151,7 @@ def test_self_may_have_any_name() -> None:
 
 
 @METHODS
-def test_super_is_a_method_with_a_buffer_of_its_own(method: str) -> None:
+def test_super_method_has_a_buffer_of_its_own(method: str) -> None:
     class Negative(Scaler):
         @batched(batch_size=2)
         def scale(self, xs: list[int]) -> list[int]:
@@ -179,7 +166,7 @@ def test_super_is_a_method_with_a_buffer_of_its_own(method: str) -> None:
     assert answer(getattr(super(Negative, one), method), 3) == 30
 
 
-def test_an_inherited_method_has_a_buffer_per_instance_too() -> None:
+def test_inherited_method_has_a_buffer_for_each_instance() -> None:
     class Heir(Scaler):
         pass
 
@@ -211,6 +198,9 @@ def test_abstract_methods_stay_abstract() -> None:
             kind()  # type: ignore[abstract]
     whole = Whole()
     assert (whole.scale(3), whole.fetch(4)) == (30, 40)
+
+
+# Class methods and static methods
 
 
 class Registry:
@@ -253,7 +243,7 @@ class OtherRegistry(Registry):
 
 @pytest.mark.parametrize("method", ["of_class", "of_class_too", "fetch"])
 @pytest.mark.thread_unsafe(reason="the class is shared")
-def test_a_class_method_has_a_buffer_for_each_class(method: str) -> None:
+def test_class_method_has_a_buffer_for_each_class(method: str) -> None:
     known = method != "of_class_too"  # of which Python 3.13 makes a method that does not know its figures
     kinds = Registry, OtherRegistry
     before = [getattr(kind, method).stats.accepted if known else 0 for kind in kinds]  # by other tests
@@ -265,16 +255,39 @@ def test_a_class_method_has_a_buffer_for_each_class(method: str) -> None:
     assert [now - was for now, was in zip(accepted, before, strict=True)] == [2, 2]
 
 
+def test_class_method_is_named_after_its_class() -> None:
+    assert repr(OtherRegistry.of_class) == "<batched OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
+
+
+def test_class_method_may_be_made_of_a_function_from_elsewhere() -> None:
+    def of_class(cls: type, xs: list[int]) -> list[str]:
+        return [f"{cls.__name__} {x}" for x in xs]
+
+    kind: Any = type("Kind", (), {"of_class": batched(batch_size=2)(classmethod(of_class))})
+    assert kind.of_class(1) == "Kind 1"
+
+
 @pytest.mark.parametrize("method", ["static", "static_too", "static_fetch"])
 @pytest.mark.thread_unsafe(reason="the class is shared")
-def test_a_static_method_has_one_buffer(method: str) -> None:
+def test_static_method_has_one_buffer(method: str) -> None:
     for place in (Registry, Registry(), OtherRegistry, OtherRegistry()):
         assert answer(getattr(place, method), 3) == 30
     assert getattr(Registry, method).stats.accepted == 4
     assert getattr(Registry(), method) is getattr(OtherRegistry, method)
 
 
-def test_all_that_a_function_has_a_method_has() -> None:
+def test_batched_function_in_a_class_is_static() -> None:
+    class Static:
+        scale = batched(batch_size=2)(lambda xs: [10 * x for x in xs])
+
+    assert Static().scale(3) == 30
+    assert Static.scale(3) == 30
+
+
+# As functions
+
+
+def test_method_has_all_that_a_function_has() -> None:
     one = Scaler(10)
     assert one.scale.submit(1).result() == 10
     assert list(one.scale.map([1, 2, 3])) == [10, 20, 30]
@@ -299,7 +312,28 @@ def test_all_that_a_function_has_a_method_has() -> None:
     assert asyncio.run(main()) == (10, [10, 20])
 
 
-def test_a_private_method_is_found_under_its_own_name() -> None:
+def test_aio_of_a_coroutine_method_is_the_same_as_a_call() -> None:
+    assert asyncio.run(awaited(Scaler(10).fetch.aio(3))) == 30
+
+
+def test_close_of_one_instance_leaves_the_others_open() -> None:
+    one, two = Scaler(10), Scaler(20)
+    one.scale.close()
+    with pytest.raises(RuntimeError, match=r"^Scaler.scale\(\) is closed$"):
+        one.scale(1)
+    assert two.scale(1) == 20
+
+
+def test_descriptor_can_be_asked_and_called_as_those_of_python() -> None:
+    of_class = vars(Registry)["of_class"]
+    assert of_class.__get__(Registry())(1) == 10
+    assert of_class.__get__(None, OtherRegistry)(1) == 20
+    assert of_class(OtherRegistry, 2) == 40
+    assert vars(Scaler)["scale"].__get__(Scaler(3))(1) == 3
+    assert Scaler.fetch.__code__ is Scaler.fetch.__wrapped__.__code__
+
+
+def test_private_method_is_found_under_its_own_name() -> None:
     class Private:
         @batched(batch_size=2)
         def __scale(self, xs: list[int]) -> None: ...
@@ -311,232 +345,7 @@ def test_a_private_method_is_found_under_its_own_name() -> None:
         Private().scale(1)
 
 
-def test_the_descriptor_can_be_asked_and_called_as_python_does() -> None:
-    of_class = vars(Registry)["of_class"]
-    assert of_class.__get__(Registry())(1) == 10
-    assert of_class.__get__(None, OtherRegistry)(1) == 20
-    assert of_class(OtherRegistry, 2) == 40
-    assert vars(Scaler)["scale"].__get__(Scaler(3))(1) == 3
-    assert Scaler.fetch.__code__ is Scaler.fetch.__wrapped__.__code__
-
-
-def test_a_class_method_is_named_after_its_class() -> None:
-    assert repr(OtherRegistry.of_class) == "<batched OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
-
-
-def test_a_class_method_may_be_made_of_a_function_from_elsewhere() -> None:
-    def of_class(cls: type, xs: list[int]) -> list[str]:
-        return [f"{cls.__name__} {x}" for x in xs]
-
-    kind: Any = type("Kind", (), {"of_class": batched(batch_size=2)(classmethod(of_class))})
-    assert kind.of_class(1) == "Kind 1"
-
-
-def test_an_entry_that_another_thread_made_first_is_taken() -> None:
-    class NotFoundAtFirst(dict[Any, Any]):
-        def get(self, key: Any, default: Any = None) -> Any:
-            return None
-
-    class Model:
-        @batched(batch_size=2)
-        def encode(self, texts: list[str]) -> list[str]:
-            return texts
-
-    Model.encode._self_batchers = NotFoundAtFirst()
-    model = Model()
-    assert model.encode._self_batcher is model.encode._self_batcher
-
-
-def test_what_runs_for_an_instance_that_is_gone_says_so() -> None:
-    one = Scaler(10)
-    run = one.scale._self_batcher.function
-    del one
-    with pytest.raises(ReferenceError, match=r"^the instance that was to answer is gone$"):
-        run([1])
-
-
-def test_aio_of_a_coroutine_function_is_the_same_as_a_call() -> None:
-    assert asyncio.run(awaited(Scaler(10).fetch.aio(3))) == 30
-
-
-def test_closing_one_closes_one() -> None:
-    one, two = Scaler(10), Scaler(20)
-    one.scale.close()
-    with pytest.raises(RuntimeError, match=r"^Scaler.scale\(\) is closed$"):
-        one.scale(1)
-    assert two.scale(1) == 20
-
-
-@pytest.mark.parametrize("attribute", ["submit", "aio", "map", "flush", "close", "aclose", "stats", "batch_size"])
-def test_what_only_an_instance_has_says_so(attribute: str) -> None:
-    with pytest.raises(AttributeError) as raised:
-        getattr(Scaler.scale, attribute)
-    assert str(raised.value) == (
-        f"Scaler.scale() has a buffer for each instance, so {attribute} must be asked of the method of an instance "
-        "(if it is a class method, put @batched above @classmethod)"
-    )
-    with pytest.raises(AttributeError, match=r"^'function' object has no attribute 'sumbit'$"):
-        _ = Scaler.scale.sumbit
-
-
-def test_a_method_that_takes_something_else_is_refused() -> None:
-    for takes in ("", "self, xs, *ys", "self, xs, ys, **options"):
-        space: dict[str, Any] = {"batched": batched}
-        with pytest.raises(TypeError) as raised:
-            exec(f"class C:\n    @batched(batch_size=2)\n    def m({takes}): ...", space)
-        assert str(raised.value) == (
-            f"C.m() must take the instance and one parameter or more by position, each a list with one entry per item, "
-            f"and may take keyword-only ones, each the same for a whole batch; it takes ({takes})"
-        )
-
-
-@pytest.mark.thread_unsafe(reason="stops the garbage collector")
-def test_an_instance_is_collected_at_once_and_its_thread_ends() -> None:
-    before = threading.enumerate()
-    one = Scaler(10)
-    assert one.scale(1) == 10
-    (thread,) = [each for each in threading.enumerate() if each not in before and "Scaler.scale" in each.name]
-    gone = weakref.ref(one)
-    gc.disable()
-    try:
-        del one
-        assert gone() is None
-        until(lambda: not thread.is_alive())
-    finally:
-        gc.enable()
-    assert not [key for key, entry in Scaler.scale._self_batchers.items() if entry[0]() is None]
-
-
-@pytest.mark.parametrize("how", ["submit", "map", "aio", "call"])
-def test_what_waits_keeps_its_instance_alive(how: str) -> None:
-    gate = Gated()
-
-    class One:
-        @batched(batch_size=2)
-        def scale(self, xs: list[Any]) -> Any:
-            return gate(xs)
-
-    one = One()
-    gone = weakref.ref(one)
-    busy = one.scale.submit("busy")
-    gate.entered.acquire()
-    results: list[Any] = []
-    if how == "submit":
-        one.scale.submit("x").add_done_callback(lambda future: results.append(future.result()))
-    elif how == "map":
-        results_of_map = one.scale.map(["x"])
-        threading.Thread(target=lambda: results.extend(results_of_map)).start()
-    elif how == "aio":
-        coroutine = one.scale.aio("x")
-        threading.Thread(target=lambda: results.append(asyncio.run(awaited(coroutine)))).start()
-        del coroutine
-    else:
-        threading.Thread(target=lambda call: results.append(call("x")), args=(one.scale,)).start()
-    until(lambda: gone() is None or one_of(gone).scale.stats.pending == 1)
-    del one
-    gc.collect()
-    assert gone() is not None
-    gate.open()
-    assert busy.result() == "busy"
-    until(lambda: results == ["x"])
-    if how == "map":
-        del results_of_map
-    until(lambda: gone() is None)
-
-
-def one_of(reference: "weakref.ref[Any]") -> Any:
-    return reference()
-
-
-@pytest.mark.parametrize("how", ["submit", "map", "map async", "call"])
-def test_what_waits_in_a_loop_keeps_its_instance_alive(how: str) -> None:
-    class One:
-        @batched(batch_size=2)
-        async def fetch(self, xs: list[Any]) -> list[Any]:
-            return xs
-
-    async def items() -> Any:
-        yield "x"
-
-    async def main() -> None:
-        one = One()
-        gone = weakref.ref(one)
-        starts: dict[str, Callable[[Any], Any]] = {
-            "submit": lambda fetch: fetch.submit("x"),
-            "call": lambda fetch: fetch("x"),
-            "map": lambda fetch: anext(fetch.map(["x"])),
-            "map async": lambda fetch: anext(fetch.map(items())),
-        }
-        waits = starts[how](one.fetch)
-        del one
-        gc.collect()
-        assert gone() is not None
-        assert await waits == "x"
-        del waits
-        while gone() is not None:  # the loop closes a generator that is dropped
-            gc.collect()
-            await asyncio.sleep(0)
-
-    asyncio.run(main())
-
-
-def test_a_cancelled_future_lets_go_of_its_instance() -> None:
-    class One:
-        @batched(batch_size=2, timeout=None)
-        def scale(self, xs: list[Any]) -> list[Any]:
-            return xs
-
-        @batched(batch_size=2, timeout=None)
-        async def fetch(self, xs: list[Any]) -> list[Any]:
-            return xs
-
-    async def submitted(one: One) -> Any:
-        return one.fetch.submit(1)
-
-    def check(submit: Callable[[One], Any]) -> None:
-        one = One()
-        gone = weakref.ref(one)
-        future = submit(one)
-        del one
-        assert gone() is not None
-        assert future.cancel()
-        gc.collect()
-        until(lambda: gone() is None)
-
-    check(lambda one: one.scale.submit(1))
-    check(lambda one: asyncio.run(submitted(one)))
-
-
-def test_what_a_finalizer_passes_is_answered() -> None:
-    results: list[Any] = []
-
-    class Late:
-        @batched(batch_size=2)
-        def scale(self, xs: list[Any]) -> list[Any]:
-            return [(type(self).__name__, x) for x in xs]
-
-        def __del__(self) -> None:
-            results.append(self.scale(3))
-
-    late: Any = Late()
-    del late
-    assert results == [("Late", 3)]
-    late = Late()
-    late.itself = late
-    del late
-    gc.collect()
-    assert results == [("Late", 3)] * 2
-
-
-def test_a_batched_function_in_a_class_is_static() -> None:
-    class Static:
-        scale = batched(batch_size=2)(lambda xs: [10 * x for x in xs])
-
-    assert Static().scale(3) == 30
-    assert Static.scale(3) == 30
-
-
-def test_a_bound_method_can_be_batched() -> None:
+def test_bound_method_can_be_batched() -> None:
     class One:
         def __init__(self, factor: int) -> None:
             self.factor = factor
@@ -550,3 +359,29 @@ def test_a_bound_method_can_be_batched() -> None:
     other.factor = 20
     assert (one.scale(1), other.scale(1)) == (10, 20)
     assert other.scale is not one.scale
+
+
+# Messages
+
+
+@pytest.mark.parametrize("attribute", ["submit", "aio", "map", "flush", "close", "aclose", "stats", "batch_size"])
+def test_method_of_the_class_says_that_an_instance_must_be_asked(attribute: str) -> None:
+    with pytest.raises(AttributeError) as raised:
+        getattr(Scaler.scale, attribute)
+    assert str(raised.value) == (
+        f"Scaler.scale() has a buffer for each instance, so {attribute} must be asked of the method of an instance "
+        "(if it is a class method, put @batched above @classmethod)"
+    )
+    with pytest.raises(AttributeError, match=r"^'function' object has no attribute 'sumbit'$"):
+        _ = Scaler.scale.sumbit
+
+
+def test_method_with_other_parameters_is_refused() -> None:
+    for takes in ("", "self, xs, *ys", "self, xs, ys, **options"):
+        space: dict[str, Any] = {"batched": batched}
+        with pytest.raises(TypeError) as raised:
+            exec(f"class C:\n    @batched(batch_size=2)\n    def m({takes}): ...", space)
+        assert str(raised.value) == (
+            f"C.m() must take the instance and one parameter or more by position, each a list with one entry per item, "
+            f"and may take keyword-only ones, each the same for a whole batch; it takes ({takes})"
+        )

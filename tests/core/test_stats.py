@@ -1,0 +1,113 @@
+"""What happened: every figure, by hand."""
+
+from ..inside import Tally
+
+
+def test_stats_are_zero_before_the_first_batch() -> None:
+    stats = Tally().snapshot(0)
+    assert (stats.accepted, stats.pending, stats.running, stats.in_flight) == (0, 0, 0, 0)
+    assert (stats.answered, stats.failed, stats.cancelled, stats.batches) == (0, 0, 0, 0)
+    assert (stats.sizes, stats.reasons, stats.sizes_by_reason) == ({}, {}, {})
+    assert (stats.waited, stats.longest_wait, stats.mean_size, stats.mean_wait) == (0.0, 0.0, 0.0, 0.0)
+
+
+def test_stats_add_up() -> None:
+    tally = Tally()
+    tally.begin("full", [1.0, 3.0, 4.0], 9.0)
+    tally.begin("timeout", [2.0], 8.0)
+    tally.begin("full", [7.0, 8.0, 8.0], 9.0)
+    tally.begin("full", [8.0, 8.0, 9.0], 9.0)
+    tally.answer(1, 0, None)
+    tally.answer(2, 1, 10.0)
+    tally.answer(1, 1, 10.0)
+    tally.answer(1, 0, None)
+    tally.cancelled += 4
+    stats = tally.snapshot(2)
+    assert (stats.pending, stats.running, stats.in_flight) == (2, 5, 2)
+    assert (stats.answered, stats.failed, stats.cancelled) == (3, 2, 4)
+    assert stats.accepted == 16
+    assert (stats.batches, stats.mean_size) == (4, 2.5)
+    assert list(stats.sizes.items()) == [(1, 1), (3, 3)]
+    assert stats.reasons == {"full": 3, "timeout": 1}
+    assert stats.sizes_by_reason == {"full": {3: 3}, "timeout": {1: 1}}
+    assert (stats.waited, stats.longest_wait) == (19.0 + 6.0 + 4.0 + 2.0, 8.0)
+    assert stats.mean_wait == 31.0 / 10
+
+
+def test_longest_wait_is_that_of_the_first_item_of_a_batch() -> None:
+    tally = Tally()
+    tally.begin("full", [0.0, 2.0], 3.0)
+    tally.begin("full", [0.0, 5.0], 6.0)
+    assert tally.snapshot(0).longest_wait == 6.0
+
+
+def test_snapshot_stays_as_it_is() -> None:
+    tally = Tally()
+    tally.begin("flush", [1.0], 1.0)
+    stats = tally.snapshot(0)
+    tally.answer(1, 0, 1.0)
+    tally.begin("flush", [1.0], 1.0)
+    assert (stats.running, stats.answered, stats.sizes, stats.reasons) == (1, 0, {1: 1}, {"flush": 1})
+
+
+class Series:
+    """Batches one after the other, each of which waits out its timeout of one second."""
+
+    def __init__(self) -> None:
+        self.tally = Tally()
+        self.ended_at = 0.0
+
+    def alike(self, *arrivals: float, batches: int) -> list[bool]:
+        """Count so many, whose items come `arrivals` after the end of the one before; return what is said of each."""
+        told = []
+        for _ in range(batches):
+            came = [self.ended_at + arrival for arrival in arrivals]
+            self.ended_at = came[0] + 1.0
+            self.tally.begin("timeout", came, self.ended_at)
+            told.append(self.tally.too_few_callers("timeout", came, 1.0))
+            self.tally.answer(len(came), 0, self.ended_at)
+        return told
+
+
+def test_too_few_callers_are_told_of_at_the_fiftieth_batch_like_the_one_before() -> None:
+    assert Series().alike(0.0, 0.5, batches=120) == [number == 50 for number in range(120)]
+
+
+def test_too_few_callers_must_come_within_the_timeout_of_the_last_answer() -> None:
+    assert any(Series().alike(1.0, 1.5, batches=60))
+    assert not any(Series().alike(1.25, 1.5, batches=60))
+
+
+def test_too_few_callers_are_not_told_of_before_the_first_batch_has_ended() -> None:
+    tally = Tally()
+    assert not any(tally.too_few_callers("timeout", [0.0], 1.0) for _ in range(60))
+
+
+def test_too_few_callers_are_not_told_of_where_a_batch_was_full_meanwhile() -> None:
+    series = Series()
+    series.alike(0.0, batches=40)
+    assert not series.tally.too_few_callers("full", [100.0], 1.0)
+    assert series.alike(0.0, batches=60) == [number == 49 for number in range(60)]
+
+
+def test_too_few_callers_are_told_of_whatever_calls_come_from_inside() -> None:
+    series = Series()
+    series.alike(0.0, batches=40)
+    series.tally.begin("nested", [series.ended_at], series.ended_at)
+    assert series.alike(0.0, batches=20) == [number == 10 for number in range(20)]
+
+
+def test_too_few_callers_are_not_told_of_where_batches_differ_in_size() -> None:
+    series = Series()
+    series.alike(0.0, batches=40)
+    assert not any(series.alike(0.0, 0.0, batches=50))
+    assert not any(series.alike(0.0, batches=50))
+
+
+def test_batch_has_not_ended_with_the_first_of_its_answers() -> None:
+    tally = Tally()
+    for _ in range(60):
+        tally.begin("timeout", [0.0, 0.0], 1.0)
+        assert not tally.too_few_callers("timeout", [0.0, 0.0], 1.0)
+        tally.answer(1, 0, None)
+    assert tally.snapshot(0).in_flight == 60

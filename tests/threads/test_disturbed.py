@@ -1,0 +1,95 @@
+"""A flush thread that is disturbed, by want of memory or by an exception thrown into it, goes on: no caller hangs."""
+
+import ctypes
+from typing import Any
+
+import pytest
+
+from batchify import BatchError
+
+from .. import inside
+from ..kit import echo
+from ..tools import batched, in_threads, until
+
+DISTURBED = "the flush thread of echo() was disturbed"
+
+
+def test_batch_that_could_not_be_run_fails_at_once(caplog: pytest.LogCaptureFixture) -> None:
+    with inside.no_memory_for_a_batch(runs=True), batched(batch_size=1)(echo) as f:
+        with pytest.raises(MemoryError):
+            f(1)
+        assert f(2) == 2
+    assert caplog.messages == [DISTURBED]
+
+
+def test_batch_that_could_not_be_made_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
+    with inside.no_memory_for_a_batch() as errors, batched(batch_size=2, timeout=None)(echo) as f:
+        assert in_threads(f, [1, 2]) == [1, 2]
+        assert f.stats.sizes_by_reason == {"full": {2: 1}}
+    assert not errors
+    assert caplog.messages == [DISTURBED]
+
+
+def test_half_that_could_not_be_made_is_made_again_and_shares_no_batch() -> None:
+    batches: list[list[int]] = []
+    others: list[Any] = []
+
+    def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        if len(batches) == 1:
+            others.extend(in_threads(f.submit, [3]))
+            raise ValueError
+        return items
+
+    with (
+        inside.no_memory_for_a_batch(of=1) as errors,
+        batched(batch_size=2, timeout=None, isolate=True)(function) as f,
+    ):
+        assert [future.result() for future in [f.submit(1), f.submit(2)]] == [1, 2]
+        f.flush()
+        assert others[0].result() == 3
+    assert batches == [[1, 2], [1], [2], [3]]
+    assert not errors
+
+
+@pytest.mark.parametrize("at_the_buffer", [False, True])
+def test_look_that_fails_is_done_again_and_the_function_is_not_called_with_nothing(
+    at_the_buffer: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches: list[list[int]] = []
+
+    def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        inside.no_memory_for_a_look(f, at_the_buffer=at_the_buffer)
+        assert f(1) == 1
+        assert f(2) == 2
+    assert batches == [[1], [2]]
+    assert caplog.messages == [DISTURBED.replace("echo", "function")]
+
+
+@pytest.mark.thread_unsafe(reason="replaces the locks of all")
+def test_sleep_that_fails_is_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+    with inside.no_memory_to_fall_asleep() as errors, batched(batch_size=2, timeout=None)(echo) as f:
+        first = f.submit(1)
+        until(lambda: not errors)
+        assert in_threads(f, [2]) == [2]
+        assert first.result() == 1
+    assert len(caplog.messages) == 1
+
+
+def test_exception_thrown_into_the_flush_thread_kills_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    causes: list[type] = []
+    with batched(batch_size=1)(echo) as f:
+        for number in range(20):
+            assert f(number) == number
+            (thread,) = inside.threads_of(f)
+            assert thread.ident is not None
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(SystemExit))
+            try:
+                assert f(number) == number
+            except BatchError as error:
+                causes.append(type(error.__cause__))
+    assert set(causes) <= {SystemExit}

@@ -1,0 +1,183 @@
+"""A function may return a future that an engine completes on a thread of its own: a callback there may use batched
+functions, and a future that is never completed is noticed.
+"""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from batchify import BatchError
+
+from .. import inside
+from ..kit import Threads
+from ..tools import batched, in_threads, until
+
+# Callbacks on the thread of an engine
+
+
+def test_callback_on_the_thread_of_an_engine_may_call_another_function() -> None:
+    outcome: list[int] = []
+    with ThreadPoolExecutor(1) as pool, batched(batch_size=2, timeout=None)(lambda xs: pool.submit(list, xs)) as f:
+        # f(5) from the pool's only thread needs that thread itself: run there, it would still wait for it. A function
+        # that answers at once does not.
+        g = batched(batch_size=1)(lambda xs: xs)
+        f.submit(1).add_done_callback(lambda _: outcome.append(g(5)))
+        f.submit(2).add_done_callback(lambda _: f.close())
+    g.close()
+    assert outcome == [5]
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "close"])
+def test_callback_on_the_thread_of_an_engine_may_use_the_function_whose_batch_it_answers(how: str) -> None:
+    def use(_: object) -> None:
+        if how == "close":
+            f.close()
+        else:
+            outcome.append(f(2) if how == "call" else f.submit(2).result())
+
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    with batched(batch_size=1)(lambda items: engine if items == [1] else items) as f:
+        future = f.submit(1)
+        future.add_done_callback(use)
+        until(lambda: inside.waits_for_room(f))
+        in_threads(engine.set_result, [[1]])
+        assert future.result() == 1
+    assert outcome == ([] if how == "close" else [2])
+
+
+def test_nothing_is_remembered_of_the_thread_of_an_engine_after_a_callback_that_calls() -> None:
+    engine: Future[Any] = Future()
+    outcome: list[int] = []
+    g = batched(batch_size=1)(lambda items: items)
+    with g, batched(batch_size=1)(lambda items: engine) as f:
+        future = f.submit(1)
+        future.add_done_callback(lambda _: outcome.extend(g.map([2])))
+        until(lambda: inside.waits_for_room(f))
+        engine.set_result([1])
+        assert (future.result(), outcome) == (1, [2])
+        assert not inside.is_known(threading.get_ident())
+
+
+def test_function_that_waits_for_the_pool_of_another_is_answered_after_a_callback_there() -> None:
+    outcome: list[Any] = []
+    with ThreadPoolExecutor(1) as pool:
+        inner = batched(batch_size=1)(lambda xs: [many(x) for x in xs])
+        many = batched(batch_size=1)(lambda xs: pool.submit(list, xs))
+        outer = batched(batch_size=1)(lambda xs: pool.submit(list, xs))
+        many.submit(1).add_done_callback(lambda _: outcome.append(outer.submit(2)))
+        until(lambda: bool(outcome))
+        assert outcome[0].result() == 2
+        assert inner(3) == 3
+        inner.close()
+        many.close()
+        outer.close()
+
+
+def test_function_may_return_a_future_of_another_batched_function() -> None:
+    outcome: list[int] = []
+    first = batched(batch_size=2, timeout=0.0)(lambda xs: xs)
+    second = batched(batch_size=1)(lambda xs: first.submit(xs))
+    future = second.submit(1)
+    future.add_done_callback(lambda _: outcome.append(first(5)))
+    assert future.result() == 1
+    assert [second(2), first(3)] == [2, 3]
+    second.close()
+    first.close()
+    assert outcome == [5]
+
+
+# Engines that answer a call from inside
+
+
+def test_engine_may_answer_a_call_from_inside() -> None:
+    engine: Future[list[int]] = Future()
+
+    def function(items: list[int]) -> Any:
+        if items == [0]:
+            return [f(1)]
+        threading.Thread(target=engine.set_result, args=([-1],)).start()
+        return engine
+
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == -1
+
+
+def test_isolate_splits_a_map_from_inside_that_an_engine_answers(threads: Threads) -> None:
+    def in_the_pool(xs: list[int]) -> list[int]:
+        if 2 in xs:
+            raise ValueError([2])
+        return [-x for x in xs]
+
+    def function(xs: list[Any]) -> Any:
+        if xs != ["all"]:
+            return pool.submit(in_the_pool, xs)
+        results = f.map([0, 1, 2, 3])
+        got = [next(results), next(results)]
+        with pytest.raises(ValueError, match="2"):
+            next(results)
+        return [got]
+
+    with ThreadPoolExecutor(1) as pool:
+        f = threads(function, batch_size=4, isolate=True)
+        assert threads.outcome(threads.start(f, "all")) == [0, -1]
+        threads.until_idle(f)
+        threads.consistent(f)
+    assert threads.batches == [["all"], [0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
+
+
+def test_isolate_splits_a_map_from_inside_whose_engine_fails_after_the_function_has_returned() -> None:
+    engine: Future[Any] = Future()
+
+    class Items(list[int]):
+        def __iter__(self) -> Iterator[int]:
+            yield from (0, 1)
+            engine.set_exception(ValueError())
+
+    def function(items: list[int]) -> Any:
+        if items == [9]:
+            return [list(f.map(Items([0, 1])))]
+        return engine if len(items) == 2 else items
+
+    with batched(batch_size=2, isolate=True)(function) as f:
+        assert f(9) == [0, 1]
+
+
+# Futures that are never done
+
+
+def test_future_that_is_never_done_fails_its_batch_when_it_is_dropped() -> None:
+    with batched(batch_size=1)(lambda items: Future()) as f:
+        with pytest.raises(BatchError, match="dropped it unfinished"):
+            f(1)
+        with pytest.raises(BatchError, match="dropped it unfinished"):
+            f(2)
+
+
+def test_future_that_is_never_done_fails_a_call_from_inside() -> None:
+    def function(items: list[int]) -> Any:
+        return [f(1)] if items == [0] else Future()
+
+    with batched(batch_size=1)(function) as f, pytest.raises(BatchError, match="dropped it unfinished"):
+        f(0)
+
+
+def test_future_that_is_dropped_just_as_the_flush_thread_falls_asleep_makes_room() -> None:
+    engines: list[Future[Any]] = []
+
+    def function(items: list[int]) -> Any:
+        if items != [0]:
+            return items
+        engines.append(Future())
+        other.extend(in_threads(f.submit, [1]))
+        return engines[0]
+
+    other: list[Future[int]] = []
+    f = batched(batch_size=1)(function)
+    inside.as_it_falls_asleep(f, engines.clear)
+    with f:
+        assert type(f.submit(0).exception()) is BatchError
+        assert other[0].result() == 1

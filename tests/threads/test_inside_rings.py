@@ -1,0 +1,164 @@
+"""Functions on threads that call each other in a ring are answered, in whatever way and whenever they wait."""
+
+import asyncio
+import concurrent.futures
+import threading
+import weakref
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+
+from .. import inside
+from ..tools import batched, in_threads, until
+
+
+def test_ring_called_by_many_threads_from_both_sides_is_answered() -> None:
+    def even(items: list[int]) -> list[bool]:
+        return [item == 0 or is_odd(item - 1) for item in items]
+
+    def odd(items: list[int]) -> list[bool]:
+        return [item != 0 and is_even(item - 1) for item in items]
+
+    is_even, is_odd = batched(batch_size=2)(even), batched(batch_size=2)(odd)
+    assert in_threads(is_even, range(20)) == [number % 2 == 0 for number in range(20)]
+    assert in_threads(lambda pair: pair[0](pair[1]), [(is_even, 7), (is_odd, 7)] * 10) == [False, True] * 10
+    is_odd.close()
+    is_even.close()
+
+
+@pytest.mark.parametrize("how", ["map", "aio"])
+def test_ring_is_found_though_the_answer_is_waited_for_later(how: str) -> None:
+    passed, called = threading.Event(), threading.Event()
+
+    def first_function(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+
+        async def later() -> int:
+            task = asyncio.create_task(second.aio(1))
+            await asyncio.sleep(0)
+            meet()
+            result: int = await task
+            return result
+
+        def meet() -> None:
+            passed.set()
+            called.wait()
+
+        if how == "aio":
+            return [asyncio.run(later())]
+        results = second.map(iter([1, 2]))  # one item at a time
+        found = [next(results)]
+        meet()
+        return [*found, *results][:1]
+
+    def second_function(items: list[int]) -> list[int]:
+        if how != "map" or items == [2]:
+            passed.wait()
+        # By now the first function is not blocked, but will be: this call must not wait for its thread.
+        future = first.submit(0)
+        called.set()
+        return [future.result() + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    assert first(9) == 1
+    first.close()
+    second.close()
+
+
+def test_ring_is_found_however_many_calls_are_made_meanwhile_of_which_nothing_is_kept() -> None:
+    passed = threading.Event()
+    kept: list[weakref.ref[Any]] = []
+
+    class Item:
+        pass
+
+    def first_function(items: list[Any]) -> list[Any]:
+        if items == [0]:
+            return items
+        future = second.submit(1)
+        others = [fourth.submit(number) for number in range(100)]
+        for _ in range(300):
+            item = Item()
+            kept.append(weakref.ref(item))
+            third.submit(item).result()
+            del item
+        assert sum(each() is not None for each in kept) < 200
+        passed.set()
+        concurrent.futures.wait([future])  # nobody knows that this waits
+        assert not any(each.done() for each in others)
+        return [future.result()]
+
+    def second_function(items: list[int]) -> list[int]:
+        passed.wait()
+        return [first(0) + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    third = batched(batch_size=1)(lambda items: [None for _ in items])
+    fourth = batched(batch_size=200, timeout=None)(lambda items: items)
+    assert first(9) == 1
+    for f in (first, second, third, fourth):
+        f.close()
+
+
+def test_ring_is_found_though_its_thread_answers_the_batch_of_another_function_meanwhile() -> None:
+    engine: Future[list[int]] = Future()
+    passed = threading.Event()
+
+    def first_function(items: list[int]) -> list[int]:
+        if items == [0]:
+            return items
+        future = second.submit(1)
+        engine.set_result([2])
+        passed.set()
+        concurrent.futures.wait([future])  # nobody knows that this waits
+        return [future.result()]
+
+    def second_function(items: list[int]) -> list[int]:
+        passed.wait()
+        return [first(0) + items[0]]
+
+    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
+    third = batched(batch_size=1)(lambda items: engine)
+    answer = third.submit(2)
+    until(lambda: inside.waits_for_room(third))
+    assert first(9) == 1
+    assert answer.result() == 2
+    for f in (first, second, third):
+        f.close()
+
+
+def test_call_into_a_ring_that_goes_through_a_callback_is_answered() -> None:
+    """The thread of `first` answers a batch of `ring`, and stops in its callback; `second` waits for `ring`.
+
+    And `first` will wait for `second`. Whoever follows that must not do so for ever.
+    """
+    engine: Future[list[int]] = Future()
+    called, go_on = threading.Event(), threading.Event()
+
+    def first_function(items: list[int]) -> list[int]:
+        future = second.submit(5)
+        until(lambda: ring.stats.pending == 1)
+        engine.set_result([2])
+        return [future.result()]
+
+    def stop(_: object) -> None:
+        called.set()
+        go_on.wait()
+
+    ring = batched(batch_size=1)(lambda items: engine if items == [2] else items)
+    second = batched(batch_size=1)(lambda items: [ring(items[0])])
+    first = batched(batch_size=1)(first_function)
+    outside = batched(batch_size=1)(lambda items: [ring(items[0])])
+    answer = ring.submit(2)
+    answer.add_done_callback(stop)
+    until(lambda: inside.waits_for_room(ring))
+    future = first.submit(0)
+    called.wait()
+    last = outside.submit(9)
+    until(lambda: ring.stats.accepted == 3)
+    go_on.set()
+    assert [future.result(), answer.result(), last.result()] == [5, 2, 9]
+    for f in (outside, first, second, ring):
+        f.close()

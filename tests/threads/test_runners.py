@@ -1,0 +1,242 @@
+"""Nothing runs without a reason: with `concurrency` a thread is started when a batch is due and all others are busy.
+
+Where none can be started, the threads that there are run all batches.
+"""
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from .. import inside
+from ..kit import Threads
+from ..tools import in_threads, run_script
+
+
+def test_concurrency_1_runs_all_batches_on_the_same_thread(threads: Threads) -> None:
+    f = threads(batch_size=2, concurrency=1, isolate=True)
+    assert sorted(in_threads(f, range(40))) == sorted(-item for item in range(40))
+    assert (threads.most, len(threads.idents)) == (1, 1)
+
+
+def test_thread_is_started_only_when_all_others_are_busy(threads: Threads) -> None:
+    f = threads(batch_size=2, concurrency=8)
+    for number in range(20):
+        assert f(number) == -number
+    assert len(inside.threads_of(f)) == 1
+    assert len(threads.idents) == 1
+
+
+@pytest.mark.parametrize("how", ["aio", "map"])
+def test_thread_is_started_for_a_call_while_the_function_is_busy(threads: Threads, how: str) -> None:
+    """Calls and `submit` do as much: test_due_item_runs_beside_a_batch_that_runs."""
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    busy = threads.busy(f, 0)
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(lambda: asyncio.run(f.aio(1)) if how == "aio" else next(f.map([1])))
+        threads.until(lambda: threads.running == 2)
+        threads.go_on(2)
+        assert answer.result() == -1
+    assert threads.outcome(busy) == 0
+
+
+def test_idle_threads_sleep_without_end_but_one(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, timeout=10**6, concurrency=3)
+    handles = threads.submits(f, range(3))
+    threads.until(lambda: threads.running == 3)
+    threads.go_on(3)
+    assert threads.outcomes(handles) == [0, -1, -2]
+    threads.until(lambda: inside.sleeping(f) == 3)
+    assert inside.wake_by_themselves(f) <= 1
+
+
+def test_started_thread_that_has_not_looked_yet_is_not_started_again(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, concurrency=3)
+    handles = [threads.busy(f, 0)]
+    looked, look = threading.Event(), threading.Event()
+
+    def late() -> None:
+        looked.set()
+        look.wait(100)
+
+    inside.before_looks(f, late)
+    handles.append(f.submit(1))
+    looked.wait(100)
+    f.flush()
+    assert len(inside.threads_of(f)) == 2
+    look.set()
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+
+
+def test_no_thread_is_started_for_an_item_that_a_running_thread_has_found(threads: Threads) -> None:
+    f = threads(batch_size=1, concurrency=2)
+    late: list[Any] = []
+
+    def submit_as_a_finalizer() -> None:
+        if threads.calls and not late:  # after the first batch
+            with inside.inside_the_lock(f):  # where no thread is started
+                late.append(f.submit(1))
+
+    inside.before_looks(f, submit_as_a_finalizer)
+    assert f(0) == 0
+    threads.until(lambda: len(late) == 1)
+    assert threads.outcomes(late) == [-1]
+    assert len(inside.threads_of(f)) == 1
+
+
+def test_thread_that_wakes_late_still_runs_batches(threads: Threads) -> None:
+    """1. Two threads are woken. 2. Before the second one looks what for, the first, woken again, looks for both."""
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    held = inside.hold_the_second_to_wake(f)
+
+    def until_all_sleep() -> None:
+        threads.until(lambda: f.stats.in_flight == 0 and inside.sleeping(f) == len(inside.threads_of(f)))
+
+    handles = threads.submits(f, [0, 1])
+    assert held.arrived.wait(100)
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, -1]
+    until_all_sleep()
+    threads.go_on(1)
+    assert f(2) == -2  # the first thread is woken, and looks
+    until_all_sleep()
+    held.may_go_on.set()
+    assert held.went_on.wait(100)
+    handles = threads.submits(f, [3, 4])
+    threads.until(lambda: threads.running == 2)
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [-3, -4]
+    assert all(thread.is_alive() for thread in inside.threads_of(f))
+
+
+@pytest.mark.parametrize("when", [inside.while_the_interpreter_exits, inside.after_the_main_thread])
+def test_no_thread_is_started_at_exit(when: Any, threads: Threads, caplog: pytest.LogCaptureFixture) -> None:
+    """From Python 3.12 on, no thread can be started then; that is nothing to complain of."""
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    handles = [threads.busy(f, 0)]
+    with when():
+        handles.append(f.submit(1))
+        assert len(inside.threads_of(f)) == 1
+        threads.go_on(2)
+        assert threads.outcomes(handles) == [0, -1]
+        assert len(inside.threads_of(f)) == 1
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("concurrency", [2, 4])
+def test_running_threads_do_it_all_where_no_other_can_be_started(
+    threads: Threads, concurrency: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    f = threads(gated=True, batch_size=1, concurrency=concurrency)
+    handles = [threads.busy(f, 0)]
+    attempts: list[threading.Thread] = []
+
+    def refuse(thread: threading.Thread) -> None:
+        attempts.append(thread)
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    handles += threads.submits(f, [1, 2, 3])
+    assert len(attempts) == 1
+    threads.go_on(4)
+    assert threads.outcomes(handles) == [0, -1, -2, -3]
+    assert threads.most == 1
+    assert len(attempts) > 1
+    assert [record.message for record in caplog.records] == ["negate() runs fewer batches at once than it might"]
+    monkeypatch.undo()
+    handles = threads.submits(f, [4, 5])
+    threads.until(lambda: threads.running == 2)
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [-4, -5]
+
+
+def test_close_joins_the_threads_that_are_started_meanwhile(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined: list[threading.Thread] = []
+    join = threading.Thread.join
+
+    def noted(thread: threading.Thread, timeout: float | None = None) -> None:
+        joined.append(thread)
+        join(thread, timeout)
+
+    f = threads(gated=True, batch_size=2, timeout=None, concurrency=2)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    closer = threading.Thread(target=f.close)
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "join", noted)
+        closer.start()
+        threads.until(lambda: threads.running == 2)
+        threads.go_on(2)
+        join(closer)
+    assert threads.outcomes(handles) == [0, -1]
+    assert {thread.ident for thread in joined} == threads.idents
+    assert not any(thread.is_alive() for thread in joined)
+
+
+def test_close_starts_no_thread_beyond_concurrency(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[threading.Thread] = []
+    start = threading.Thread.start
+
+    def noted(thread: threading.Thread) -> None:
+        started.append(thread)
+        start(thread)
+
+    f = threads(gated=True, batch_size=1, concurrency=1)
+    handles = [threads.busy(f, 0), threads.submit(f, 1)]
+    closer = threading.Thread(target=f.close)
+    monkeypatch.setattr(threading.Thread, "start", noted)
+    closer.start()
+    threads.until(lambda: inside.is_closed(f))
+    threads.go_on(2)
+    closer.join()
+    assert threads.outcomes(handles) == [0, -1]
+    assert started == [closer]
+
+
+def test_forked_child_of_a_concurrent_function_starts_clean() -> None:
+    script = """
+import os, threading
+from batchify import BufferFullError, batched
+
+gate, entered = threading.Event(), threading.Semaphore(0)
+
+@batched(batch_size=1, concurrency=3, max_pending=2, isolate=True, group_by=lambda x: x % 2, dedupe=True)
+def f(xs):
+    if os.getpid() == parent:
+        entered.release()
+        gate.wait()
+    elif xs == [13]:
+        raise ValueError
+    return [-x for x in xs]
+
+parent = os.getpid()
+running = [f.submit(x) for x in range(2)]
+for _ in running: entered.acquire()
+running.append(f.submit(2)); entered.acquire()
+waiting = [f.submit(x) for x in (3, 4)]
+try:
+    f.submit(5)
+except BufferFullError:
+    pass
+else:
+    raise SystemExit("not full")
+pid = os.fork()
+if pid == 0:
+    stats = f.stats
+    assert (stats.accepted, stats.pending, stats.in_flight) == (0, 0, 0), stats
+    try:
+        f(13)
+    except ValueError:
+        pass
+    assert list(f.map(range(10))) == [-x for x in range(10)]
+    assert threading.active_count() <= 4
+    f.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+gate.set()
+assert [future.result() for future in running + waiting] == [0, -1, -2, -3, -4]
+f.close()
+"""
+    run_script(script, "-W", "ignore::DeprecationWarning")
