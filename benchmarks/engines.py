@@ -31,10 +31,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.engines.adapters import ENGINES
-from tests.engines.items import Parcel
-from tests.engines.local_ray import local_ray
-from tests.engines.pages import code
+from tests.slow.engines.adapters import ENGINES
+from tests.slow.engines.items import Parcel
+from tests.slow.engines.local_ray import local_ray
+from tests.slow.engines.pages import code
 from tests.tools import until
 
 PAGE = "engines.md"

@@ -153,6 +153,7 @@ class Item:
 
     __slots__ = ("arrival", "group", "weight")
 
+    limited = True
     arrival: float
     group: Any
     weight: float

@@ -12,7 +12,8 @@ import interleave_test as tool
 
 from batchify import BatchedFunction, BatchReport, BufferFullError, ClosedError
 
-from ..tools import batched, call_with
+from ... import inside
+from ...tools import batched
 from .controlled import Thread, pass_time, switch
 
 
@@ -49,7 +50,7 @@ class Watched:
             self.f: BatchedFunction[Any, Any] = batched(batch_size=batch_size, timeout=timeout, **options)(function)
 
     def call(self, item: int) -> None:
-        """Call; a closed function may refuse it, or a full one."""
+        """Call; it may be refused, as the function is closed or `max_pending` items wait."""
         try:
             result = self.f(item)
         except (ClosedError, BufferFullError):
@@ -64,7 +65,7 @@ class Watched:
 
     def end(self) -> None:
         """Close, and check what must be true at the end of every life."""
-        self.f._self_batcher._check()
+        inside.check(self.f)
         self.f.close()
         self.check()
 
@@ -77,7 +78,7 @@ class Watched:
         assert len(set(in_batches)) == len(in_batches), f"an item is in two batches: {self.batches}"
         assert set(in_batches) <= set(self.accepted), "a refused item is in a batch"
         assert all(0 < len(batch) <= self.largest for batch in self.batches)
-        assert (stats.pending, stats.blocked, stats.running, stats.in_flight) == (0, 0, 0, 0), stats
+        assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
         assert stats.accepted == len(self.accepted), stats
         assert stats.answered + stats.failed == len(in_batches), stats
         assert stats.cancelled == len(self.accepted) - len(in_batches), stats
@@ -618,11 +619,11 @@ def timing_for_two() -> None:
 
 def timing_while_one_runs() -> None:
     """What comes while one thread is in the function is timed by the other one."""
-    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
-    f = Watched(2, 0.5, _stopping_at_one(inside, go_on), concurrency=2)
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, 0.5, _stopping_at_one(entered, go_on), concurrency=2)
     first = f.submit(1)
     f.f.flush()
-    inside.acquire()
+    entered.acquire()
 
     def late() -> None:
         f.call(2)  # is answered although 1 is not
@@ -633,10 +634,10 @@ def timing_while_one_runs() -> None:
     f.end()
 
 
-def _stopping_at_one(inside: Any, go_on: Any) -> Work:
+def _stopping_at_one(entered: Any, go_on: Any) -> Work:
     def work(items: list[int]) -> list[int]:
         if items == [1]:
-            inside.release()
+            entered.release()
             go_on.acquire()
         return times_ten(items)
 
@@ -736,130 +737,65 @@ def timing_for_an_engine() -> None:
     assert len(f.accepted) == 5
 
 
-def waiting_for_room() -> None:
-    """One may wait in the buffer, the others wait for room."""
-    f = Watched(1, max_pending=1)
-    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
-    f.end()
-    assert len(f.accepted) == 4
-
-
 def full_by_pending() -> None:
-    """No timeout: that nobody else could join is what makes a batch due."""
+    """No timeout: that nobody else may join is what makes a batch due."""
     f = Watched(3, None, max_pending=2)
-    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    at_once(lambda: f.call(3), lambda: f.call(4))
     f.end()
     assert len(f.accepted) == 4
 
 
-def leaving_the_line() -> None:
-    """One leaves while it waits, or while it waits for room: others come in."""
+def refused() -> None:
+    """One may wait in the buffer; who finds it there is refused at once, the others are answered."""
     f = Watched(1, max_pending=1)
-    answered: list[None] = []
-    call = call_with(1, lambda: answered.append(None))
-    withdrawn: list[bool] = []
-
-    def leave() -> None:
-        batcher = f.f._self_batcher
-        batcher.put(call)
-        switch()
-        withdrawn.append(batcher.withdraw(call))
-
-    at_once(leave, lambda: f.call(2), lambda: f.call(3))
-    f.f.close()
-    runs = [1] in f.batches
-    assert len(answered) == runs
-    assert not (runs and withdrawn[0])
-    if runs or withdrawn[0]:  # else it never got in
-        f.accepted.append(1)
-    f.check()
-    assert {2, 3} <= set(f.accepted)
-
-
-def leaving_before_there_is_room() -> None:
-    """Who left the line never comes in."""
-    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
-    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
-    first = f.submit(1)
-    inside.acquire()
-    second = f.submit(2)
-    batcher, call = f.f._self_batcher, call_with(3, lambda: None)
-
-    def leave() -> None:
-        batcher.put(call)
-        assert not batcher.withdraw(call)
-        go_on.release()
-
-    at_once(leave, lambda: f.call(4), lambda: _own_or_cancelled(first, 1), lambda: _own_or_cancelled(second, 2))
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
     f.end()
-    assert sorted(f.accepted) == [1, 2, 4]
+    assert f.accepted
 
 
-def cancelling_for_room() -> None:
-    """What waits is cancelled, while another waits for its room."""
-    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
-    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
+def refused_with_two() -> None:
+    """As before, and two batches may run at once."""
+    f = Watched(1, concurrency=2, max_pending=1)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
+    f.end()
+    assert f.accepted
+
+
+def refused_and_cancelling() -> None:
+    """What has left does not count: there is room for another one."""
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(1, work=_stopping_at_one(entered, go_on), max_pending=1)
     first = f.submit(1)
-    inside.acquire()
+    entered.acquire()
     second = f.submit(2)
 
     def cancel() -> None:
-        second.cancel()
+        assert second.cancel()
         go_on.release()
+        f.call(4)
 
     at_once(cancel, lambda: f.call(3), lambda: _own_or_cancelled(first, 1))
     f.end()
-    assert 3 in f.accepted
+    assert {3, 4} & set(f.accepted)
 
 
-def closing_the_line() -> None:
-    """It is closed while some wait for room: these are refused."""
+def refused_and_closing() -> None:
     f = Watched(1, max_pending=1)
     at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), f.f.close)
     f.end()
 
 
-def closing_with_a_line() -> None:
-    """As before, when no room can come: nothing but the close answers who waits for it."""
-    inside, go_on = tool.Semaphore(0), tool.Semaphore(0)
-    f = Watched(1, work=_stopping_at_one(inside, go_on), max_pending=1)
-    first = f.submit(1)
-    inside.acquire()
-    second = f.submit(2)
+def mapping_past_the_limit() -> None:
+    """A map is never refused, however many items wait; a caller may be."""
+    f = Watched(2, max_pending=1)
 
-    def wait_for_room() -> None:
-        f.call(3)
-        go_on.release()
+    def read() -> None:
+        f.accepted.extend((1, 2, 3))
+        assert list(f.f.map([1, 2, 3])) == [10, 20, 30]
 
-    at_once(f.f.close, wait_for_room, lambda: _own_or_cancelled(first, 1))
-    _own_or_cancelled(second, 2)
+    at_once(read, lambda: f.call(4))
     f.end()
-    assert f.accepted == [1, 2]
-
-
-def refused_when_full() -> None:
-    """A call that finds no room is refused at once, so nobody ever waits for any."""
-    held: list[Any] = []
-    blocked: list[int] = []
-
-    def work(items: list[int]) -> list[int]:
-        blocked.append(held[0].stats.blocked)
-        return times_ten(items)
-
-    f = Watched(1, max_pending=1, on_full="raise", work=work)
-    held.append(f.f)
-    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
-    held.clear()
-    assert not any(blocked)
-    f.end()
-
-
-def room_for_two() -> None:
-    """Two threads, and a line before them."""
-    f = Watched(1, concurrency=2, max_pending=1)
-    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: f.call(4))
-    f.end()
-    assert len(f.accepted) == 4
 
 
 def _without_two(items: list[int]) -> list[int]:
@@ -868,14 +804,14 @@ def _without_two(items: list[int]) -> list[int]:
     return times_ten(items)
 
 
-def _isolate(f: Watched, *others: Callable[[], object], closes: bool = False) -> None:
+def _isolate(f: Watched, *others: Callable[[], object], may_refuse: bool = False) -> None:
     def call(item: int) -> None:
         try:
             result = f.f(item)
         except ValueError:
             assert item == 2
-        except ClosedError:
-            assert closes
+        except (ClosedError, BufferFullError):
+            assert may_refuse
             return
         else:
             assert result == 10 * item != 20
@@ -883,7 +819,7 @@ def _isolate(f: Watched, *others: Callable[[], object], closes: bool = False) ->
 
     at_once(lambda: call(1), lambda: call(2), lambda: call(3), *others)
     f.end()
-    assert closes or len(f.accepted) == 3
+    assert may_refuse or len(f.accepted) == 3
 
 
 def isolating() -> None:
@@ -926,12 +862,12 @@ def isolating_and_closing() -> None:
     """It is closed while the batch is on the engine: the halves are run all the same."""
     work = sending(2, work=_without_two)
     f = Watched(3, None, work, isolate=True, concurrency=2)
-    _isolate(f, f.f.close, closes=True)
+    _isolate(f, f.f.close, may_refuse=True)
 
 
-def isolating_while_full() -> None:
-    """The halves go before those that wait for room."""
-    _isolate(Watched(2, 0.0, _without_two, isolate=True, max_pending=2))
+def isolating_past_the_limit() -> None:
+    """Halves are run however many items wait, and count as none of these."""
+    _isolate(Watched(2, 0.0, _without_two, isolate=True, max_pending=2), may_refuse=True)
 
 
 def two_groups() -> None:
@@ -969,14 +905,6 @@ def two_groups_and_leaving() -> None:
         _own_or_cancelled(future, item)
     assert sorted(f.batches) in ([[1, 3], [2]], [[2], [3]])
     assert set(f.f.stats.sizes_by_reason.get("full", {})) <= {2}
-
-
-def two_groups_and_little_room() -> None:
-    """The only room is taken by one group while the other waits for it."""
-    f = Watched(2, None, group_by=lambda item: item % 2, max_pending=1)
-    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
-    f.end()
-    assert len(f.accepted) == 3
 
 
 def weighing() -> None:
@@ -1048,27 +976,23 @@ SCENARIOS: list[Callable[[], None]] = [
     sometimes_on_an_engine,
     sometimes_and_closing,
     timing_for_an_engine,
-    waiting_for_room,
     full_by_pending,
-    leaving_the_line,
-    leaving_before_there_is_room,
-    cancelling_for_room,
-    closing_the_line,
-    closing_with_a_line,
-    refused_when_full,
-    room_for_two,
+    refused,
+    refused_with_two,
+    refused_and_cancelling,
+    refused_and_closing,
+    mapping_past_the_limit,
     isolating,
     isolating_with_two,
     isolating_with_two_that_wait,
     isolating_on_an_engine,
     isolating_with_room_on_an_engine,
     isolating_and_closing,
-    isolating_while_full,
+    isolating_past_the_limit,
     two_groups,
     two_groups_at_once,
     two_groups_and_one_full,
     two_groups_and_leaving,
-    two_groups_and_little_room,
     weighing,
     reporting,
 ]

@@ -54,7 +54,6 @@ class Rules:
     isolate: bool = False
     dedupe: bool = False  # of which nothing is seen, as no two tokens are equal
     max_pending: int | None = None
-    on_full: Literal["wait", "raise"] = "wait"
     reports: bool = False
 
     def group(self, token: int) -> int:
@@ -190,25 +189,23 @@ def owner_of(buffer: str) -> str:
     return buffer.partition("/")[0]
 
 
-def check(history: History, *, concurrency: int = 1, disturbed: bool = False) -> list[Violation]:
+def check(history: History, *, concurrency: int = 1) -> list[Violation]:
     """Return what broke a rule. Nothing may be running any more.
 
     Args:
         history: What happened.
         concurrency: Most batches of a buffer in flight at once, but for nested ones, where there are no rules.
-        disturbed: Ctrl-C came in the middle of what an event loop does for itself, so any call that was waiting may
-            have failed with `BatchError`, and its batch may have ended later.
     """
     defaults = Rules(concurrency=concurrency)
     rules = defaultdict[str, Rules](lambda: defaults, history.rules)
     return [
-        *_check_places(history, rules, disturbed=disturbed),
-        *_check_answers(history, disturbed=disturbed),
-        *_check_moments(history, disturbed=disturbed),
+        *_check_places(history, rules),
+        *_check_answers(history),
+        *_check_moments(history),
         *_check_sizes(history, rules),
-        *_check_order(history, rules, disturbed=disturbed),
-        *_check_overlap(history, rules, disturbed=disturbed),
-        *_check_company(history, rules, disturbed=disturbed),
+        *_check_order(history, rules),
+        *_check_overlap(history, rules),
+        *_check_company(history, rules),
     ]
 
 
@@ -221,7 +218,7 @@ def _in_batches(history: History) -> dict[int, list[BatchRecord]]:
     return found
 
 
-def _check_places(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+def _check_places(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """Every accepted item is in exactly one batch, a cancelled one in at most one, a refused one in none.
 
     Where batches that fail are run again in halves, it is in several, of which all but the last one failed.
@@ -237,8 +234,9 @@ def _check_places(history: History, rules: Mapping[str, Rules], *, disturbed: bo
                 yield Violation("twice", f"{call} is in {before} and in {after}")
         if call.outcome == "refused" and found:
             yield Violation("refused", f"{call} is in {found[0]}")
-        spared = disturbed and call.error == "BatchError"
-        if call.outcome in ("result", "error") and not found and not spared:
+        if call.error == "BufferFullError" and rules[owner_of(call.buffer)].max_pending is None:
+            yield Violation("refused", f"{call}, and there is no limit")
+        if call.outcome in ("result", "error") and not found:
             yield Violation("lost", f"{call} is in no batch")
         for batch in found:
             if batch.buffer != call.buffer:
@@ -256,7 +254,7 @@ def _is_part(whole: BatchRecord, part: BatchRecord) -> bool:
     return whole.raised and whole.ended < part.began and part.tokens in halves
 
 
-def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
+def _check_answers(history: History) -> Iterator[Violation]:
     """Every call has an answer: its own result, or the error of its own batch if it was to get one."""
     batches = _in_batches(history)
     for call in history.calls:
@@ -268,7 +266,7 @@ def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
             planned = batch.errors.get(call.token, "")
             if call.outcome == "result" and planned:
                 yield Violation("error", f"{call} was to get the {planned} of {batch}")
-            if call.outcome == "error" and not (disturbed and call.error == "BatchError"):
+            if call.outcome == "error":
                 if not planned:
                     yield Violation("error", f"{call} was to get a result of {batch}")
                 elif call.error != planned:
@@ -277,11 +275,11 @@ def _check_answers(history: History, *, disturbed: bool) -> Iterator[Violation]:
                     yield Violation("error", f"{call} got the error of batch {call.error_from}, but is in {batch}")
 
 
-def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
+def _check_moments(history: History) -> Iterator[Violation]:
     """A batch lies in the interval of each of its calls, and ends."""
     calls = {call.token: call for call in history.calls}
     for batch in history.batches:
-        if batch.ended == inf and not (disturbed and _was_cut_off(batch)):
+        if batch.ended == inf:
             yield Violation("unfinished", str(batch))
         for token in batch.tokens:
             call = calls.get(token)
@@ -290,8 +288,7 @@ def _check_moments(history: History, *, disturbed: bool) -> Iterator[Violation]:
             if batch.began < call.began:
                 yield Violation("early", f"{call} began after {batch}")
             given = batch.given.get(token, batch.ended)
-            spared = disturbed and call.error == "BatchError"
-            if call.outcome in ("result", "error") and call.ended < given and not spared:
+            if call.outcome in ("result", "error") and call.ended < given:
                 yield Violation("late", f"{call} ended before it was answered at {given} in {batch}")
 
 
@@ -322,7 +319,7 @@ def _check_sizes(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
         taken_after[batch.buffer] = batch.ended
 
 
-def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """The items of one submitter and group stand in order, within a batch and, unless they may overlap, across them."""
     calls = {call.token: call for call in history.calls}
     batches = _in_batches(history)
@@ -333,8 +330,7 @@ def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: boo
             call = calls.get(token)
             if call is None or call.nested or batches[token][-1] is not batch:
                 continue
-            gone = batch.raised and call.outcome in ("cancelled", "left")
-            if gone or (disturbed and call.error == "BatchError"):
+            if batch.raised and call.outcome in ("cancelled", "left"):
                 continue  # its half was not run, as its loop was closed, and that of its neighbour may have been
             number = 0 if of_owner.concurrency == 1 else batch.number
             key = (call.submitter, batch.buffer, of_owner.group(token), number)
@@ -344,7 +340,7 @@ def _check_order(history: History, rules: Mapping[str, Rules], *, disturbed: boo
             latest[key] = call
 
 
-def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """A batch is of one group, not too heavy, and if it fails as a whole it answers nobody unless there is only one."""
     batches = _in_batches(history)
     gone = {call.token for call in history.calls if call.outcome in ("cancelled", "left")}
@@ -355,23 +351,18 @@ def _check_company(history: History, rules: Mapping[str, Rules], *, disturbed: b
         weight = sum(map(of_owner.weight, batch.tokens))
         if of_owner.max_weight is not None and weight > of_owner.max_weight and len(batch.tokens) > 1:
             yield Violation("weight", f"{batch} weighs {weight}")
-        if of_owner.isolate and batch.raised and len(batch.errors) > 1 and not disturbed:
+        if of_owner.isolate and batch.raised and len(batch.errors) > 1:
             for token in batch.errors.keys() - gone:  # whose loop may have been closed
                 if batches[token][-1] is batch:
                     yield Violation("isolate", f"{token} was not run again after {batch}")
 
 
-def _was_cut_off(batch: BatchRecord) -> bool:
-    """Whether Ctrl-C on a loop may have ended it: a generator ends when it is collected."""
-    return batch.way == "generator" or "BatchError" in batch.errors.values()
-
-
-def _check_overlap(history: History, rules: Mapping[str, Rules], *, disturbed: bool) -> Iterator[Violation]:
+def _check_overlap(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """No more batches of a buffer run at once than may, but for nested ones."""
     nested = {call.token for call in history.calls if call.nested}
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
-        if nested.issuperset(batch.tokens) or (disturbed and _was_cut_off(batch)):
+        if nested.issuperset(batch.tokens):
             continue
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]
@@ -386,13 +377,8 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
     rules = history.rules.get(owner, Rules())
     of_token = {token: found for token, found in _in_batches(history).items() if owner_of(found[0].buffer) == owner}
     nested = {call.token for call in history.calls if call.nested}
-    # Who waited for room was not accepted.
     outside = Counter(
-        "left"
-        if call.outcome == "cancelled" and rules.max_pending is not None and "submit" not in call.how
-        else call.outcome
-        for call in history.calls
-        if owner_of(call.buffer) == owner and call.token not in of_token
+        call.outcome for call in history.calls if owner_of(call.buffer) == owner and call.token not in of_token
     )
     failed = sum(token in found[-1].errors for token, found in of_token.items())
     pairs: dict[str, tuple[object, object]] = {

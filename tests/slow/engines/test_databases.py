@@ -13,7 +13,7 @@ import pytest
 
 from batchify import MissingResultError
 
-from ..tools import in_threads, until
+from ...tools import in_threads, until
 from .components import component
 from .pages import module
 from .postgres import Server, free_port, server
@@ -30,7 +30,7 @@ def _only_one_is_missing(outcomes: list[Any]) -> None:
     assert type(outcomes[ASKED.index(MISSING)]) is MissingResultError
 
 
-def test_callers_share_one_query_of_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_callers_share_one_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with closing(sqlite3.connect("people.db")) as database:
         database.execute("CREATE TABLE people (id INTEGER PRIMARY KEY, name TEXT)")
@@ -88,7 +88,7 @@ def on_a_loop(reached: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     return module("databases.md", "PostgreSQL, from an event loop", "people_of_a_loop", tmp_path, monkeypatch)
 
 
-def test_callers_in_threads_share_one_query(reached: Server, in_threads_of: ModuleType) -> None:
+def test_postgres_callers_in_threads_share_one_query(reached: Server, in_threads_of: ModuleType) -> None:
     before = len(reached.queries())
     with in_threads_of.name_of as name_of:
         name_of.batch_size, name_of.timeout = len(ASKED), None
@@ -97,7 +97,7 @@ def test_callers_in_threads_share_one_query(reached: Server, in_threads_of: Modu
     assert sorted(ids) == sorted(set(ASKED))
 
 
-def test_callers_on_a_loop_share_one_query(reached: Server, on_a_loop: ModuleType) -> None:
+def test_postgres_callers_on_a_loop_share_one_query(reached: Server, on_a_loop: ModuleType) -> None:
     before = len(reached.queries())
 
     async def ask() -> list[Any]:
@@ -151,7 +151,7 @@ def _is_dropped(error: BaseException | None) -> bool:
     return isinstance(error, component("psycopg").OperationalError)
 
 
-def test_a_connection_of_threads_drops_in_a_batch(in_threads_of: ModuleType, blocker: Blocker) -> None:
+def test_connection_that_drops_in_a_batch_fails_it_on_threads(in_threads_of: ModuleType, blocker: Blocker) -> None:
     with in_threads_of.name_of as name_of:
         name_of.batch_size, name_of.timeout = 4, None
         dropped = [name_of.submit(number) for number in (1, 2, 3, 4)]
@@ -164,7 +164,7 @@ def test_a_connection_of_threads_drops_in_a_batch(in_threads_of: ModuleType, blo
         assert [future.result() for future in later] == [PEOPLE[number] for number in (5, 6, 7, 8)]
 
 
-def test_a_connection_of_a_loop_drops_in_a_batch(on_a_loop: ModuleType, blocker: Blocker) -> None:
+def test_connection_that_drops_in_a_batch_fails_it_on_a_loop(on_a_loop: ModuleType, blocker: Blocker) -> None:
     async def ask() -> None:
         async with on_a_loop.pool, on_a_loop.name_of as name_of:
             name_of.batch_size, name_of.timeout = 4, None
@@ -181,7 +181,7 @@ def test_a_connection_of_a_loop_drops_in_a_batch(on_a_loop: ModuleType, blocker:
     asyncio.run(ask())
 
 
-def test_nobody_notices_a_connection_that_drops_between_two_batches(in_threads_of: ModuleType) -> None:
+def test_connection_that_drops_between_two_batches_is_not_noticed_on_threads(in_threads_of: ModuleType) -> None:
     with in_threads_of.name_of as name_of:
         assert name_of(1) == PEOPLE[1]
         with in_threads_of.pool.connection() as connection:
@@ -190,7 +190,7 @@ def test_nobody_notices_a_connection_that_drops_between_two_batches(in_threads_o
         assert name_of(2) == PEOPLE[2]
 
 
-def test_nobody_on_a_loop_notices_either(on_a_loop: ModuleType) -> None:
+def test_connection_that_drops_between_two_batches_is_not_noticed_on_a_loop(on_a_loop: ModuleType) -> None:
     async def ask() -> None:
         async with on_a_loop.pool, on_a_loop.name_of as name_of:
             assert await name_of(1) == PEOPLE[1]
@@ -202,7 +202,7 @@ def test_nobody_on_a_loop_notices_either(on_a_loop: ModuleType) -> None:
     asyncio.run(ask())
 
 
-def test_callers_of_a_server_that_is_away_get_an_error_and_later_ones_their_answer(
+def test_server_that_is_away_is_an_error_and_later_callers_are_answered(
     reached: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PGPORT", str(free_port()))

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from .tools import said_until
+from ..tools import said_until
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent.parent.parent / "examples"
 REQUESTS = 256
 REFUSED = -1
 

@@ -21,6 +21,7 @@ from batchify import (
     batched,
 )
 
+from ... import inside
 from .history import BatchRecord, CallRecord, History, Planned, Rules, answer
 
 # Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
@@ -30,13 +31,8 @@ _loops = count(1)
 
 def run_loop(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run a coroutine in an event loop of its own, and end it as asyncio.run() does."""
-    enter_loop()
-    asyncio.run(main())
-
-
-def enter_loop() -> None:
-    """Say that the next event loop of this thread is a new one."""
     _here.loop = next(_loops)
+    asyncio.run(main())
 
 
 def buffer_here(name: str) -> str:
@@ -65,7 +61,6 @@ class Function:
         if rules is not None:
             self.history.rules[self.name] = rules
             options = {name: getattr(rules, name) for name in ("concurrency", "isolate", "dedupe", "max_pending")}
-            options["on_full"] = rules.on_full
             options["on_batch"] = self._report if rules.reports else None
             options["group_by"] = rules.group if rules.groups > 1 else None
             if rules.max_weight is not None:
@@ -208,7 +203,7 @@ class Function:
                 batch.fail(BatchError)
                 raise self.rng.choice((SystemExit, asyncio.CancelledError))(batch.number)
             return getattr(self, f"_{way}")(batch)
-        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):  # from outside
+        except (asyncio.CancelledError, GeneratorExit):  # from outside
             batch.fail(BatchError)
             raise
         finally:
@@ -220,7 +215,7 @@ class Function:
             for result in results:
                 yield result
                 await asyncio.sleep(0)
-        except (asyncio.CancelledError, GeneratorExit, KeyboardInterrupt):
+        except (asyncio.CancelledError, GeneratorExit):
             batch.fail(BatchError)
             raise
         finally:
@@ -244,8 +239,8 @@ def settle(call: CallRecord, result: Callable[[], object]) -> None:
     """Record how a call ends that blocks."""
     try:
         value = result()
-    except (ClosedError, BufferFullError):
-        call.end("refused")
+    except (ClosedError, BufferFullError) as error:
+        call.end("refused", error)
     except CancelledError:
         call.end("cancelled")
     except Exception as error:
@@ -258,8 +253,8 @@ async def settle_there(call: CallRecord, result: Any) -> None:
     """Record how a call ends that is awaited."""
     try:
         value = await result
-    except (ClosedError, BufferFullError):
-        call.end("refused")
+    except (ClosedError, BufferFullError) as error:
+        call.end("refused", error)
     except asyncio.CancelledError:
         call.end("cancelled")
         raise
@@ -324,8 +319,8 @@ class Caller:
     def _submit(self, call: CallRecord) -> "Future[Any] | None":
         try:
             future: Future[Any] = self.f.submit(call.token)
-        except (ClosedError, BufferFullError):
-            call.end("refused")
+        except (ClosedError, BufferFullError) as error:
+            call.end("refused", error)
             return None
         self.waiting[call] = future
         return future
@@ -437,8 +432,7 @@ class LoopCaller:
         if not self.aio:
             # Also what runs for callers that have all left: asyncio.run() would cut it off, and a batch from inside
             # that is cancelled before its first step counts, but calls no function.
-            _, flusher = self.f._self_batcher.here()
-            await flusher.closed()
+            await inside.all_on_this_loop_is_answered(self.f)
 
     def ask(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
@@ -456,8 +450,8 @@ class LoopCaller:
         call = self.history.call(self.name, self.buffer, "loop submit")
         try:
             self.waiting[call] = self.f.submit(call.token)
-        except (ClosedError, BufferFullError):
-            call.end("refused")
+        except (ClosedError, BufferFullError) as error:
+            call.end("refused", error)
 
     def cancel_future(self) -> None:
         if self.waiting:

@@ -1,9 +1,12 @@
-"""The table of what was explored, at the end of the run."""
+"""How much is explored, and the table of that at the end of the run."""
+
+import os
 
 import pytest
 
 pytest.register_assert_rewrite(f"{__package__}.scenarios", f"{__package__}.controlled")
 
+FACTOR = float(os.environ.get("SCHEDULES", "1"))
 Table = list[tuple[str, str, int, str]]
 _TABLE = pytest.StashKey[Table]()
 

@@ -1,4 +1,4 @@
-"""The examples do what they say, as programs of their own. For more servers see tests/engines."""
+"""The examples do what they say, as programs of their own. For more servers see tests/slow/engines."""
 
 import subprocess
 import sys
@@ -23,12 +23,12 @@ def serve_digits() -> Iterator["subprocess.Popen[str]"]:
             process.kill()
 
 
-def test_256_requests_at_once_get_their_own_answers_in_batches() -> None:
+def test_server_answers_256_requests_at_once_in_batches_each_with_its_own_answer() -> None:
     said = check(http("/classify"), "examples/serve_fastapi.py", "--port=0")
     assert "Application shutdown complete" in said
 
 
-def test_the_model_behind_threads_answers_as_if_asked_directly(serve_digits: "subprocess.Popen[str]") -> None:
+def test_threads_get_the_answers_that_the_model_gives_directly(serve_digits: "subprocess.Popen[str]") -> None:
     printed, said = serve_digits.communicate()
     assert serve_digits.returncode == 0, said
     assert "0 of 200 answers differ" in printed

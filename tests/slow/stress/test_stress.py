@@ -1,4 +1,4 @@
-"""Under random load the answers, the batches and the figures are right. `tests/stress/chaos.py` does it for longer."""
+"""Under random load the answers, the batches and the figures are right. `chaos.py` does it for longer."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -38,7 +38,7 @@ def judged(history: History, **functions: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("ways", [HARMLESS, HARMFUL], ids=["harmless", "harmful"])
-def test_threads(ways: tuple[str, ...], seed: int) -> None:
+def test_random_load_from_threads(ways: tuple[str, ...], seed: int) -> None:
     rng, history = Random(seed), History()
     function = Function(history, "f", rng, ways)
     f = function.decorated(size=4, timeout=0.0)
@@ -48,7 +48,7 @@ def test_threads(ways: tuple[str, ...], seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_function_that_returns_futures(seed: int) -> None:
+def test_random_load_on_a_function_that_returns_futures(seed: int) -> None:
     rng, history = Random(seed), History()
     with ThreadPoolExecutor(2) as engine:
         function = Function(history, "f", rng, ("future", "future", "dropped_future", "list"), engine)
@@ -59,7 +59,7 @@ def test_a_function_that_returns_futures(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_threads_while_it_is_closed(seed: int) -> None:
+def test_random_load_while_the_function_is_closed(seed: int) -> None:
     rng, history = Random(seed), History()
     function = Function(history, "f", rng, HARMFUL)
     f = function.decorated(size=4, timeout=0.0)
@@ -81,7 +81,7 @@ def test_threads_while_it_is_closed(seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("kind", ["aio", "coroutine"])
-def test_several_loops(kind: str, seed: int) -> None:
+def test_random_load_from_several_loops(kind: str, seed: int) -> None:
     rng, history = Random(seed), History()
     function = Function(history, "f", rng, HARMFUL)
     f = function.decorated(size=4, timeout=0.0, on_loop=kind == "coroutine")
@@ -101,7 +101,7 @@ def test_several_loops(kind: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_threads_and_loops(seed: int) -> None:
+def test_random_load_from_threads_and_loops(seed: int) -> None:
     rng, history = Random(seed), History()
     function, coroutine = Function(history, "f", rng, HARMFUL), Function(history, "g", rng, HARMFUL)
     f = function.decorated(size=4, timeout=0.0)

@@ -15,7 +15,7 @@ import pytest
 
 from batchify import BatchError
 
-from ..tools import in_threads
+from ...tools import in_threads
 from .adapters import ENGINES, Engine, Function
 from .components import component
 from .items import EXIT, GO_ON, KILL, Door, Exits, Unlucky, UnluckyError, a_door
@@ -85,7 +85,7 @@ def square_all(square: Function) -> None:
 
 
 @on_all
-def test_the_recipe_is_a_program_that_prints_what_the_page_says(running: Running, folder: Path) -> None:
+def test_recipe_prints_what_the_page_says(running: Running, folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, folder / f"{running.engine.name}.py"], capture_output=True, text=True, timeout=100, check=False
     )
@@ -95,13 +95,13 @@ def test_the_recipe_is_a_program_that_prints_what_the_page_says(running: Running
 
 
 @on_all
-def test_32_callers_get_their_own_answers(running: Running) -> None:
+def test_callers_get_their_own_results(running: Running) -> None:
     square_all(running.square)
     assert max(running.square.stats.sizes) <= BATCH
 
 
 @on_all
-def test_two_batches_are_in_their_workers_at_once(running: Running, door: Door) -> None:
+def test_concurrency_2_has_two_batches_in_their_workers_at_once(running: Running, door: Door) -> None:
     # 7 others between the two, so they cannot share a batch of 8.
     items = [door.visitor(10), *range(7), door.visitor(11), *range(7)]
     futures = [running.square.submit(item) for item in items]
@@ -117,7 +117,7 @@ def test_two_batches_are_in_their_workers_at_once(running: Running, door: Door) 
 
 
 @on_all
-def test_an_error_arrives_with_its_type_at_the_callers_of_its_batch_alone(running: Running, door: Door) -> None:
+def test_error_arrives_with_its_type_at_the_callers_of_its_batch_alone(running: Running, door: Door) -> None:
     square = running.square
     square.timeout = None  # only full batches: 8 items in order are one
     try:
@@ -139,7 +139,7 @@ def test_an_error_arrives_with_its_type_at_the_callers_of_its_batch_alone(runnin
 
 
 @on_mortal
-def test_a_worker_is_killed_in_the_middle_of_a_batch(running: Running, door: Door) -> None:
+def test_worker_killed_in_the_middle_of_a_batch_fails_that_batch(running: Running, door: Door) -> None:
     square = running.square
     square.timeout = None
     try:
@@ -170,7 +170,7 @@ def test_a_worker_is_killed_in_the_middle_of_a_batch(running: Running, door: Doo
 
 
 @on_mortal
-def test_a_batch_that_takes_down_every_worker_fails_in_the_end(running: Running, door: Door) -> None:
+def test_batch_that_takes_down_every_worker_fails_in_the_end(running: Running, door: Door) -> None:
     square = running.square
     square.timeout = None
     try:
@@ -186,7 +186,7 @@ def test_a_batch_that_takes_down_every_worker_fails_in_the_end(running: Running,
 
 
 @on(lambda engine: not engine.lost)
-def test_whatever_is_raised_in_a_thread_is_an_error_of_its_batch(running: Running) -> None:
+def test_error_raised_in_a_pool_thread_is_that_of_its_batch(running: Running) -> None:
     error = running.square.submit(Exits()).exception()
     assert isinstance(error, BatchError)
     assert isinstance(error.__cause__, SystemExit)

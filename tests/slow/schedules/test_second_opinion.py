@@ -3,8 +3,8 @@
 It controls a fixed set of threads, so the flush threads are workers of its own, which wait for what to run. Callers and
 flush threads sleep by waiting for a lock that they acquired themselves; its Lock takes that for a deadlock, so its
 Semaphore, which has no owner, stands in. Its strategy "random" is of no use here: it cannot tell threads that are all
-blocked from a run that takes longer. The other one tries the orders at the end of a run first, and of the planted bugs
-found within minutes only those below.
+blocked from a run that takes longer. The other one tries the orders at the end of a run first, and of the planted
+faults found within minutes only those below.
 """
 
 import time
@@ -12,23 +12,19 @@ from _thread import get_ident
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
-from unittest.mock import patch
-from weakref import WeakKeyDictionary
 
 import pytest
 
-pytest.importorskip("interleave_test")  # for the planted bugs
 frontrun = pytest.importorskip("frontrun")
 
 from frontrun import _cooperative as modelled  # noqa: E402
 from frontrun._deadlock import SchedulerAbort  # noqa: E402
 
-from batchify import ClosedError, _batch, _threads  # noqa: E402
+from batchify import ClosedError  # noqa: E402
 
-from ..tools import batched  # noqa: E402
-from .conftest import Table  # noqa: E402
-from .test_planted import PLANTED  # noqa: E402
-from .test_schedules import FACTOR  # noqa: E402
+from ... import inside as faults  # noqa: E402
+from ...tools import batched  # noqa: E402
+from .conftest import FACTOR, Table  # noqa: E402
 
 
 class Lock:
@@ -55,7 +51,7 @@ class State:
 
     def __init__(self, callers: int) -> None:
         State.current = self
-        _threads._lock = modelled.CooperativeRLock()
+        faults.begin_anew(modelled.CooperativeRLock())
         self.started: list[Thread | None] = []
         self.more = modelled.CooperativeSemaphore(0)
         self.callers = callers
@@ -161,11 +157,8 @@ def explore(*actions: Action, executions: int) -> Any:
 
         return act
 
-    with (
-        patch.multiple(_threads, allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic()),
-        patch.multiple(_threads, complain=complain, _lock=None, _flushing={}, _waits_for={}, _delivering={}),
-        patch.multiple(_threads, _live=WeakKeyDictionary(), _dropped=set()),  # else what failed is closed at exit
-        patch.object(_batch, "complain", complain),
+    with faults.other_threading(
+        allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic(), complain=complain
     ):
         result = frontrun.explore(
             setup=lambda: State(len(actions)),
@@ -178,8 +171,7 @@ def explore(*actions: Action, executions: int) -> Any:
             timeout_per_run=10.0,
             reproduce_on_failure=0,
         )
-        for batcher in _threads._all_batchers():
-            batcher._buffer.close()  # of a schedule that failed: else it would close itself when it is garbage
+        faults.close_what_is_left()
     return result
 
 
@@ -194,7 +186,7 @@ SETS: list[tuple[Action, ...]] = [(call, call), (call, close), (call, cancel), (
 
 @pytest.mark.timeout(600 * max(1.0, FACTOR))
 @pytest.mark.parametrize("actions", SETS, ids=lambda actions: " and ".join(action.__name__ for action in actions))
-def test_a_second_tool_finds_nothing(actions: tuple[Action, ...], table: Table) -> None:
+def test_second_tool_finds_no_broken_promise(actions: tuple[Action, ...], table: Table) -> None:
     result = explore(*actions, executions=round(60 * FACTOR))
     table.append((" and ".join(action.__name__ for action in actions), "frontrun", result.num_explored, ""))
     assert result.property_holds, result.explanation
@@ -202,15 +194,12 @@ def test_a_second_tool_finds_nothing(actions: tuple[Action, ...], table: Table) 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
-    ("what", "actions"),
-    [
-        ("the flush thread is not woken", (call, call)),
-        ("a thread that starts while it is closed is kept", (call, close)),
-    ],
+    ("fault", "actions"),
+    [(faults.bell_that_does_not_ring, (call, call)), (faults.thread_that_is_kept_after_close, (call, close))],
+    ids=lambda parameter: getattr(parameter, "__name__", ""),
 )
-def test_a_second_tool_finds_a_planted_bug(what: str, actions: tuple[Action, ...], table: Table) -> None:
-    [planted] = [planted for planted in PLANTED if planted.what == what]
-    with planted.in_place():
+def test_second_tool_finds_a_planted_fault(fault: faults.Fault, actions: tuple[Action, ...], table: Table) -> None:
+    with fault():
         result = explore(*actions, executions=100)
-    table.append((what, "frontrun", result.num_explored, str(result.explanation).splitlines()[0]))
+    table.append((fault.__name__, "frontrun", result.num_explored, str(result.explanation).splitlines()[0]))
     assert result.property_holds is False

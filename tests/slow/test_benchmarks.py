@@ -16,7 +16,7 @@ from benchmarks.peers import Worker
 from benchmarks.threads import Caller
 from benchmarks.workloads import Failed, LoopLoad, ThreadLoad, arriving, bulk, closed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 @contextmanager
@@ -43,13 +43,13 @@ class AwaitWrong(AwaitDirectly):
         return await super().one(item + (item == 7))
 
 
-def test_the_page_shows_what_was_recorded() -> None:
+def test_page_shows_what_was_recorded() -> None:
     recorded = [json.loads((ROOT / f"benchmarks/recorded/{name}.json").read_text()) for name in ("peers", "optimal")]
     page = (ROOT / "docs/benchmarks.md").read_text()
     assert plot.fill(page, recorded[0], recorded[1]) == page
 
 
-def test_a_library_that_hangs_is_ended() -> None:
+def test_library_that_hangs_is_ended() -> None:
     with worker("threads", "floor") as hangs:
         assert hangs.state == "ready"
         hangs.pipe.send(("memory", 32, 0.0, {"items": 1}))  # the floor never answers a batch that is not full
@@ -58,12 +58,12 @@ def test_a_library_that_hangs_is_ended() -> None:
         assert not hangs.process.is_alive()
 
 
-def test_a_library_that_cannot_be_imported_is_named() -> None:
+def test_library_that_cannot_be_imported_is_named() -> None:
     with worker("threads", "no such library") as absent:
         assert (absent.state, absent.why) == ("not installed", "KeyError: 'no such library'")
 
 
-def test_a_process_says_what_it_measured() -> None:
+def test_worker_process_reports_what_it_measured() -> None:
     with worker("asyncio", "batchify") as batchify:
         batchify.pipe.send(("bulk", 8, 0.005, {"items": 100}))
         status, figures = batchify.answer(60)
@@ -71,7 +71,7 @@ def test_a_process_says_what_it_measured() -> None:
 
 
 @pytest.mark.parametrize("load", [ThreadLoad(Wrong, 8, 0.0), LoopLoad(AwaitWrong, 8, 0.0)])
-def test_a_wrong_result_is_noticed(load: Any) -> None:
+def test_wrong_result_is_noticed(load: Any) -> None:
     with pytest.raises((Failed, SystemExit), match=r"(?i)wrong"):
         closed(load, callers=1, seconds=0.05)
     with pytest.raises(Failed, match="WRONG"):

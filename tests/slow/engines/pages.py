@@ -8,7 +8,7 @@ from types import ModuleType
 
 import pytest
 
-DOCS = Path(__file__).parent.parent.parent / "docs"
+DOCS = Path(__file__).parent.parent.parent.parent / "docs"
 
 
 def blocks(page: str, heading: str, language: str) -> list[str]:

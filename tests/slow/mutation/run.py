@@ -1,19 +1,21 @@
 """Mutation testing: change one thing in `batchify/` at a time, and see whether a test notices.
 
     pip install -e '.[mutation]'
-    python tests/mutation/run.py                       # all files: hours, as what no test notices costs most
-    python tests/mutation/run.py _buffer.py --workers 4
-    python tests/mutation/run.py --seconds 10          # a first look: only the likeliest tests for each mutant
-    python tests/mutation/run.py --only new            # those not tried yet, and again those that no test noticed
-    python tests/mutation/run.py --score               # only the figures of what has been run
+    python tests/slow/mutation/run.py                  # all files: hours, as what no test notices costs most
+    python tests/slow/mutation/run.py _buffer.py --workers 4
+    python tests/slow/mutation/run.py --seconds 10     # a first look: only the likeliest tests for each mutant
+    python tests/slow/mutation/run.py --only survived  # again, when there are new tests
+    python tests/slow/mutation/run.py --score          # only the figures of what has been run
+
+It ends with the score, the share of mutants that a test noticed, and with those that survived: where they are, and what
+was changed. Some of these change nothing that a caller can notice, so the score is never 100 %.
 
 First each test is run once under coverage, to learn which lines it executes and how long it takes. A mutant is then
 shown to the tests that execute its line, the quickest first: another one cannot notice.
 
 Each worker collects the tests once, in a copy of the project. For a mutant it forks, and the child puts the code of the
 changed function in the place of the old one. What is executed by the import already needs a fresh process.
-What came of it goes to `results.jsonl`; mutants that change nothing a caller can notice stand in `equivalent.md`. POSIX
-only.
+What came of each mutant is kept in `results.jsonl`. POSIX only.
 """
 
 import argparse
@@ -48,16 +50,17 @@ import hypothesis
 import pytest
 from operators import Mutant, mutants
 
-HERE = Path(__file__).parent
-ROOT = HERE.parents[1]
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[2]
 RESULTS = HERE / "results.jsonl"
 SEEN = HERE / "__pycache__" / "seen.json"
-EQUIVALENT = HERE / "equivalent.md"
 FILES = sorted(path.name for path in (ROOT / "batchify").glob("*.py"))
 
+# Those in `tests/slow` take too long, or need tools of their own.
+DIRECTORIES = [f"tests/{name}" for name in ("core", "promises", "threads", "loops", "face")]
 OPTIONS = ["-q", "-x", "--tb=line", "-rfE", "--capture=sys", "-p", "no:cacheprovider", "-p", "no:run_parallel"]
 OPTIONS += ["-p", "no:faulthandler", "-p", "no:randomly"]
-OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+OPTIONS += ["-o", "timeout_method=thread", "-W", "ignore::pytest.PytestAssertRewriteWarning", *DIRECTORIES]
 SECONDS = 4  # for one test, beside four times what it took
 AROUND = 4  # lines before and after that of a mutant
 LONG = 200.0  # for one test alone
@@ -80,13 +83,15 @@ class Seen:
 # What the tests execute
 
 
-def what_tests_execute(copy: Path, match: str) -> dict[str, Seen]:
-    """Run each test with such a name in a process of its own, but for those that are as they were the last time."""
+def what_tests_execute(copy: Path) -> dict[str, Seen]:
+    """Run each test in a process of its own, but for those that are as they were the last time."""
     pid = os.fork()
     if not pid:
+        os.setsid()
         import_lines = watched_lines(copy)
-        with_collected(copy, lambda session: watch_each(session, import_lines, match))
-    wait_for(pid, seconds=inf)
+        with_collected(copy, lambda session: watch_each(session, import_lines))
+    if wait_for(pid, seconds=inf):
+        sys.exit("the tests cannot be collected")
     return {test: Seen(**seen) for test, seen in json.loads(SEEN.read_text()).items()}
 
 
@@ -97,17 +102,16 @@ def watched_lines(copy: Path) -> coverage.Coverage:
     return watcher
 
 
-def watch_each(session: pytest.Session, import_lines: coverage.Coverage, match: str) -> bool:
+def watch_each(session: pytest.Session, import_lines: coverage.Coverage) -> bool:
     import_lines.stop()
     known = json.loads(SEEN.read_text()) if SEEN.exists() else {}
     seen = {IMPORT: asdict(Seen("", 0.0, lines_of(import_lines), all=False))}
     package = "".join((ROOT / "batchify" / file).read_text() for file in FILES)
-    for item in session.items:
+    SEEN.parent.mkdir(exist_ok=True)
+    for number, item in enumerate(session.items):
         version = hashlib.sha256((package + source_of(item)).encode()).hexdigest()
-        same = known.get(item.nodeid, {}).get("version") == version
-        if same or not re.search(match, item.nodeid):
-            if item.nodeid in known:
-                seen[item.nodeid] = known[item.nodeid]
+        if known.get(item.nodeid, {}).get("version") == version:
+            seen[item.nodeid] = known[item.nodeid]
             continue
         pid = os.fork()
         if not pid:
@@ -115,7 +119,8 @@ def watch_each(session: pytest.Session, import_lines: coverage.Coverage, match: 
         failed = wait_for(pid, LONG)  # a tracer may disturb it
         found = Seen(version, LONG, {}, all=True) if failed else Seen(**json.loads(Path("seen.json").read_text()))
         seen[item.nodeid] = asdict(found)
-    SEEN.parent.mkdir(exist_ok=True)
+        if number % 50 == 0:
+            SEEN.write_text(json.dumps(known | seen))  # who stops here need not begin anew
     SEEN.write_text(json.dumps(seen))
     return True
 
@@ -146,7 +151,7 @@ def noted(settrace: Callable[[Any], None], others: list[str]) -> Callable[[Any],
     """Return what does the same, and notes if it is a test that traces by itself."""
 
     def set_and_note(function: Any) -> None:
-        if Path(sys._getframe(1).f_code.co_filename).parent.name == "tests":
+        if Path(sys._getframe(1).f_code.co_filename).is_relative_to(Path.cwd() / "tests"):
             others.append("settrace")
         settrace(function)
 
@@ -161,11 +166,10 @@ def lines_of(watcher: coverage.Coverage) -> dict[str, list[int]]:
 class Order:
     """Says which tests are shown a mutant, and in which order."""
 
-    def __init__(self, tests: dict[str, Seen], seconds: float, match: str) -> None:
+    def __init__(self, tests: dict[str, Seen], seconds: float) -> None:
         self.tests = tests
         self.seconds = seconds  # at most, of tests for one mutant
-        self.match = re.compile(match)  # only tests with such a name
-        self.all = seconds == inf and not match
+        self.all = seconds == inf
         self.at: dict[tuple[str, int], set[str]] = defaultdict(set)
         for test, seen in tests.items():
             for file, lines in seen.lines.items():
@@ -195,7 +199,7 @@ class Order:
                 aim[test] += 1 / len(there)
         late = {test: test not in surely or self.is_slow(test) for test in perhaps - {IMPORT}}
         key = {test: (late[test], self.cost[test] / (aim[test] or 1e-3)) for test in late}
-        ordered = sorted(filter(self.match.search, key), key=key.__getitem__)
+        ordered = sorted(key, key=key.__getitem__)
         until = accumulate(self.tests[test].seconds for test in ordered)
         return [test for test, seconds in zip(ordered, until, strict=True) if seconds <= self.seconds]
 
@@ -216,14 +220,14 @@ def _statements(tree: ast.Module) -> Iterator[tuple[int, tuple[int, int]]]:
 # How a mutant is tried
 
 
-def try_all(todo: list[Mutant], workers: int, seconds: float, match: str) -> Iterator[tuple[Mutant, str]]:
+def try_all(todo: list[Mutant], workers: int, seconds: float) -> Iterator[tuple[Mutant, str]]:
     """Yield each mutant with the test that noticed it, or with "" if none did."""
     os.environ["PYTHONDONTWRITEBYTECODE"] = "1"  # what is cached is told apart by the second of its change only
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
     with tempfile.TemporaryDirectory(prefix="mutation-") as directory:
         ignored = shutil.ignore_patterns(".git", "__pycache__", ".hypothesis", ".venv*", "mutation")
         copies = [Path(shutil.copytree(ROOT, Path(directory, str(n)), ignore=ignored)) for n in range(workers)]
-        order = Order(what_tests_execute(copies[0], match), seconds, match)
+        order = Order(what_tests_execute(copies[0]), seconds)
         read, write = os.pipe()
         pids = []
         try:
@@ -277,6 +281,7 @@ class Worker:
         self.session = session
         self.order = order
         self.items = {item.nodeid: item for item in session.items}
+        gc.unfreeze()  # conftest.py froze all, and what is frozen is not among the objects
         self.functions: dict[tuple[str, str, int], list[FunctionType]] = defaultdict(list)
         for each in gc.get_objects():
             if type(each) is FunctionType:
@@ -300,8 +305,7 @@ class Worker:
                     begin_run()
                     for function, code in new_codes:
                         function.__code__ = code
-                    self.session.items = [self.items[test] for test in tests]
-                    self.limit_seconds()
+                    run_only(self.session, {test: self.order.tests[test].seconds for test in tests})
                     return None
                 failed = what_failed(wait_for(pid))
             by_import = IMPORT in self.order.executing(mutant.file, mutant.line)
@@ -326,11 +330,6 @@ class Worker:
             return None
         return found
 
-    def limit_seconds(self) -> None:
-        for item in self.session.items:
-            limit = SECONDS + 4 * self.order.tests[item.nodeid].seconds
-            item.add_marker(pytest.mark.timeout(limit), append=False)
-
     def in_a_fresh_process(self, tests: list[str]) -> str:
         order = self.order
         if order.all:  # all others too, as each needs what the import executes
@@ -353,9 +352,8 @@ def begin_run() -> None:
     os.dup2(output, 2)
 
 
-def run_in_order(session: pytest.Session) -> None:
-    """Run the tests that a worker has written down. In a fresh process."""
-    seconds = json.loads(Path("tests.json").read_text())
+def run_only(session: pytest.Session, seconds: dict[str, float]) -> None:
+    """Let only these tests be run, in this order, and end those that take much longer than they did."""
     items = {item.nodeid: item for item in session.items}
     session.items = [items[test] for test in seconds if test in items]
     for item in session.items:
@@ -422,37 +420,21 @@ def _meaning(code: CodeType, *, whole: bool = True) -> Any:
 # What came of it
 
 
-def equivalents() -> dict[str, str]:
-    """Return the mutants of `equivalent.md`, with the reasons."""
-    entry = re.compile(r"^- (\w+\.py: `.*` -> `.*`(?: \(\d+\))?): (.+)$", re.MULTILINE)
-    return dict(entry.findall(EQUIVALENT.read_text())) if EQUIVALENT.exists() else {}
-
-
 def print_score(results: dict[str, str], current: dict[str, Mutant]) -> None:
-    """Print killed / (all - equivalent) by file, and the mutants that are neither."""
-    reasons = equivalents()
+    """Print the mutants that survived, and how many were killed of those that were tried."""
     rows: dict[str, list[int]] = {}
     for key, mutant in current.items():
-        row = rows.setdefault(mutant.file, [0, 0, 0, 0])
+        row = rows.setdefault(mutant.file, [0, 0, 0])
         row[0] += 1
         if key in results:
             row[1] += 1
-            if results[key]:
-                row[2] += 1
-            elif key in reasons:
-                row[3] += 1
-            else:
-                print(f"survived: {mutant.line}: {key}")
-    for key in sorted(key for key in reasons if key.partition(":")[0] in rows):
-        if key not in current:
-            print(f"not there (any more): {key}")
-        elif results.get(key):
-            print(f"not equivalent: {key}: {results[key]}")
+            row[2] += bool(results[key])
+            if not results[key]:
+                print(f"survived: batchify/{mutant.file}:{mutant.line}: {mutant.change}")
     rows["all"] = [sum(column) for column in zip(*rows.values(), strict=True)]
-    print(f"{'':15}{'mutants':>9}{'tried':>9}{'killed':>9}{'equivalent':>12}{'score':>9}")
-    for file, (mutants_, tried, killed, equivalent) in rows.items():
-        score = f"{killed / (tried - equivalent):.1%}" if tried > equivalent else "-"
-        print(f"{file:15}{mutants_:9}{tried:9}{killed:9}{equivalent:12}{score:>9}")
+    print(f"{'':15}{'mutants':>9}{'tried':>9}{'killed':>9}{'score':>9}")
+    for file, (mutants_, tried, killed) in rows.items():
+        print(f"{file:15}{mutants_:9}{tried:9}{killed:9}{f'{killed / tried:.1%}' if tried else '-':>9}")
 
 
 def all_mutants(file: str) -> list[Mutant]:
@@ -475,23 +457,21 @@ def main() -> None:
     parser.add_argument("files", nargs="*", default=FILES)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--sample", type=int, help="so many mutants of each file, chosen by a fixed seed")
-    parser.add_argument("--shuffle", action="store_true", help="in an order by a fixed seed: a fair sample at any time")
-    help_ = "only those not tried yet, those that survived and are not listed as equivalent, or both"
-    parser.add_argument("--only", choices=["untried", "survived", "new"], help=help_)
-    parser.add_argument("--match", default="", help="only those whose text has this regular expression")
+    parser.add_argument("--only", choices=["untried", "survived"], help="only mutants of which that is known")
+    parser.add_argument("--match", default="", help="only mutants whose text has this regular expression")
     parser.add_argument("--seconds", type=float, default=inf, help="of tests for each mutant: at most so many")
-    parser.add_argument("--tests", default="", help="only tests whose name has this regular expression")
     parser.add_argument("--score", action="store_true", help="run nothing")
     parser.add_argument("--fresh", type=Path, help=argparse.SUPPRESS)  # a copy whose tests are to be run
     options = parser.parse_args()
     if options.fresh:
-        with_collected(options.fresh, run_in_order)
+        tests = json.loads((options.fresh / "tests.json").read_text())
+        with_collected(options.fresh, lambda session: run_only(session, tests))
 
     results: dict[str, str] = {}
     if RESULTS.exists():
         for line in RESULTS.read_text().splitlines():
             results.update(json.loads(line))
-    reasons = equivalents()
+    wanted = {"untried": None, "survived": ""}
     current: dict[str, Mutant] = {}
     todo: list[Mutant] = []
     for file in options.files:
@@ -499,20 +479,12 @@ def main() -> None:
         current |= {mutant.key: mutant for mutant in found}
         if options.sample and options.sample < len(found):
             found = random.Random(file).sample(found, options.sample)
-        todo += [
-            mutant
-            for mutant in found
-            if re.search(options.match, mutant.key)
-            and (
-                not options.only
-                or (options.only != "survived" and mutant.key not in results)
-                or (options.only != "untried" and results.get(mutant.key) == "" and mutant.key not in reasons)
-            )
-        ]
-    if options.shuffle:
-        random.Random(0).shuffle(todo)
+        for mutant in found:
+            asked_for = not options.only or results.get(mutant.key) == wanted[options.only]
+            if asked_for and re.search(options.match, mutant.key):
+                todo.append(mutant)
     if not options.score:
-        for number, (mutant, test) in enumerate(try_all(todo, options.workers, options.seconds, options.tests), 1):
+        for number, (mutant, test) in enumerate(try_all(todo, options.workers, options.seconds), 1):
             results[mutant.key] = test
             with RESULTS.open("a") as file:
                 file.write(json.dumps({mutant.key: test}) + "\n")

@@ -19,13 +19,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
-from weakref import WeakKeyDictionary
 
 import interleave_test as tool
 from interleave_test import _scheduler as internals
 
 import batchify
-from batchify import _batch, _threads
+
+from ... import inside
 
 PACKAGE = str(Path(batchify.__file__).parent)
 TICK = 2.0**-20
@@ -105,13 +105,10 @@ def _controlled() -> Iterator[list[str]]:
         complaints.append(f"{message % values}: {sys.exc_info()[1]!r}")
 
     with (
-        patch.multiple(_threads, allocate_lock=tool.Lock, RLock=OwnedRLock, Thread=Thread),
-        patch.multiple(_threads, monotonic=monotonic, complain=complain),
-        patch.object(_batch, "complain", complain),
+        inside.other_threading(
+            allocate_lock=tool.Lock, RLock=OwnedRLock, Thread=Thread, monotonic=monotonic, complain=complain
+        ),
         patch.object(sys, "unraisablehook", lambda lost: complaints.append(repr(lost.exc_value))),
-        # What a schedule leaves behind that was given up must not reach the next one.
-        patch.multiple(_threads, _lock=None, _flushing={}, _waits_for={}, _passed={}, _delivering={}, _dropped=set()),
-        patch.object(_threads, "_live", WeakKeyDictionary()),
     ):
         yield complaints
 
@@ -133,23 +130,13 @@ def explore(
     with _controlled() as complaints:
 
         def run() -> None:
-            _threads._lock = OwnedRLock()
-            _threads._live = WeakKeyDictionary()
-            tables = (
-                _threads._flushing,
-                _threads._waits_for,
-                _threads._passed,
-                _threads._delivering,
-                _threads._dropped,
-            )
-            for table in tables:
-                table.clear()
+            inside.begin_anew(OwnedRLock())  # what a schedule left behind that was given up must not reach it
             Thread.started = []  # the last to know what a schedule before left behind, which may complain as it goes
             complaints.clear()
             scenario()
             for thread in Thread.started:
                 thread.join()
-            assert not any(tables), "something is left of a thread that ended"
+            assert not inside.remembers_a_thread(), "something is left of a thread that ended"
             assert not complaints, complaints
 
         run.__name__ = "main"
@@ -167,8 +154,7 @@ def explore(
                 raise_on_failure=False,
             )
         finally:
-            for batcher in _threads._all_batchers():
-                batcher._buffer.close()  # of a schedule that failed: else it would close itself when it is garbage
+            inside.close_what_is_left()
             if before:
                 gc.enable()
     return result

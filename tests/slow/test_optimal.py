@@ -15,7 +15,7 @@ def mean(latencies: list[float]) -> float:
     return sum(latencies) / len(latencies)
 
 
-def test_without_batches_it_is_the_formula_of_pollaczek_and_khinchine() -> None:
+def test_latency_without_batches_is_the_formula_of_pollaczek_and_khinchine() -> None:
     one = Costs("one at a time", 0.01, 0.0, 1)
     for load in (0.2, 0.5, 0.8):
         queue = 0.01 * load / (2 * (1 - load))
@@ -23,7 +23,7 @@ def test_without_batches_it_is_the_formula_of_pollaczek_and_khinchine() -> None:
 
 
 @pytest.mark.parametrize("load", [0.1, 0.5, 0.9])
-def test_no_policy_that_waits_for_a_number_of_items_is_better(load: float) -> None:
+def test_optimum_is_not_beaten_by_waiting_for_a_number_of_items(load: float) -> None:
     decisions = Decisions(SMALL, SMALL.rate(load), 120)
     best = decisions.solve().latency
     found = []
@@ -35,14 +35,14 @@ def test_no_policy_that_waits_for_a_number_of_items_is_better(load: float) -> No
     assert max(found) > 1.1 * best
 
 
-def test_the_best_policy_does_in_virtual_time_what_was_calculated() -> None:
+def test_optimum_does_in_virtual_time_what_was_calculated() -> None:
     rate = SMALL.rate(0.7)
     best = Decisions(SMALL, rate, 200).solve()
     arrivals = poisson_arrivals(rate, 60_000)
     assert mean(by_optimum(arrivals, SMALL, best)) == pytest.approx(best.latency, rel=0.02)
 
 
-def test_the_buffer_without_a_timeout_runs_all_that_waits() -> None:
+def test_buffer_without_a_timeout_runs_all_that_waits() -> None:
     rate = SMALL.rate(0.7)
     decisions = Decisions(SMALL, rate, 200)
     expected = decisions.evaluate(decisions.serve_all)[0]
@@ -51,12 +51,12 @@ def test_the_buffer_without_a_timeout_runs_all_that_waits() -> None:
 
 @pytest.mark.parametrize("costs", CURVES[:1])
 @pytest.mark.parametrize("load", [0.05, 0.5, 0.95])
-def test_without_a_timeout_latency_is_nearly_the_best(costs: Costs, load: float) -> None:
+def test_latency_without_a_timeout_is_nearly_the_best(costs: Costs, load: float) -> None:
     decisions = Decisions(costs, costs.rate(load))
     assert decisions.evaluate(decisions.serve_all)[0] <= 1.05 * decisions.solve().latency
 
 
-def test_rules_by_hand() -> None:
+def test_rules_give_what_is_reckoned_by_hand() -> None:
     takes_ten = Costs("ten", 10.0, 0.0, 2)
     # The first runs alone, the next two together, then the last.
     assert by_buffer([0.0, 1.0, 2.0, 3.0], takes_ten, 0.0) == [10.0, 19.0, 18.0, 27.0]

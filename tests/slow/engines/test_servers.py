@@ -25,16 +25,14 @@ DJANGO = ["examples/serve_django.py"]
         pytest.param("grpc", grpc, ["examples/serve_grpc_aio.py"], "SIGTERM", id="grpc.aio"),
     ],
 )
-def test_256_requests_at_once_get_their_own_answers_in_batches(
-    needs: str, ask: Ask, command: list[str], stop: str
-) -> None:
+def test_requests_at_once_get_their_own_answers_in_batches(needs: str, ask: Ask, command: list[str], stop: str) -> None:
     component(needs)
     if "gunicorn" not in command:
         command = [*command, "--port=0"]
     check(ask, *command, stop=signal.Signals[stop])
 
 
-def test_what_the_page_shows_is_what_the_examples_do() -> None:
+def test_page_shows_what_the_examples_do() -> None:
     examples = [example.read_text() for example in EXAMPLES.glob("*.py")]
     blocks = re.findall(r"```(?:python|sh)\n(.*?)```", (DOCS / "servers.md").read_text(), re.DOTALL)
     assert len(blocks) > 5

@@ -11,11 +11,10 @@ import pytest
 
 tool = pytest.importorskip("interleave_test")  # needs Python 3.12
 
-from .conftest import Table  # noqa: E402
+from .conftest import FACTOR, Table  # noqa: E402
 from .controlled import Seldom, explore  # noqa: E402
 from .scenarios import SCENARIOS, first_call_and_close, first_calls, lone_call  # noqa: E402
 
-FACTOR = float(os.environ.get("SCHEDULES", "1"))
 SEED = int(os.environ.get("SCHEDULES_SEED", "0"))
 
 # How schedules are made, where threads are switched, and how many of them.

@@ -1,8 +1,8 @@
-"""Random load in rounds, with everything that may come between: python -m tests.stress.chaos --minutes 10 --seed 1
+"""Random load in rounds, with everything that may come between: python -m tests.slow.stress.chaos --minutes 10 --seed 1
 
 Each round is of one kind, and takes all it does from its own seed, so that `--kind` and `--first` repeat it as far as
 threads allow. A round that hangs prints the stacks of all threads and ends the run. Ends with what was done, and with
-status 1 if a rule of `tests.history` was broken.
+status 1 if a rule of `history.py` was broken.
 """
 
 import _thread
@@ -31,11 +31,10 @@ from typing import Any
 
 import batchify
 
-from ..history import CallRecord, History, Rules, Violation, check, check_stats, owner_of, verdict
-from ..load import Caller, Function, LoopCaller, enter_loop, run_loop, settle
-from ..test_any_line import Intruder
-from ..test_any_line import ctrl_c as ctrl_c_now
-from ..tools import until
+from ... import inside
+from ...tools import until
+from .history import CallRecord, History, Rules, Violation, check, check_stats, owner_of, verdict
+from .load import Caller, Function, LoopCaller, run_loop, settle
 
 WAYS = (
     *("list", "slow", "raising", "exiting", "wrong_length", "wrong_type", "mapping", "entries", "generator"),
@@ -56,8 +55,6 @@ class World:
         self.engine = engine
         self.functions: dict[str, tuple[Function, Any]] = {}
         self.violations: list[Violation] = []
-        self.interrupted_at: list[str] = []  # lines of the package, for whoever looks into a round that hung
-        self.disturbed = False
         # Ctrl-C may come in the very lines that count what the main thread answers, for an engine or as a finalizer.
         self.figures_may_be_off = False
         # None only now and then: what waits is then flushed again and again, and that would hide a lost wake-up.
@@ -96,10 +93,7 @@ class World:
             "reports": True,
         }
         names = self.rng.sample(sorted(drawn), self.rng.randint(1, 4))
-        options = {name: drawn[name] for name in names}
-        if "max_pending" in names:
-            options["on_full"] = choice(("wait", "wait", "raise"))
-        return Rules(**options)
+        return Rules(**{name: drawn[name] for name in names})
 
     def caller(self, name: str, function: str) -> Caller:
         return Caller(name, *self.functions[function], self.seeded(), self.timeouts)
@@ -142,13 +136,13 @@ class World:
         for name, (_, f) in self.functions.items():
             if isinstance(f, batchify.BatchedFunction):
                 f.close()
-            if not self.disturbed and (wrong := check_stats(self.history, name, f.stats)):
+            if wrong := check_stats(self.history, name, f.stats):
                 if self.figures_may_be_off:
                     self.history.events.append("figures off")
                 else:
                     self.violations += wrong
         self.functions.clear()
-        self.violations += check(self.history, disturbed=self.disturbed)
+        self.violations += check(self.history)
         gc.collect()
         until(lambda: not any("batchify flush thread" in thread.name for thread in threading.enumerate()))
 
@@ -292,58 +286,6 @@ def ctrl_c(world: World) -> None:
     rescuer.join()
 
 
-def ctrl_c_on_a_loop(world: World) -> None:
-    """Asyncio itself is not made for Ctrl-C at any line, so it comes at our own."""
-    world.disturbed = True
-    world.timeouts = world.timeouts[:5]
-    world.function("f")
-    world.function("g", on_loop=True)
-    neighbours = world.start([partial(world.caller(f"thread {n}", "f").work, 40) for n in range(2)])
-    enter_loop()
-    loop = asyncio.new_event_loop()
-    loop.set_exception_handler(lambda *_: None)
-    callers = [
-        LoopCaller("main", *world.functions[name], world.seeded(), world.timeouts, aio=name == "f") for name in "fg"
-    ]
-    works: list[asyncio.Task[None]] = [loop.create_task(caller.work(150)) for caller in callers]
-
-    async def all_done() -> None:
-        await asyncio.wait(works)
-
-    while not all(work.done() for work in works):
-        waiting = loop.create_task(all_done())
-        intruder = Intruder(world.rng.randrange(1, 1000), ctrl_c_now)
-        with suppress(KeyboardInterrupt, RuntimeError), intruder.on_this_thread():  # the loop stopped before its time
-            loop.run_until_complete(waiting)
-        waiting.cancel()
-        if intruder.where:
-            world.history.events.append("interrupts")
-            world.interrupted_at.append(intruder.where)
-
-    async def rest() -> None:
-        for caller in callers:
-            await caller.collect()
-        await world.functions["g"][1].aclose()
-
-    _until_done(loop, loop.create_task(rest()))
-    for task in asyncio.all_tasks(loop):
-        task.cancel()
-        _until_done(loop, task)
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.close()
-    world.history.leave("main")
-    world.join(neighbours)
-
-
-def _until_done(loop: asyncio.AbstractEventLoop, task: "asyncio.Task[Any]") -> None:
-    """Run until a task is done; what was interrupted before comes through those that wait for it."""
-    while not task.done():
-        with suppress(KeyboardInterrupt, RuntimeError, asyncio.CancelledError):
-            loop.run_until_complete(asyncio.wait([task]))
-    if not task.cancelled():
-        task.exception()
-
-
 def ctrl_c_of_a_runner(world: World) -> None:
     """As asyncio.run() takes it: the main task is cancelled, and the others after it."""
     world.function("f")
@@ -402,7 +344,7 @@ def drop(world: World) -> None:
             f = function.decorated(
                 size=rng.choice((2, 50)), timeout=rng.choice((0.0, 0.001, None)), rules=world.rules()
             )
-            tally = f._self_batcher._tally
+            figures = inside.figures_of_what_may_be_dropped(f)
             caller = Caller(name, function, f, rng, world.timeouts)
             for _ in range(rng.randrange(8)):
                 caller.do(rng.choice(("submit", "submit", "cancel")))
@@ -412,7 +354,7 @@ def drop(world: World) -> None:
             for call, future in futures.items():
                 settle(call, future.result)
             # There is nobody left to ask for stats.
-            world.violations += check_stats(world.history, function.name, tally.snapshot(0, 0))
+            world.violations += check_stats(world.history, function.name, figures())
 
     world.together([partial(work, f"dropper {n}", world.seeded()) for n in range(4)])
 
@@ -509,9 +451,7 @@ def _child(world: World, rng: Random) -> int:
 
 KINDS: dict[str, Callable[[World], None]] = {
     kind.__name__.replace("_", " "): kind
-    for kind in (
-        *(threads, loops, mixed, close, ctrl_c, ctrl_c_on_a_loop, ctrl_c_of_a_runner, reopen, drop, methods, fork),
-    )
+    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork)
 }
 
 
@@ -551,7 +491,7 @@ def watched(what: str, seconds: float, world: World) -> Iterator[None]:
     """End the run if this takes too long."""
 
     def hung() -> None:
-        print(f"HUNG: {what}, interrupted at {', '.join(world.interrupted_at) or 'no line'}", flush=True)
+        print(f"HUNG: {what}", flush=True)
         print(f"options: {world.history.rules}", flush=True)
         os._exit(1)
 
@@ -638,7 +578,7 @@ def _table(title: str, columns: Sequence[str], rows: dict[str, Counter[str]]) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Random load in rounds, judged by the checker of tests.history.")
+    parser = argparse.ArgumentParser(description="Random load in rounds, judged by the checker of history.py.")
     parser.add_argument("--minutes", type=float, default=1.0)
     parser.add_argument("--seed", default=str(time.time_ns()))
     parser.add_argument("--kind", choices=KINDS, action="append", help="only rounds of this kind; may be repeated")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ..tools import in_threads, until
+from ...tools import in_threads, until
 from .components import component
 from .pages import module
 
@@ -158,7 +158,7 @@ def test_onnxruntime_rows_are_views(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _are_rows_of_one_array(rows)
 
 
-def test_two_outputs_turned_round_give_each_caller_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_with_two_outputs_gives_each_caller_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     component("numpy")
     recipe = module("models.md", "Two outputs", "with_two_outputs", tmp_path, monkeypatch)
     images = _images()[:2]  # with two, a tuple of two arrays would pass for results

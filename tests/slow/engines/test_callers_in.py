@@ -11,7 +11,7 @@ import pytest
 
 from batchify import Stats
 
-from ..tools import until
+from ...tools import until
 from .items import GO_ON, KILL, Door, a_door
 from .pages import blocks, module
 
@@ -119,9 +119,7 @@ class Asked:
 
 
 @pytest.mark.parametrize("name", HEADINGS)
-def test_the_recipe_is_a_program_that_prints_what_the_page_says(
-    recipes: dict[str, ModuleType], serve: Any, folder: Path, name: str
-) -> None:
+def test_recipe_prints_what_the_page_says(recipes: dict[str, ModuleType], serve: Any, folder: Path, name: str) -> None:
     done = subprocess.run(
         [sys.executable, folder / f"{name}.py"], capture_output=True, text=True, timeout=100, check=False
     )
@@ -130,15 +128,15 @@ def test_the_recipe_is_a_program_that_prints_what_the_page_says(
     assert "Traceback" not in done.stderr
 
 
-def test_the_threads_of_an_actor_fill_batches(recipes: Any, actor: Any, door: Door) -> None:
+def test_actor_threads_fill_batches(recipes: Any, actor: Any, door: Door) -> None:
     assert actor(recipes["recipe_threaded_actor"].Model).fills_its_batches(door)
 
 
-def test_an_actor_with_one_thread_starves_them(recipes: Any, actor: Any) -> None:
+def test_actor_with_one_thread_never_fills_batches(recipes: Any, actor: Any) -> None:
     assert actor(recipes["recipe_threaded_actor"].Model, max_concurrency=1).largest_batch(16) == 1
 
 
-def test_an_async_method_takes_the_threads_of_an_actor_away(recipes: Any, actor: Any, ray: Any) -> None:
+def test_actor_with_an_async_method_has_no_threads(recipes: Any, actor: Any, ray: Any) -> None:
     model: Any = recipes["recipe_threaded_actor"].Model.__ray_actor_class__
 
     async def ping(self: Any) -> None: ...
@@ -147,15 +145,15 @@ def test_an_async_method_takes_the_threads_of_an_actor_away(recipes: Any, actor:
     assert actor(ray.remote(with_another), max_concurrency=64).largest_batch(16) == 1
 
 
-def test_the_coroutines_of_an_actor_fill_batches(recipes: Any, actor: Any, door: Door) -> None:
+def test_actor_coroutines_fill_batches(recipes: Any, actor: Any, door: Door) -> None:
     assert actor(recipes["recipe_async_actor"].Model).fills_its_batches(door)
 
 
-def test_an_actor_that_lets_few_coroutines_in_starves_them(recipes: Any, actor: Any) -> None:
+def test_actor_that_lets_few_coroutines_in_never_fills_batches(recipes: Any, actor: Any) -> None:
     assert actor(recipes["recipe_async_actor"].Model, max_concurrency=3).largest_batch(16) <= 3
 
 
-def test_a_coroutine_of_an_actor_that_blocks_starves_them(recipes: Any, actor: Any, ray: Any) -> None:
+def test_actor_coroutine_that_blocks_never_fills_batches(recipes: Any, actor: Any, ray: Any) -> None:
     model: Any = recipes["recipe_async_actor"].Model.__ray_actor_class__
 
     async def predict(self: Any, x: int) -> int:
@@ -166,17 +164,17 @@ def test_a_coroutine_of_an_actor_that_blocks_starves_them(recipes: Any, actor: A
     assert actor(ray.remote(blocking)).largest_batch(16) == 1
 
 
-def test_the_requests_of_a_deployment_fill_batches(recipes: Any, deployment: Any, door: Door) -> None:
+def test_deployment_requests_fill_batches(recipes: Any, deployment: Any, door: Door) -> None:
     assert deployment(recipes["recipe_serve"].Model).fills_its_batches(door)
 
 
-def test_a_deployment_that_is_given_few_requests_starves_them(recipes: Any, deployment: Any) -> None:
+def test_deployment_that_is_given_few_requests_never_fills_batches(recipes: Any, deployment: Any) -> None:
     model = recipes["recipe_serve"].Model
     assert deployment(model, max_ongoing_requests=5).largest_batch(16) <= 5
 
 
 @pytest.mark.parametrize("name", ["recipe_threaded_actor", "recipe_async_actor"])
-def test_an_actor_that_dies_is_an_error_of_all_its_callers(
+def test_actor_that_dies_is_an_error_of_all_its_callers(
     recipes: Any, actor: Any, ray: Any, door: Door, name: str
 ) -> None:
     model = actor(recipes[name].Model)
@@ -186,9 +184,7 @@ def test_an_actor_that_dies_is_an_error_of_all_its_callers(
         model.ask(3)()
 
 
-def test_a_deployment_whose_replica_dies_starts_another_one(
-    recipes: Any, deployment: Any, ray: Any, door: Door
-) -> None:
+def test_deployment_whose_replica_dies_starts_another_one(recipes: Any, deployment: Any, ray: Any, door: Door) -> None:
     model = deployment(recipes["recipe_serve"].Model, health_check_period_s=0.5)
     errors = model.errors_when_it_dies(door)
     assert [type(error) for error in errors] == [ray.exceptions.ActorDiedError] * (BATCH + 1)

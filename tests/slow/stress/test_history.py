@@ -1,11 +1,11 @@
-"""The checker of stress runs: a clean history passes, and each rule is seen to fail."""
+"""The checker of stress runs: a clean history passes, and each rule finds what breaks it."""
 
 from collections.abc import Callable
 from math import inf
 
 import pytest
 
-from batchify import Stats
+from batchify import BufferFullError, Stats
 
 from .history import BatchRecord, CallRecord, History, Planned, Rules, check, check_stats, moment, verdict
 
@@ -48,7 +48,6 @@ def stats(**changes: object) -> Stats:
     figures: dict[str, object] = {
         "accepted": 7,
         "pending": 0,
-        "blocked": 0,
         "running": 0,
         "in_flight": 0,
         "answered": 4,
@@ -68,7 +67,7 @@ def rules(history: History) -> set[str]:
     return {violation.rule for violation in check(history)}
 
 
-def test_a_clean_history_passes() -> None:
+def test_clean_history_passes() -> None:
     assert check(clean()) == []
     assert check_stats(clean(), "f", stats()) == []
     assert verdict(check(clean())) == ""
@@ -90,6 +89,10 @@ def _run_a_cancelled_one_twice(history: History) -> None:
 
 def _run_a_refused_one(history: History) -> None:
     history.batch("f", [8]).end()
+
+
+def _refuse_where_there_is_no_limit(history: History) -> None:
+    _call(history, 8).end("refused", BufferFullError())
 
 
 def _run_what_nobody_passed(history: History) -> None:
@@ -183,6 +186,7 @@ def _run_at_once(history: History) -> None:
         (_run_twice, "twice"),
         (_run_a_cancelled_one_twice, "twice"),
         (_run_a_refused_one, "refused"),
+        (_refuse_where_there_is_no_limit, "refused"),
         (_run_what_nobody_passed, "stranger"),
         (_forget_to_answer, "unanswered"),
         (_swap_results, "result"),
@@ -205,14 +209,14 @@ def _run_at_once(history: History) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_each_rule_is_checked(harm: Callable[[History], None], rule: str) -> None:
+def test_rule_finds_what_breaks_it(harm: Callable[[History], None], rule: str) -> None:
     history = clean()
     harm(history)
     assert rules(history) == {rule}
     assert verdict(check(history)).count(f"\n{rule}: ") >= 1
 
 
-def test_two_batches_may_overlap_where_two_may_run_at_once() -> None:
+def test_overlap_is_allowed_where_two_batches_may_run_at_once() -> None:
     history = clean()
     _run_at_once(history)
     assert check(history, concurrency=2) == []
@@ -234,7 +238,7 @@ def isolated() -> History:
     return history
 
 
-def test_a_batch_that_failed_may_be_run_again_in_halves() -> None:
+def test_isolate_may_run_a_failed_batch_again_in_halves() -> None:
     assert check(isolated()) == []
     figures: dict[str, object] = {
         "batches": 5,
@@ -286,7 +290,7 @@ def _be_too_heavy(history: History) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_each_rule_of_an_option_is_checked(
+def test_rule_of_an_option_finds_what_breaks_it(
     begin: Callable[[], History], harm: Callable[[History], None], rule: str
 ) -> None:
     history = begin()
@@ -294,14 +298,14 @@ def test_each_rule_of_an_option_is_checked(
     assert rule in rules(history)
 
 
-def test_two_batches_may_overlap_by_the_rules_of_their_function() -> None:
+def test_overlap_is_allowed_by_the_concurrency_of_the_function() -> None:
     history = clean()
     _run_at_once(history)
     history.rules["f"] = Rules(concurrency=2)
     assert check(history) == []
 
 
-def test_reports_are_counted() -> None:
+def test_reports_must_be_as_many_as_batches() -> None:
     history = clean()
     history.rules["f"] = Rules(reports=True)
     history.reports["f"] += (3, 2)
@@ -310,13 +314,7 @@ def test_reports_are_counted() -> None:
     assert check_stats(history, "f", stats()) == []
 
 
-def test_a_coroutine_that_waited_for_room_may_not_have_been_accepted() -> None:
-    history = clean()
-    history.rules["f"] = Rules(max_pending=1)
-    assert check_stats(history, "f", stats(cancelled=0, accepted=6)) == []
-
-
-def test_a_larger_batch_is_allowed_as_long_as_it_may_have_been_taken_before() -> None:
+def test_batch_size_set_meanwhile_allows_a_batch_that_may_have_been_taken_before() -> None:
     history = clean()
     with history.limit("f", 1):
         pass
@@ -326,27 +324,6 @@ def test_a_larger_batch_is_allowed_as_long_as_it_may_have_been_taken_before() ->
     batch.end()
     history.leave("a")
     assert check(history) == []
-
-
-def test_a_batch_failed_by_ctrl_c_on_a_loop_is_known_to_be_disturbed() -> None:
-    history = clean()
-    call = history.call("a", "f", "call")
-    call.end("error", RuntimeError())
-    call.error = "BatchError"
-    assert rules(history) == {"lost"}
-    assert check(history, disturbed=True) == []
-
-
-def test_the_half_of_a_batch_that_ctrl_c_fails_on_a_loop_may_be_overtaken() -> None:
-    history = clean()
-    calls = [history.call("a", "f", "call") for _ in range(2)]
-    for call in reversed(calls):
-        history.batch("f", [call.token]).end()
-    calls[0].end("result", -calls[0].token)
-    calls[1].end("error", RuntimeError())
-    calls[1].error = "BatchError"
-    assert "order" in rules(history)
-    assert check(history, disturbed=True) == []
 
 
 @pytest.mark.parametrize(
@@ -366,16 +343,16 @@ def test_the_half_of_a_batch_that_ctrl_c_fails_on_a_loop_may_be_overtaken() -> N
     ],
     ids=str,
 )
-def test_each_figure_is_checked(changes: dict[str, object]) -> None:
+def test_stats_that_differ_from_the_history_are_found(changes: dict[str, object]) -> None:
     found = check_stats(clean(), "f", stats(**changes))
     assert {violation.rule for violation in found} == {"stats"}
 
 
-def test_one_that_left_may_have_been_accepted_or_not() -> None:
+def test_stats_may_count_a_caller_that_left_as_cancelled_or_not() -> None:
     assert check_stats(clean(), "f", stats(cancelled=2, accepted=8)) == []
 
 
-def test_an_unanswered_call_has_no_end() -> None:
+def test_unanswered_call_is_reported_without_an_end() -> None:
     history = clean()
     call = history.call("a", "f", "call")
     assert call.ended == inf

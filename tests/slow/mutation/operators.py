@@ -131,7 +131,7 @@ class DropWith(_Replace):
     def variants(self, node: Any) -> Iterator[tuple[Any, str]]:
         if node.type == "with_stmt":
             items = node.children[1:-2]
-            if not any(" as " in item.get_code() or "_lock" in item.get_code() for item in items):
+            if not any(" as " in item.get_code() or "lock" in item.get_code() for item in items):
                 yield node, "if True:" + node.children[-1].get_code()
 
 
@@ -152,9 +152,13 @@ class Mutant:
     code: str
 
     @property
+    def change(self) -> str:
+        return f"`{self.before}` -> `{self.after}`"
+
+    @property
     def key(self) -> str:
         nth = f" ({self.nth})" if self.nth > 1 else ""
-        return f"{self.file}: `{self.before}` -> `{self.after}`{nth}"
+        return f"{self.file}: {self.change}{nth}"
 
 
 def mutants(path: Path) -> Iterator[Mutant]:
@@ -215,7 +219,7 @@ def _spans_that_say_nothing(tree: ast.Module) -> Iterator[Span]:
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
             yield from map(_span, node.decorator_list)
             names = {ast.unparse(each) for each in node.decorator_list}
-            if "overload" in names or node.name == "_check":
+            if "overload" in names or "For tests" in (ast.get_docstring(node) or ""):
                 yield _span(node)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
             if node.returns is not None:

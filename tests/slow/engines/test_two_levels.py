@@ -17,7 +17,7 @@ import pytest
 
 from batchify import Stats
 
-from ..tools import in_threads, until
+from ...tools import in_threads, until
 from .components import component
 from .pages import blocks, module
 
@@ -149,7 +149,7 @@ def test_workers_with_few_threads_starve_both(site: Site) -> None:
     assert max(site.stats().sizes) <= WORKERS * 2
 
 
-def test_an_error_of_one_item_is_not_one_of_its_list(site: Site) -> None:
+def test_error_of_one_item_is_not_one_of_its_list(site: Site) -> None:
     site.start_server("squares_unlucky")
     site.start_workers(f"--threads={AT_WORKER}", f"--worker-connections={AT_WORKER}", name="app_full:app")
     answers = in_threads(site.get, range(AT_SERVER))
@@ -158,7 +158,7 @@ def test_an_error_of_one_item_is_not_one_of_its_list(site: Site) -> None:
     assert answers == [(200, str(x**2)) for x in numbers]
 
 
-def test_a_server_that_dies_is_an_error_of_what_it_was_asked(site: Site) -> None:
+def test_server_that_dies_is_an_error_of_what_it_was_asked(site: Site) -> None:
     server = site.start_server("squares_full")
     site.start_workers()
     with ThreadPoolExecutor(AT_SERVER // 2) as callers:  # too few to fill its batch

@@ -1,0 +1,81 @@
+"""Where no thread can be started a call fails at once, with a clear error, and before anything of it is accepted."""
+
+import asyncio
+import re
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ..tools import batched, run_script
+
+pytestmark = pytest.mark.thread_unsafe(reason="changes `threading`, or is a program of its own")
+
+CALLS: dict[str, Callable[[Any], Any]] = {
+    "call": lambda f: f(1),
+    "submit": lambda f: f.submit(1).result(),
+    "map": lambda f: next(f.map([1])),
+    "aio": lambda f: asyncio.run(f.aio(1)),
+}
+
+
+def cannot_start(_: threading.Thread) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_flush_thread_that_cannot_start_fails_that_call_alone(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(items: list[int]) -> list[int]:
+        return items
+
+    with batched(batch_size=1)(answer) as f:
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", cannot_start)
+            with pytest.raises(RuntimeError, match=r"^answer\(\) cannot start its flush thread: can't start new"):
+                CALLS[how](f)
+        assert (f.stats.accepted, f.stats.pending) == (0, 0)
+        assert CALLS[how](f) == 1
+
+
+def test_subinterpreter_without_threads_refuses_calls_clearly_and_runs_coroutines() -> None:
+    done = run_script("""if True:
+        import os, sys
+        try:
+            import _interpreters as interpreters
+            run = interpreters.exec
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+            run = interpreters.run_string
+
+        code = f'''if True:
+            import sys
+            sys.path[:0] = {sys.path!r}
+            import asyncio
+            from batchify import batched
+
+            @batched(batch_size=2)
+            def f(items):
+                return items
+
+            @batched(batch_size=2)
+            async def g(items):
+                return items
+
+            async def main():
+                return await asyncio.gather(g(1), g(2))
+
+            for call in f, f.submit, lambda item: asyncio.run(f.aio(item)), lambda item: list(f.map([item])):
+                try:
+                    call(1)
+                except RuntimeError as error:
+                    print(error)
+            print(asyncio.run(main()), f.stats.accepted, flush=True)
+            '''
+        assert run(interpreters.create(), code) is None
+        os._exit(0)  # CPython 3.12.1 crashes when one ends that has imported asyncio
+    """)
+    *refused, works = done.stdout.splitlines()
+    assert len(refused) == 4
+    assert all(re.match(r"f\(\) cannot start its flush thread: .*thread.*interpreter", line) for line in refused)
+    assert works == "[1, 2] 0"
