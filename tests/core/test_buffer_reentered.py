@@ -112,6 +112,14 @@ def test_change_while_the_oldest_item_is_looked_for_is_survived() -> None:
     assert buffer.due_at == 6.0
 
 
+def test_change_while_all_items_are_looked_at_for_a_new_batch_size_is_survived() -> None:
+    buffer, entries = filled(5.0, 5.0, keys="ab", timeout=None)
+    inside.options_of(buffer).batch_size = 1
+    inside.changes_as_it_is_looked_at(buffer)
+    buffer.adapt()
+    assert [buffer.take(5.0), buffer.take(5.0)] == [([entries[0]], "full"), ([entries[1]], "full")]
+
+
 @pytest.mark.parametrize("taken", [1, 2, 3])
 def test_failed_take_puts_all_items_back_in_order(taken: int) -> None:
     buffer, entries = filled(0.0, 0.0, 0.0, 0.0)
