@@ -911,8 +911,10 @@ def _blocking_call(item: Any) -> tuple[Call, LockType]:
 
 
 def _ring(bell: LockType) -> None:
-    try:  # noqa: SIM105 - suppress() takes three calls
+    try:
         bell.release()
+    except RecursionError:  # a RuntimeError too; it did not ring
+        raise
     except RuntimeError:  # it is rung already
         pass
 

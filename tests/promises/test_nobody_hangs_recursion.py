@@ -1,0 +1,80 @@
+"""Nobody hangs where the recursion limit is reached in the midst of a call: that call alone fails, and others go on."""
+
+import asyncio
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from ..kit import Threads, anegate, batched, run
+from ..tools import until
+
+pytestmark = pytest.mark.thread_unsafe(reason="changes the recursion limit of all")
+
+
+@contextmanager
+def recursion_limit(limit: int) -> Iterator[None]:
+    """Reach it soon, and so at many places."""
+    before = sys.getrecursionlimit()
+    frame, depth = sys._getframe(), 0
+    while frame.f_back is not None:
+        frame, depth = frame.f_back, depth + 1
+    sys.setrecursionlimit(depth + limit)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(before)
+
+
+def until_it_fails(call: Callable[[int], object], depth: int = 0) -> None:
+    call(depth)
+    until_it_fails(call, depth + 1)
+
+
+def fails_in_a_thread(call: Callable[[int], object]) -> None:
+    """Not on the main thread, where the watchdog would need some frames too."""
+
+    def fail() -> None:
+        with suppress(RecursionError):
+            until_it_fails(call)
+
+    thread = threading.Thread(target=fail, daemon=True)
+    thread.start()
+    until(lambda: not thread.is_alive())
+
+
+@pytest.mark.parametrize("how", ["call", "submit", "cancel", "flush", "map"])
+def test_recursion_limit_in_the_midst_of_a_call_hurts_no_other_call(threads: Threads, how: str) -> None:
+    for limit in range(60, 90):  # so that it is reached at one place after the other
+        f = threads(batch_size=8)
+        f(0)
+        calls: dict[str, Callable[[int], object]] = {
+            "call": f,
+            "submit": f.submit,
+            "cancel": lambda item: f.submit(item).cancel(),  # noqa: B023 - run at once
+            "flush": lambda _: f.flush(),  # noqa: B023
+            "map": lambda item: list(f.map([item])),  # noqa: B023
+        }
+        with recursion_limit(limit):
+            fails_in_a_thread(calls[how])
+        assert threads.outcomes(threads.starts(f, [1, 2, 3])) == [-1, -2, -3]
+
+
+@pytest.mark.parametrize("how", ["submit", "cancel", "flush"])
+def test_recursion_limit_in_the_midst_of_a_call_on_a_loop_hurts_no_other_call(how: str) -> None:
+    async def main(limit: int) -> None:
+        f = batched(batch_size=8)(anegate)
+        await f(0)
+        calls: dict[str, Callable[[int], object]] = {
+            "submit": f.submit,
+            "cancel": lambda item: f.submit(item).cancel(),
+            "flush": lambda _: f.flush(),
+        }
+        with recursion_limit(limit), pytest.raises(RecursionError):
+            until_it_fails(calls[how])
+        assert await asyncio.gather(*map(f, (1, 2, 3))) == [-1, -2, -3]
+
+    for limit in range(60, 90):
+        run(main(limit))
