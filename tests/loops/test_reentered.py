@@ -244,7 +244,7 @@ def test_ctrl_c_in_on_batch_on_a_loop_run_by_hand_is_logged_and_spares_all_calls
 def test_ctrl_c_under_asyncio_run_answers_or_cancels_every_call(kind: str) -> None:
     """The signal comes while one batch runs and other items wait; all calls end, and the loop closes in silence."""
     script = f"""if True:
-        import asyncio, os, signal, threading
+        import asyncio, signal, threading
         from batchify import batched
         running = threading.Event()
         hold = threading.Event()
@@ -262,6 +262,7 @@ def test_ctrl_c_under_asyncio_run_answers_or_cancels_every_call(kind: str) -> No
                 ended.append(item)
 
         async def main():
+            loops.append(asyncio.get_running_loop())
             try:
                 await asyncio.gather(*map(caller, range(5)))
             except asyncio.CancelledError:
@@ -270,9 +271,10 @@ def test_ctrl_c_under_asyncio_run_answers_or_cancels_every_call(kind: str) -> No
 
         def strike():
             running.wait()
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            loops[0].call_soon_threadsafe(int)  # a signal just before the loop falls asleep does not wake it
 
-        ended = []
+        ended, loops = [], []
         threading.Thread(target=strike).start()
         try:
             asyncio.run(main())
