@@ -289,6 +289,8 @@ class LoopFlusher:
             due_at = add(call, now)
             if due_at < self.looks_at:
                 self.look_at(due_at, loop)
+        if -inf < self.looks_at <= now:
+            self.look()
 
     def withdraw(self, call: Any) -> bool:
         """Take out a call whose caller left. False if it is in a batch already."""
@@ -297,9 +299,7 @@ class LoopFlusher:
             self.tally.cancelled += waited
         call.error = None  # needs() shall not think that somebody waits for it
         if self._timer is not None and not len(self.buffer):
-            self.looks_at = inf
-            self._stop_timer()
-            self.look()  # a finalizer may have passed an item meanwhile
+            self._look_anew()
         return waited
 
     def flush(self) -> None:
@@ -347,25 +347,33 @@ class LoopFlusher:
         """See to it that what waits is flushed when it is due."""
         loop = self.loop()
         if loop is not None and not loop.is_closed():
-            due_at = -inf if self._parts else self.buffer.due_at
+            now, due_at = loop.time(), -inf if self._parts else self.buffer.due_at
+            if -inf < self.looks_at <= now:
+                self.looks_at = inf  # that timer has yet to come, or Ctrl-C struck it as it began
             if due_at < self.looks_at:
-                self.look_at(due_at, loop)
+                self.look_at(due_at if due_at > now else -inf, loop, due_at)
 
     def look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
-        self.looks_at = inf  # until there is one: after Ctrl-C the next call sees to it
-        self._stop_timer()
+        before = self._timer  # stopped last: should a recursion limit come in between, it still looks after the others
         if due_at == -inf:
             self._start(self._flush(moment), loop)
+            self._timer = None
         else:
             # In a context of its own: else it would keep that of the caller.
             self._timer = loop.call_at(due_at, self.look_at, -inf, loop, due_at, context=Context())
         self.looks_at = due_at
+        if before is not None:
+            before.cancel()
+        if self._timer is None and due_at != -inf:
+            self._look_anew()  # a finalizer took the last item out meanwhile, and stopped the timer
 
-    def _stop_timer(self) -> None:
+    def _look_anew(self) -> None:
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
+        self.looks_at = inf
+        self.look()
 
     def _start(self, steps: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
@@ -431,12 +439,20 @@ class LoopFlusher:
             if taken is None:
                 return None
             calls, reason = taken
-            arrivals = list(map(arrival_of, calls))
-            hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-            self.tally.begin(reason, arrivals, now)
+            try:
+                batch = LoopBatch(self, calls, reason, now)
+                arrivals = list(map(arrival_of, calls))
+                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
+                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
+            except BaseException:  # no memory: nobody else knows these calls
+                if reason == "isolate":
+                    parts.appendleft(calls)
+                else:
+                    self.buffer.put_back(list(calls))
+                raise
         if hint:
             advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
-        return LoopBatch(self, calls, reason, now)
+        return batch
 
     def finished(self, batch: LoopBatch) -> None:
         """Make room for the next batch."""
@@ -479,7 +495,7 @@ class LoopBatcher:
         self.options = options
         self.takes = takes
         self.asks = options.ask_items or takes.constants
-        self._limited = options.max_pending is not None
+        self._bounded = options.max_pending is not None
         self.task_name = f"batchify task of {name}()"
         self.aio = awaits(name, takes, LoopCall)
         self._closed = False
@@ -555,13 +571,16 @@ class LoopBatcher:
         call.home = flusher  # before it waits there: withdraw() asks for it, also in a forked child
         if self.asks:
             flusher.ask(call, constants)
-        if self._limited or flusher.buffer.closed or _inside.get() is not None:
+        if self._bounded or flusher.buffer.closed or _inside.get() is not None:
             flusher.put_all((call,), loop)
             return
         # put_all() for one call, written out, since everybody pays for each step here.
-        due_at = flusher.buffer.add(call, loop.time())
+        now = loop.time()
+        due_at = flusher.buffer.add(call, now)
         if due_at < flusher.looks_at:
             flusher.look_at(due_at, loop)
+        elif -inf < flusher.looks_at <= now:
+            flusher.look()
 
     def withdraw(self, call: LoopCall) -> None:
         """Take out a call whose caller left."""
@@ -617,6 +636,8 @@ class LoopBatcher:
                 if hasattr(calls[0], "error"):
                     yield calls.popleft().outcome()
                 else:
+                    if options.fills_by_groups:
+                        flusher.flush()
                     await bell.wait()
             ahead.raise_error()
         finally:
@@ -642,6 +663,8 @@ class LoopBatcher:
             with suppress(StopAsyncIteration):
                 while True:
                     while len(calls) >= 2 * self.options.batch_size:
+                        if self.options.fills_by_groups:
+                            flusher.flush()
                         await room.wait()
                     call = MapCall(await anext(items), bell.ring)
                     if not more:

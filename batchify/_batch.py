@@ -324,8 +324,13 @@ class Batch:
             calls = list(self._unanswered.pop())  # of a deque there are no slices
         except IndexError:  # as in _conclude()
             return
-        middle = len(calls) // 2
-        self.again([self._with_twins(half) for half in (calls[:middle], calls[middle:])])
+        try:
+            middle = len(calls) // 2
+            self.again([self._with_twins(half) for half in (calls[:middle], calls[middle:])])
+        except BaseException as error:
+            self._disturbed(calls, error, counted=False, done=True)
+            self.finish()
+            raise
         try:
             self.answer((), 0, done=True)
         finally:
@@ -334,7 +339,7 @@ class Batch:
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
-        failed = 0
+        failed, counted = 0, False
         try:
             calls = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
@@ -353,9 +358,10 @@ class Batch:
                 for call, result in zip(calls, results, strict=True):
                     call.value = result
                     call.error = None
+            counted = True
             self.answer(calls, failed, done=True)
         except BaseException as error:
-            self._disturbed(self._with_twins(calls), error)
+            self._disturbed(calls, error, counted=counted, done=True)
             raise
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
@@ -395,12 +401,15 @@ class Batch:
         if not calls:
             complain("%s() yielded more results than the %d items it was given", self.name, self._size)
             return False
+        counted = False
         call = calls.popleft()
         try:
             same = self._with_twins((call,))
-            self.answer(same, sum(self._store(each, result) for each in same), done=False)
+            failed = sum(self._store(each, result) for each in same)
+            counted = True
+            self.answer(same, failed, done=False)
         except BaseException as error:
-            self._disturbed(self._with_twins((call,)), error)
+            self._disturbed((call,), error, counted=counted, done=False)
             raise
         return True
 
@@ -423,11 +432,16 @@ class Batch:
         call.error = None
         return False
 
-    def _disturbed(self, calls: Sequence[Call], error: BaseException) -> None:
-        """Answer calls that nobody else knows, after no memory, or an exception that was thrown into this thread."""
+    def _disturbed(self, calls: Sequence[Call], error: BaseException, *, counted: bool, done: bool) -> None:
+        """Answer calls that nobody else knows, after no memory, a recursion limit, or an exception from elsewhere."""
+        calls = list(dict.fromkeys(self._with_twins(calls)))
         for call in calls:
             if not hasattr(call, "error"):
                 self._store(call, error)
+        if not counted:
+            self.answer(calls, sum(call.error is not None for call in calls), done=done)
+            return
+        for call in calls:
             with suppress(RuntimeError):  # it was told before
                 call.deliver_all((call,))
 

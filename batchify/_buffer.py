@@ -5,9 +5,10 @@ it.
 
 Only calls of one group share a batch: the oldest of the group, as many as `batch_size` and `max_weight` allow. A batch
 is due when it is full, when its oldest item has waited `timeout` seconds, when somebody said so with `flush()` or
-`close()`, or when `max_pending` items wait, so that nobody else may join. Of those that are due, the one whose oldest
-item has waited longest is taken first; and it is taken only when its owner has a worker free for it, until when items
-go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as late as it can.
+`close()`, or when `max_pending` items wait, not counting those of maps, so that nobody else may join. Of those that are
+due, the one whose oldest item has waited longest is taken first; and it is taken only when its owner has a worker free
+for it, until when items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as
+late as it can.
 """
 
 import math

@@ -315,7 +315,8 @@ class BatchedFunction(_Batched[T, R, P]):
         Returns:
             A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
             it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
-            the items end, what waits is made due, other callers' items too.
+            the items end, what waits is made due, other callers' items too; with `group_by` and no timeout also
+            whenever it waits for a result, as the items that it has read may fill no batch.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -432,7 +433,8 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
         Returns:
             A lazy asynchronous iterator over the results, in order. The first error is raised where its result would
             stand and ends it; what was read by then and is in no batch yet is taken out. Closing it does the same. When
-            the items end, what waits in this loop is made due, other callers' items too.
+            the items end, what waits in this loop is made due, other callers' items too; with `group_by` and no timeout
+            also whenever it waits for a result, as the items that it has read may fill no batch.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -806,7 +808,7 @@ def batched(
             threads, if so many are needed, and one that returns futures still in one.
         max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, and
             whoever passes another one gets a `BufferFullError`. The items of `map()` do not count, and are never
-            refused: it reads at most two batches ahead.
+            refused: it reads at most two batches ahead, so `stats.pending` may be above this by that.
         on_batch: A function that is called with a `BatchReport` when a batch has ended, before its last callers go on,
             by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
             such a call, as when it calls the function itself, is not reported.

@@ -30,7 +30,7 @@ class ClosedError(RuntimeError):
 
 
 class BufferFullError(RuntimeError):
-    """Raised when an item is passed, but for those of a map, while `max_pending` items wait."""
+    """Raised when `max_pending` items wait and another one is passed, but for those of `map()`, which do not count."""
 
 
 def own_copy(original: BaseException, name: str) -> Exception:

@@ -73,6 +73,11 @@ class Options:
         return BufferFullError(f"{name}() is full: max_pending={self.max_pending} items wait")
 
     @property
+    def fills_by_groups(self) -> bool:
+        """Whether the two batches of items that a map reads ahead may make no batch due, as they are of many groups."""
+        return self.group_by is not None and self.timeout is None
+
+    @property
     def ask_items(self) -> bool:
         """Whether there is something to be found out of each item before it waits."""
         return self.weight is not None or self.group_by is not None or self.dedupe or self.on_batch is not None

@@ -86,6 +86,7 @@ class FutureCall(Call):
                     call.deliver()
                 except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
                     complain("a callback of a future raised")
+                    call.deliver()  # if it was not that, but the recursion limit of who completes an engine's future
 
     # A method in place of the slot, since a bound method stored in it would be a cycle.
     def deliver(self) -> None:
@@ -208,6 +209,8 @@ class ThreadBatch(Batch):
     def __del__(self) -> None:
         if self._unanswered:  # the function's future is garbage, so it will never be done
             self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
+        elif self._batcher is not _nobody and id(self) in self._batcher._unfinished:  # finish() was cut short
+            self.finish()
 
 
 _nobody: Any = None  # the batcher of a batch that has finished
@@ -283,7 +286,7 @@ class ThreadBatcher:
         self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
         self._grouped = takes is not None and takes.constants
         self.asks = options.ask_items or self._grouped
-        self._limited = options.max_pending is not None
+        self._bounded = options.max_pending is not None
         self._warned = False
         self._start_clean()
         _live[self] = None
@@ -335,7 +338,7 @@ class ThreadBatcher:
             if not self._threads:
                 self._start_thread()
             with _lock:
-                if self._buffer.closed or self._limited:
+                if self._buffer.closed or self._bounded:
                     self._check_open_locked(call)
                 if self._buffer.add(call, monotonic()) < self._wakes_at:
                     self._wake_locked()
@@ -375,7 +378,7 @@ class ThreadBatcher:
         if not self._threads:
             self._start_thread()
         with _lock:
-            if self._buffer.closed or self._limited:
+            if self._buffer.closed or self._bounded:
                 self._check_open_locked(call)
             if self._buffer.add(call, monotonic()) < self._wakes_at:
                 self._wake_locked()
@@ -417,6 +420,8 @@ class ThreadBatcher:
                 if hasattr(calls[0], "error"):
                     yield calls.popleft().outcome()
                 else:
+                    if options.fills_by_groups:
+                        self.flush()
                     self._acquire(bell)
             ahead.raise_error()
         finally:
@@ -432,7 +437,7 @@ class ThreadBatcher:
                 waited = self._buffer.remove(call)
                 if waited:
                     self._tally.cancelled += 1
-                    call.error = None  # nobody waits for it any more, says _needs()
+                call.error = None  # nobody waits for it any more, says _needs()
                 self._look_after_leaving_locked()
         except BaseException:  # Ctrl-C
             with _lock:

@@ -472,25 +472,46 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
 
 
 @contextmanager
+def no_memory_to_store_a_result(batch: Batch) -> Iterator[None]:
+    """Let no memory be left when a batch alone is about to put a first result into its place."""
+    store = batch._store
+
+    def fail(call: Any, result: Any) -> bool:
+        stack.close()
+        raise MemoryError
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(type(batch), "_store", lambda _, call, result: fail(call, result)))
+        yield
+    assert store == batch._store
+
+
+@contextmanager
 def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[MemoryError]]:
-    """Let making a batch fail once, or, with `runs`, running it. `of` so many items (0: any).
+    """Let making a batch fail once, or, with `runs`, running it on a flush thread. `of` so many items (0: any).
 
     Yields a list that is empty once that has happened.
     """
     errors = [MemoryError()]
 
-    class FailsOnce(_threads.ThreadBatch):
-        def __new__(cls, _: Any, calls: Any, *__: Any) -> "FailsOnce":
-            if errors and not runs and of in (0, len(calls)):
-                raise errors.pop()
-            return super().__new__(cls)
+    def failing_once(kind: Any) -> Any:
+        class FailsOnce(kind):  # type: ignore[misc]
+            def __new__(cls, _: Any, calls: Any, *__: Any) -> Any:
+                if errors and not runs and of in (0, len(calls)):
+                    raise errors.pop()
+                return super().__new__(cls)
 
-        def run(self, function: Any) -> None:
-            if errors and runs:
-                raise errors.pop()
-            super().run(function)
+            def run(self, function: Any) -> None:
+                if errors and runs:
+                    raise errors.pop()
+                super().run(function)
 
-    with patch.object(_threads, "ThreadBatch", FailsOnce):
+        return FailsOnce
+
+    with (
+        patch.object(_threads, "ThreadBatch", failing_once(_threads.ThreadBatch)),
+        patch.object(_asyncio, "LoopBatch", failing_once(_asyncio.LoopBatch)),
+    ):
         yield errors
 
 

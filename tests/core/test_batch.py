@@ -44,6 +44,7 @@ class Direct(inside.Batch):
         self.fail_at("after all are told")
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
+        self.fail_at("again")
         self.parts += parts
 
     def finish(self) -> None:
@@ -63,7 +64,26 @@ def test_batch_disturbed_as_it_answers_tells_every_caller_its_result(step: str) 
         batch.settle(["a", "b"])
     assert batch.outcomes() == ["a", "b"]
     assert set(batch.told) == {1, 2}
+    assert batch.counted == ([] if step == "before it is counted" else [(2, 0, True)])  # never twice
     assert batch.finished == 1
+
+
+def test_batch_disturbed_before_it_answers_gives_its_callers_an_error_that_is_counted() -> None:
+    batch = Direct(1, 2, 1, dedupe=True)
+    with inside.no_memory_to_store_a_result(batch), pytest.raises(MemoryError):
+        batch.run(lambda items: [ValueError(), 20])
+    assert [type(error) for error in batch.outcomes()] == [MemoryError] * 3
+    assert batch.told == [1, 1, 2]
+    assert batch.counted == [(3, 3, True)]
+    assert batch.finished == 1
+
+
+def test_batch_disturbed_as_it_is_halved_gives_its_callers_an_error_that_is_counted() -> None:
+    batch = Direct(1, 2, isolate=True, fails_at="again")
+    with pytest.raises(MemoryError):
+        batch.fail(ValueError())
+    assert [type(error) for error in batch.outcomes()] == [MemoryError, MemoryError]
+    assert (batch.told, batch.counted, batch.finished) == ([1, 2], [(2, 2, True)], 1)
 
 
 @STEPS
@@ -149,7 +169,7 @@ def test_batch_forgets_its_error(isolate: bool) -> None:
     assert batch.error is None
 
 
-def test_caller_that_has_gone_on_may_be_told_again() -> None:
+def test_answer_delivered_twice_does_no_harm() -> None:
     locks = [Lock(), Lock()]
     batch = Direct(1, 2, fails_at="after all are told")
     for call, lock in zip(batch.calls, locks, strict=True):

@@ -264,7 +264,7 @@ def test_flush_is_for_items_that_wait_now() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"max_pending": 9}], ids=["plain", "limited"])
-def test_flush_makes_an_item_of_the_very_same_moment_due(options: dict[str, Any]) -> None:
+def test_flush_includes_items_that_arrive_at_the_same_clock_reading(options: dict[str, Any]) -> None:
     buffer, entries = filled(0.0, timeout=None, **options)
     buffer.flush(1.0)
     assert buffer.take(1.0) == (entries, "flush")
@@ -310,7 +310,7 @@ def test_put_back_items_of_a_group_stand_where_they_stood() -> None:
     assert buffer.take(9.0) == (entries[:1], "close")
 
 
-def test_full_group_is_listed_once() -> None:
+def test_group_by_lists_each_full_group_once() -> None:
     buffer, _ = filled(*[0.0] * 7, 1.0, 1.0, keys="aaabbbcaa")
     for number in range(3):
         assert buffer.due_at == -math.inf
@@ -387,7 +387,7 @@ def test_weights_cost_the_same_however_many_items_wait() -> None:
     max_weight=st.none() | st.integers(1, 9),
     grouped=st.booleans(),
 )
-def test_batches_at_once_are_those_that_the_buffer_would_form(
+def test_calls_from_inside_at_once_form_batches_by_the_same_rules(
     calls: list[tuple[str, int]], batch_size: int, max_weight: float | None, grouped: bool
 ) -> None:
     buffer: Buffer[Entry] = Buffer(Options(batch_size, None, max_weight=max_weight), grouped=grouped)

@@ -41,7 +41,7 @@ def test_longest_wait_is_that_of_the_first_item_of_a_batch() -> None:
     assert tally.snapshot(0).longest_wait == 6.0
 
 
-def test_snapshot_stays_as_it_is() -> None:
+def test_stats_once_read_do_not_change() -> None:
     tally = Tally()
     tally.begin("flush", [1.0], 1.0)
     stats = tally.snapshot(0)
@@ -104,7 +104,7 @@ def test_too_few_callers_are_not_told_of_where_batches_differ_in_size() -> None:
     assert not any(series.alike(0.0, batches=50))
 
 
-def test_batch_has_not_ended_with_the_first_of_its_answers() -> None:
+def test_stats_count_a_batch_in_flight_until_its_last_answer() -> None:
     tally = Tally()
     for _ in range(60):
         tally.begin("timeout", [0.0, 0.0], 1.0)

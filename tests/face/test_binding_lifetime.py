@@ -32,7 +32,7 @@ def test_instance_is_collected_at_once_and_its_thread_ends() -> None:
 
 
 @METHODS
-def test_reused_id_is_another_instance(method: str) -> None:
+def test_method_of_a_new_instance_at_an_old_address_has_a_new_buffer(method: str) -> None:
     answered, ids = [], set()
     for factor in range(50):
         one = Scaler(factor)

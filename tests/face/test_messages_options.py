@@ -1,10 +1,13 @@
 """A wrong option is refused where the function is decorated, or set, with the rule, the value, and whose function."""
 
+import inspect
 import math
 from itertools import count
 from typing import Any
 
 import pytest
+
+import batchify
 
 from ..kit import Kit, batched, echo
 
@@ -124,3 +127,19 @@ def test_fixed_options_cannot_be_set(kit: Kit, option: str) -> None:
     f = kit(echo, batch_size=2)
     with pytest.raises(AttributeError, match=rf"^echo\(\): {option} is fixed when the function is decorated$"):
         setattr(f, option, 3)
+
+
+def test_options_have_the_defaults_that_the_readme_says() -> None:
+    defaults = {name: each.default for name, each in inspect.signature(batchify.batched).parameters.items()}
+    assert defaults.pop("batch_size") is inspect.Parameter.empty
+    assert defaults == {
+        "timeout": 0.0,
+        "weight": None,
+        "max_weight": None,
+        "group_by": None,
+        "dedupe": False,
+        "isolate": False,
+        "concurrency": 1,
+        "max_pending": None,
+        "on_batch": None,
+    }

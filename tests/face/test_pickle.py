@@ -95,7 +95,7 @@ def test_importable_function_is_pickled_and_copied_as_itself(pickler: Any) -> No
         assert len(pickler.dumps(function)) < (700 if function is everything else 400)
 
 
-def test_user_function_is_left_as_it_was() -> None:
+def test_decorating_and_pickling_leave_no_attributes_on_the_function() -> None:
     assert type(scale.__wrapped__) is FunctionType
     assert (scale.__wrapped__.__qualname__, vars(scale.__wrapped__)) == ("scale", {})
     made_anew = there_and_back(cloudpickle, nested(10)[0]).__wrapped__

@@ -39,7 +39,7 @@ print(batch_processor.stats.sizes, batch_processor.stats.reasons, batch_processo
 """
 
 
-def test_example_of_the_original_runs() -> None:
+def test_processor_runs_the_example_of_the_library_it_grew_from() -> None:
     # print() writes text and line end apart, so lines may mix; words do not.
     text = run_script(ORIGINAL).stdout
     for number in range(5):

@@ -15,8 +15,8 @@ import pytest
 
 from batchify import BatchError, ClosedError
 
-from ..intruder import at_each_line, ctrl_c
-from ..kit import anegate, run, settle
+from ..intruder import Lines, at_each_line, ctrl_c
+from ..kit import HandLoop, anegate, move, run, settle
 from ..tools import batched as batched_untyped
 from ..tools import run_script
 
@@ -80,6 +80,56 @@ def test_finalizer_at_any_line_is_answered(no_noise: None) -> None:
         f = batched(batch_size=2, timeout=1.0)(function)
         run(main(f))
         assert f.stats.accepted == f.stats.answered + f.stats.cancelled == 4 + bool(lines.where), lines.where
+
+
+def submit_and_cancel_the_only_item(f: Any) -> None:
+    f.submit(1).cancel()
+
+
+def submit_two_and_cancel_both(f: Any) -> None:
+    for future in [f.submit(1), f.submit(2)]:
+        future.cancel()
+
+
+def change_the_timeout_while_an_item_waits(f: Any) -> None:
+    f.submit(1)
+    f.timeout = 3.0
+    f.timeout = 2.0
+
+
+@pytest.mark.parametrize("action", ["submit", "cancel", "cancel and submit"])
+@pytest.mark.parametrize(
+    "scenario", [submit_and_cancel_the_only_item, submit_two_and_cancel_both, change_the_timeout_while_an_item_waits]
+)
+def test_finalizer_at_any_line_leaves_nobody_without_a_timer(
+    no_noise: None, scenario: Callable[[Any], None], action: str
+) -> None:
+    """Nobody makes anything due: what waits must be answered when its time has come, and so must the next item."""
+
+    async def main(f: Any, lines: Lines) -> None:
+        passed: list[asyncio.Future[int]] = []
+        waits = [f.submit(98)] if action.startswith("cancel") else []
+
+        def intrude() -> None:
+            for future in waits:
+                future.cancel()
+            if action.endswith("submit"):
+                passed.append(f.submit(99))
+
+        with lines.intruder_doing(intrude).on_this_thread():
+            scenario(f)
+        await settle()
+        for _ in range(4):
+            await move(1.0)
+        assert f.stats.pending == 0, lines.where
+        assert [future.result() for future in passed] == [-99] * len(passed), lines.where
+        following = f.submit(5)
+        for _ in range(4):
+            await move(1.0)
+        assert following.done(), lines.where
+
+    for lines in at_each_line(at_least=20):
+        run(main(batched(batch_size=4, timeout=2.0)(anegate), lines))
 
 
 # Ctrl-C on a loop that is run by hand
@@ -195,6 +245,36 @@ def test_ctrl_c_at_any_line_of_a_loop_run_by_hand_spares_the_next_call(
         go_on_after_ctrl_c(loop, f, lines.where)
         if main.done() and not main.cancelled():
             main.exception()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+def test_ctrl_c_at_any_line_while_an_item_waits_out_its_timeout_spares_the_next_call() -> None:
+    for lines in at_each_line(at_least=30):
+        f = batched(batch_size=4, timeout=1.0)(answer)
+        loop = HandLoop()
+        loop.set_exception_handler(lambda *_: None)
+
+        async def wait_it_out(f: Any = f) -> None:
+            future = f.submit(1)
+            await move(0.5)
+            await move(0.5)
+            await future
+
+        async def next_call(f: Any = f) -> int:
+            future = f.submit(2)
+            await settle()
+            await move(1.0)
+            result: int = await future
+            return result
+
+        with suppress(KeyboardInterrupt, BatchError), lines.intruder_doing(ctrl_c).on_this_thread():
+            loop.run_until_complete(wait_it_out())
+        for _ in range(3):
+            with suppress(KeyboardInterrupt):
+                loop.run_until_complete(turns(10))
+        assert loop.run_until_complete(next_call()) == -2, lines.where
+        loop.close()
+        gc.collect()
 
 
 def test_ctrl_c_at_any_line_as_answers_come_home_to_a_loop_spares_the_next_call() -> None:

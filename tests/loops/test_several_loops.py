@@ -51,6 +51,28 @@ def test_loops_do_not_share_batches() -> None:
     assert len(loops) == 4
 
 
+def test_stats_and_settings_are_those_of_all_loops_together() -> None:
+    f = batched(batch_size=9, timeout=None)(anegate)
+    loops = [asyncio.new_event_loop() for _ in range(2)]
+
+    async def submit(item: int) -> "list[asyncio.Future[int]]":
+        return [f.submit(item), f.submit(item)]
+
+    async def change(name: str, value: float) -> None:
+        setattr(f, name, value)
+
+    for name, value in (("batch_size", 2), ("timeout", 0.0)):
+        f.batch_size, f.timeout = 9, None
+        waiting = [(loop, future) for loop in loops for future in loop.run_until_complete(submit(1))]
+        assert f.stats.pending == 4
+        loops[1].run_until_complete(change(name, value))
+        for loop, future in waiting:
+            assert loop.run_until_complete(asyncio.wait_for(future, 60)) == -1
+    assert (f.stats.answered, f.stats.pending) == (8, 0)
+    for loop in loops:
+        loop.close()
+
+
 def test_close_on_one_loop_makes_due_what_waits_on_another() -> None:
     async def wait() -> int:
         task = asyncio.create_task(f(1))

@@ -134,7 +134,7 @@ def test_timer_is_not_set_by_a_batch_from_inside_while_the_outer_one_runs() -> N
     assert f.stats.reasons == {"full": 1, "nested": 1, "timeout": 1}
 
 
-def test_timer_may_be_a_little_early() -> None:
+def test_timeout_is_met_though_the_loop_wakes_slightly_early() -> None:
     async def main() -> None:
         here()._clock_resolution = 0.01  # type: ignore[attr-defined]  # as uvloop, which counts in milliseconds
         future = f.submit(1)

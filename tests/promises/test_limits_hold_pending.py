@@ -4,6 +4,8 @@ So many items are due. The items of a map neither count nor are refused: it read
 """
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -84,6 +86,32 @@ def test_item_beyond_max_pending_is_refused_inside_another_coroutine_function(
     assert f.stats.accepted == 2
 
 
+def test_item_refused_inside_another_function_is_not_kept(threads: Threads) -> None:
+    class Item:
+        """Something that can be watched."""
+
+    def outer(items: list[int]) -> list[int]:
+        for _ in range(200):
+            item = Item()
+            kept.append(weakref.ref(item))
+            with pytest.raises(BufferFullError):
+                inner.submit(item)
+        del item
+        gc.collect()
+        alive.append(sum(reference() is not None for reference in kept))
+        return items
+
+    kept: list[weakref.ref[Item]] = []
+    alive: list[int] = []
+    inner = threads(echo, gated=True, batch_size=1, max_pending=1)
+    handles = [threads.busy(inner, 0), threads.submit(inner, 1)]
+    with batched(batch_size=1)(outer) as f:
+        assert f(1) == 1
+    assert alive[0] < 64  # those refused are looked through now and then
+    threads.go_on(2)
+    assert threads.outcomes(handles) == [0, 1]
+
+
 def test_cancelled_item_makes_room(kit: Kit) -> None:
     f = kit(gated=True, batch_size=4, timeout=0.0, max_pending=2)
     handles = [kit.busy(f, 0), *kit.submits(f, [1, 2])]
@@ -160,7 +188,7 @@ def test_crowd_is_answered_or_refused(threads: Threads) -> None:
 # So many are due
 
 
-def test_max_pending_items_are_due_below_the_limits_of_a_batch(kit: Kit) -> None:
+def test_max_pending_reached_makes_the_batch_run_before_it_is_full(kit: Kit) -> None:
     f = kit(echo, batch_size=9, timeout=None, max_pending=2, weight=lambda x: 1, max_weight=5)
     assert kit.outcomes([kit.start(f, 1), kit.start(f, 2)]) == [1, 2]
     kit.until_idle(f)

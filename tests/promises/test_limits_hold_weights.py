@@ -27,6 +27,14 @@ def test_weight_and_batch_size_limit_each_batch_and_order_is_kept(kit: Kit) -> N
     kit.consistent(f)
 
 
+def test_weight_above_max_weight_runs_alone(kit: Kit) -> None:
+    f = kit(echo, batch_size=9, timeout=None, weight=lambda x: x, max_weight=5)
+    handles = kit.submits(f, [1, 9, 2])
+    kit.flush(f)
+    assert kit.outcomes(handles) == [1, 9, 2]
+    assert kit.batches == [[1], [9], [2]]
+
+
 def test_weight_0_is_limited_by_batch_size(kit: Kit) -> None:
     f = kit(echo, batch_size=2, timeout=None, weight=lambda x: 0, max_weight=1)
     assert kit.outcomes(kit.submits(f, range(4))) == [0, 1, 2, 3]

@@ -28,6 +28,13 @@ def test_dedupe_sends_equal_items_of_a_batch_once(kit: Kit) -> None:
     kit.consistent(f)
 
 
+def test_dedupe_gives_callers_of_equal_items_the_same_object(kit: Kit) -> None:
+    f = kit(lambda xs: [[x] for x in xs], batch_size=3, timeout=None, dedupe=True)
+    first, other, second = kit.outcomes(kit.submits(f, [1, 2, 1]))
+    assert (first, other) == ([1], [2])
+    assert second is first
+
+
 def test_dedupe_sends_equal_rows_of_columns_once(kit: Kit) -> None:
     f = kit(pairs, batch_size=3, timeout=None, dedupe=True)
     assert kit.outcomes([kit.submit(f, 1, 2), kit.submit(f, 1, 3), kit.submit(f, 1, ys=2)]) == [(1, 2), (1, 3), (1, 2)]

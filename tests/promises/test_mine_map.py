@@ -143,6 +143,13 @@ def test_map_takes_any_batch_size(way: Way) -> None:
     assert list(way.map(f, range(3))) == [0, -1, -2]
 
 
+@pytest.mark.parametrize("max_pending", [None, 4])
+def test_map_ends_though_its_items_are_of_more_groups_than_it_reads_ahead(way: Way, max_pending: int | None) -> None:
+    f = way.kit(echo, batch_size=4, timeout=None, group_by=lambda x: x, max_pending=max_pending)
+    assert list(way.map(f, range(20))) == list(range(20))
+    assert way.kit.batches == [[item] for item in range(20)]
+
+
 def test_map_refuses_what_is_not_iterable(kit: Kit) -> None:
     f = kit(batch_size=2)
     with pytest.raises(TypeError, match="'int' object is not iterable"):

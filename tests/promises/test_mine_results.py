@@ -163,13 +163,13 @@ REFUSED: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("form", REFUSED)
-def test_return_value_without_an_order_fails_every_caller(kit: Kit, form: str) -> None:
+def test_return_value_that_cannot_be_results_is_a_type_error_of_every_caller(kit: Kit, form: str) -> None:
     one, two = kit.answers(lambda _: REFUSED[form](), 1, 2)
     assert type(one) is type(two) is TypeError
     assert one is not two
 
 
-def test_return_value_without_an_order_has_a_message_that_says_what_is_allowed(kit: Kit) -> None:
+def test_type_error_of_a_return_value_says_what_is_allowed(kit: Kit) -> None:
     def function(items: list[int]) -> None:
         return None
 

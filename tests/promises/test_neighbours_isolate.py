@@ -41,6 +41,16 @@ def test_isolate_gives_the_error_to_the_caller_of_a_bad_item_only(kit: Kit, bad:
     assert (f.stats.failed, f.stats.answered) == (len(bad), 8 - len(bad))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 8, 13])
+def test_isolate_costs_2n_minus_1_calls_at_most(kit: Kit, size: int) -> None:
+    def refuse(xs: list[int]) -> list[int]:
+        raise ValueError
+
+    f = kit(refuse, batch_size=size, timeout=None, isolate=True)
+    assert {type(error) for error in kit.outcomes(kit.submits(f, range(size)))} == {ValueError}
+    assert len(kit.calls) == 2 * size - 1
+
+
 def test_isolate_runs_the_parts_before_all_waiting_items(kit: Kit) -> None:
     f = kit(refuses_bad({1}), gated=True, batch_size=4, timeout=0.0, isolate=True)
     handles = [kit.busy(f, 9), *kit.submits(f, [1, 2, 3, 4, 5, 6, 7, 8])]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from batchify import BatchError
+from batchify import BatchError, MissingResultError, ResultCountError
 
 from ..kit import Coroutines, Kit
 from ..tools import batched, in_threads
@@ -105,12 +105,19 @@ def test_stop_iteration_does_not_end_the_loop_of_a_caller(kit: Kit, error: type[
     # A coroutine that raises StopIteration raises RuntimeError, by the rules of the language.
     by_language = kit.kind == "coroutines" and error is StopIteration
     assert caught.type is (RuntimeError if by_language else BatchError)
+    assert by_language or type(caught.value.__cause__) is error
 
 
 def test_stop_iteration_is_a_runtime_error_as_in_any_coroutine(coroutines: Coroutines) -> None:
     f = coroutines(raising(StopIteration), batch_size=2, timeout=None)
     outcomes = coroutines.outcomes([coroutines.start(f, 1), coroutines.submit(f, 1)])
     assert list(map(repr, outcomes)) == ["RuntimeError('coroutine raised StopIteration')"] * 2
+
+
+def test_batch_error_is_the_base_of_result_count_error_and_missing_result_error(kit: Kit) -> None:
+    too_few, no_value = kit.answers(lambda xs: [], 1, 2), kit.answers(lambda xs: {}, 1, 2)
+    assert [type(error) for error in (*too_few, *no_value)] == [ResultCountError] * 2 + [MissingResultError] * 2
+    assert all(isinstance(error, BatchError) for error in (*too_few, *no_value))
 
 
 # Copies

@@ -291,7 +291,7 @@ def test_functions_that_close_and_call_each_other_end(kit: Kit) -> None:
     kit.close(first)
 
 
-def test_ring_is_found_though_the_answer_is_waited_for_later(kit: Kit) -> None:
+def test_calls_from_inside_both_ways_are_answered_though_one_waits_later(kit: Kit) -> None:
     def first_function(xs: list[int]) -> Steps:
         if xs == [0]:
             return xs

@@ -5,10 +5,11 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import pytest
 
-from ..kit import Threads, anegate, batched, run
+from ..kit import Threads, anegate, batched, move, run, settle
 from ..tools import until
 
 pytestmark = pytest.mark.thread_unsafe(reason="changes the recursion limit of all")
@@ -75,6 +76,30 @@ def test_recursion_limit_in_the_midst_of_a_call_on_a_loop_hurts_no_other_call(ho
         with recursion_limit(limit), pytest.raises(RecursionError):
             until_it_fails(calls[how])
         assert await asyncio.gather(*map(f, (1, 2, 3))) == [-1, -2, -3]
+
+    for limit in range(60, 90):
+        run(main(limit))
+
+
+# In the deepest frames there is no room to close a coroutine that was just made, and Python tells of it.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning")
+def test_recursion_limit_in_the_midst_of_a_call_on_a_loop_leaves_a_waiting_item_its_time() -> None:
+    async def main(limit: int) -> None:
+        f = batched(batch_size=2, timeout=1.0)(anegate)
+        waits = f.submit(-1)
+        with recursion_limit(limit), pytest.raises(RecursionError):
+            submit_at_the_bottom(f)
+        await settle()
+        for _ in range(3):
+            await move(1.0)
+        assert waits.result() == 1
+
+    def submit_at_the_bottom(f: Any) -> None:
+        try:
+            submit_at_the_bottom(f)
+        except RecursionError:
+            f.submit(2)  # in the deepest frames there is no room for all that belongs to it
+            raise
 
     for limit in range(60, 90):
         run(main(limit))

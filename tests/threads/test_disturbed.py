@@ -1,7 +1,6 @@
 """A flush thread that is disturbed, by want of memory or by an exception thrown into it, goes on: no caller hangs."""
 
 import ctypes
-from typing import Any
 
 import pytest
 
@@ -22,38 +21,8 @@ def test_batch_that_could_not_be_run_fails_at_once(caplog: pytest.LogCaptureFixt
     assert caplog.messages == [DISTURBED]
 
 
-def test_batch_that_could_not_be_made_is_made_again(caplog: pytest.LogCaptureFixture) -> None:
-    with inside.no_memory_for_a_batch() as errors, batched(batch_size=2, timeout=None)(echo) as f:
-        assert in_threads(f, [1, 2]) == [1, 2]
-        assert f.stats.sizes_by_reason == {"full": {2: 1}}
-    assert not errors
-    assert caplog.messages == [DISTURBED]
-
-
-def test_half_that_could_not_be_made_is_made_again_and_shares_no_batch() -> None:
-    batches: list[list[int]] = []
-    others: list[Any] = []
-
-    def function(items: list[int]) -> list[int]:
-        batches.append(items)
-        if len(batches) == 1:
-            others.extend(in_threads(f.submit, [3]))
-            raise ValueError
-        return items
-
-    with (
-        inside.no_memory_for_a_batch(of=1) as errors,
-        batched(batch_size=2, timeout=None, isolate=True)(function) as f,
-    ):
-        assert [future.result() for future in [f.submit(1), f.submit(2)]] == [1, 2]
-        f.flush()
-        assert others[0].result() == 3
-    assert batches == [[1, 2], [1], [2], [3]]
-    assert not errors
-
-
 @pytest.mark.parametrize("at_the_buffer", [False, True])
-def test_look_that_fails_is_done_again_and_the_function_is_not_called_with_nothing(
+def test_flush_thread_without_memory_to_look_for_a_batch_looks_again(
     at_the_buffer: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     batches: list[list[int]] = []
@@ -71,7 +40,7 @@ def test_look_that_fails_is_done_again_and_the_function_is_not_called_with_nothi
 
 
 @pytest.mark.thread_unsafe(reason="replaces the locks of all")
-def test_sleep_that_fails_is_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_flush_thread_without_memory_to_sleep_tries_again(caplog: pytest.LogCaptureFixture) -> None:
     with inside.no_memory_to_fall_asleep() as errors, batched(batch_size=2, timeout=None)(echo) as f:
         first = f.submit(1)
         until(lambda: not errors)

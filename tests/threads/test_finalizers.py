@@ -20,7 +20,7 @@ from ..tools import Gated, batched, until
 
 
 @pytest.mark.parametrize("how", ["call", "submit", "flush", "close"])
-def test_finalizer_inside_the_lock_may_use_the_function(how: str) -> None:
+def test_finalizer_that_runs_while_its_thread_holds_our_lock_does_not_deadlock(how: str) -> None:
     f = batched(batch_size=2, timeout=None)(echo)
     first = f.submit(1)
     futures: list[Any] = []

@@ -28,7 +28,7 @@ def test_ring_called_by_many_threads_from_both_sides_is_answered() -> None:
 
 
 @pytest.mark.parametrize("how", ["map", "aio"])
-def test_ring_is_found_though_the_answer_is_waited_for_later(how: str) -> None:
+def test_calls_from_inside_both_ways_are_answered_though_one_waits_later(how: str) -> None:
     passed, called = threading.Event(), threading.Event()
 
     def first_function(items: list[int]) -> list[int]:

@@ -68,7 +68,7 @@ def test_returned_future_of_a_wrong_number_of_results_fails_every_caller(threads
     assert [type(outcome) for outcome in outcomes] == [ResultCountError, ResultCountError]
 
 
-def test_returned_future_lets_the_flush_thread_go_and_holds_the_next_batch_up(threads: Threads) -> None:
+def test_returned_future_holds_up_the_next_batch_until_it_is_done(threads: Threads) -> None:
     made: list[Future[Any]] = []
 
     def function(items: list[int]) -> Future[Any]:
@@ -176,6 +176,6 @@ def test_returned_container_that_has_every_attribute_is_no_future(threads: Threa
 
 
 @pytest.mark.parametrize("name", ["result", "add_done_callback"])
-def test_returned_container_that_has_half_of_what_makes_a_future_is_none(threads: Threads, name: str) -> None:
+def test_returned_container_with_only_result_or_add_done_callback_is_no_future(threads: Threads, name: str) -> None:
     half = type("Half", (Sized,), {name: lambda *_: None})
     assert threads.answers(lambda _: half("x", "y"), 1, 2) == ["x", "y"]

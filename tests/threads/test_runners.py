@@ -42,7 +42,7 @@ def test_thread_is_started_for_a_call_while_the_function_is_busy(threads: Thread
     assert threads.outcome(busy) == 0
 
 
-def test_idle_threads_sleep_without_end_but_one(threads: Threads) -> None:
+def test_concurrency_has_at_most_one_idle_thread_that_wakes_by_itself(threads: Threads) -> None:
     f = threads(gated=True, batch_size=1, timeout=10**6, concurrency=3)
     handles = threads.submits(f, range(3))
     threads.until(lambda: threads.running == 3)
@@ -52,7 +52,7 @@ def test_idle_threads_sleep_without_end_but_one(threads: Threads) -> None:
     assert inside.wake_by_themselves(f) <= 1
 
 
-def test_started_thread_that_has_not_looked_yet_is_not_started_again(threads: Threads) -> None:
+def test_concurrency_starts_no_second_thread_while_one_is_starting(threads: Threads) -> None:
     f = threads(gated=True, batch_size=1, concurrency=3)
     handles = [threads.busy(f, 0)]
     looked, look = threading.Event(), threading.Event()
@@ -127,7 +127,7 @@ def test_no_thread_is_started_at_exit(when: Any, threads: Threads, caplog: pytes
 
 
 @pytest.mark.parametrize("concurrency", [2, 4])
-def test_running_threads_do_it_all_where_no_other_can_be_started(
+def test_concurrency_falls_back_to_running_threads_where_none_can_start(
     threads: Threads, concurrency: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     f = threads(gated=True, batch_size=1, concurrency=concurrency)

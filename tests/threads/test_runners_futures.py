@@ -19,7 +19,7 @@ def finished(xs: list[int]) -> Future[list[int]]:
     return future
 
 
-def test_futures_need_one_thread(threads: Threads) -> None:
+def test_concurrency_of_returned_futures_needs_one_thread(threads: Threads) -> None:
     pending: list[tuple[list[int], Future[list[int]]]] = []
 
     def function(xs: list[int]) -> Any:
@@ -170,7 +170,7 @@ def test_item_that_comes_while_a_future_is_returned_starts_no_thread(threads: Th
     assert threads.outcomes(handles) == [1]
 
 
-def test_item_is_timed_though_the_thread_that_looks_at_it_ends(threads: Threads) -> None:
+def test_timeout_holds_though_the_thread_that_watched_it_ends(threads: Threads) -> None:
     """One thread is enough for a function that returns futures: the other one must wake up, and sleep until then."""
     threads.stop_the_clock()
     unfinished: dict[int, Future[list[int]]] = {0: Future(), 1: Future()}

@@ -185,7 +185,7 @@ def test_close_waits_for_a_returned_future(threads: Threads) -> None:
     assert future.result() == "x"
 
 
-def test_nothing_is_known_of_a_flush_thread_that_has_ended() -> None:
+def test_flush_thread_that_has_ended_is_forgotten() -> None:
     """Another thread may get its number."""
     with batched(batch_size=1)(lambda items: [threading.get_ident()]) as f:
         ident = f(1)

@@ -209,7 +209,7 @@ def _run_at_once(history: History) -> None:
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
-def test_rule_finds_what_breaks_it(harm: Callable[[History], None], rule: str) -> None:
+def test_history_checker_reports_each_kind_of_damage(harm: Callable[[History], None], rule: str) -> None:
     history = clean()
     harm(history)
     assert rules(history) == {rule}
