@@ -35,7 +35,7 @@ def main() -> None:
             (RECORDED / f"{name}.json").write_text(json.dumps(figures, separators=(",", ":")) + "\n")
         plot.draw(RECORDED, DOCS)
     print("\n\n3. What each option costs\n", flush=True)
-    subprocess.run([sys.executable, "-m", "benchmarks.options", "--rounds", "1" if options.quick else "3"], check=True)
+    subprocess.run([sys.executable, "-m", "benchmarks.overhead", *quick, "option", "groups"], check=True)
     print(f"\n{(time.monotonic() - start) / 60:.1f} minutes")
 
 

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import random
+import resource
 import sys
 import threading
 import time
@@ -28,9 +29,8 @@ from multiprocessing.connection import Connection
 from statistics import fmean, median
 from typing import Any
 
-from . import adapters, threads
-from .coroutines import Call
-from .threads import Caller, switches
+from . import adapters
+from .adapters import Call, Caller
 
 Figures = dict[str, Any]
 WARM_UP = 64  # calls; BentoML learns from its first 26 or so
@@ -101,6 +101,11 @@ def summary(latencies: Sequence[float]) -> Figures:
 def check(items: Sequence[int], results: Sequence[Any]) -> None:
     if list(results) != [2 * item for item in items]:
         raise Failed("WRONG results")
+
+
+def switches() -> int:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_nvcsw + usage.ru_nivcsw
 
 
 class Meter:
@@ -175,39 +180,66 @@ class ThreadLoad:
         with ThreadPoolExecutor(8) as pool:
             check(range(WARM_UP), list(pool.map(scheme.caller(), range(WARM_UP))))
 
+    def go_round(self, callers: int, seconds: float, function: Function, wrap: Callable[[Caller], Caller]) -> Figures:
+        """Let threads go round for so many seconds, after a fifth of that to warm up."""
+        scheme = self.scheme(function)
+        counts = [0] * callers
+        stopped = False
+        errors: list[str] = []
+        go = threading.Event()  # not before all are there: who goes round leaves the GIL to nobody who starts threads
+
+        def caller(position: int, call: Caller) -> None:
+            go.wait()
+            number = 0
+            while not stopped:
+                item = number * callers + position
+                try:
+                    if call(item) != 2 * item and not stopped:
+                        errors.append("WRONG results")
+                except Exception as error:  # noqa: BLE001
+                    errors.append(repr(error))
+                if errors:
+                    return
+                number += 1
+                counts[position] = number
+
+        calls = [wrap(scheme.caller()) for _ in range(callers)]
+        pool = [threading.Thread(target=caller, args=each, daemon=True) for each in enumerate(calls)]
+        for thread in pool:
+            thread.start()
+        go.set()
+        time.sleep(seconds / 5)
+        meter, before = Meter(function.sizes), sum(counts)
+        time.sleep(seconds)
+        figures = meter.read(sum(counts) - before)
+        stopped = True
+        if not scheme.close_last:
+            scheme.close()
+        for thread in pool:
+            thread.join(10)
+        if scheme.close_last:
+            scheme.close()
+        if errors or any(thread.is_alive() for thread in pool):
+            raise Failed(errors[0] if errors else "HUNG")
+        return figures
+
     def closed(self, callers: int, seconds: float) -> Figures:
-        found = threads.run("it", self.make, callers, self.batch_size, self.timeout, seconds)
-        return found._asdict()
+        return self.go_round(callers, seconds, Function(), lambda call: call)
 
     def closed_timed(self, callers: int, seconds: float, costs: Callable[[int], float]) -> Figures:
         latencies: list[float] = []
 
-        def make(function: threads.Function, batch_size: int, timeout: float) -> Any:
-            scheme = self.make(function, batch_size, timeout)
-            caller: Callable[[], Caller] = scheme.caller
+        def timed(call: Caller) -> Caller:
+            def call_timed(item: int) -> int:
+                start = time.perf_counter()
+                result = call(item)
+                latencies.append(time.perf_counter() - start)
+                return result
 
-            def timed() -> Caller:
-                call = caller()
+            return call_timed
 
-                def call_timed(item: int) -> int:
-                    start = time.perf_counter()
-                    result = call(item)
-                    latencies.append(time.perf_counter() - start)
-                    return result
-
-                return call_timed
-
-            scheme.caller = timed
-            return scheme
-
-        busy = threading.Lock()
-
-        def work(size: int) -> None:
-            with busy:
-                time.sleep(costs(size))
-
-        found = threads.run("it", make, callers, self.batch_size, self.timeout, seconds, work)
-        return {**found._asdict(), **summary(latencies[len(latencies) // 6 :])}
+        figures = self.go_round(callers, seconds, Function(costs), timed)
+        return {**figures, **summary(latencies[len(latencies) // 6 :])}
 
     def bulk(self, items: int) -> Figures:
         function = Function()

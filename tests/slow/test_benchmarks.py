@@ -1,6 +1,7 @@
-"""The benchmarks beside other libraries: they notice what is wrong, and their page shows what was recorded."""
+"""The benchmarks: they notice what is wrong, and their page shows what was recorded."""
 
 import json
+import subprocess
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,10 +11,9 @@ import pytest
 
 pytest.importorskip("numpy")
 
-from benchmarks import plot
-from benchmarks.adapters import AwaitDirectly, BatchifyAwait, NoBatching
+from benchmarks import overhead, plot
+from benchmarks.adapters import AwaitDirectly, BatchifyAwait, Caller, NoBatching
 from benchmarks.peers import Worker
-from benchmarks.threads import Caller
 from benchmarks.workloads import Failed, LoopLoad, ThreadLoad, arriving, bulk, closed
 
 ROOT = Path(__file__).parent.parent.parent
@@ -85,3 +85,39 @@ def test_arrivals_are_all_answered() -> None:
     figures = arriving(load, rate=1000.0, seconds=0.1, fixed=0.0, each=0.0, seed=1, callers=4)
     assert figures["unanswered"] == 0
     assert figures["items"] == round(figures["size"] * figures["batches"])
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "size"),
+    [
+        ("threads 8/8", "floor", 8),
+        ("threads 8/8", "batchify", 8),
+        ("await 32/32", "batchify", 32),
+        ("aio 256/64", "batchify", 64),
+        ("map def", "batchify", 64),
+        ("option dedupe", "batchify", 32),  # 64 calls, of which 32 items are left
+    ],
+)
+def test_process_reports_what_a_call_costs(name: str, scheme: str, size: int) -> None:
+    figures = overhead.measure(name, scheme, rounds=1, pinned=False)
+    assert 0 < figures.cpu < 10_000
+    assert figures.size == size
+
+
+def test_other_checkout_is_the_one_that_is_measured(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "batchify").mkdir()
+    (tmp_path / "batchify/__init__.py").write_text("raise ImportError('this is the other one')")
+    with pytest.raises(subprocess.CalledProcessError):
+        overhead.measure("await lone", "batchify", rounds=1, pinned=False, checkout=str(tmp_path))
+    assert "this is the other one" in capfd.readouterr().err
+
+
+def test_cost_over_the_least_is_a_line_of_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    costs = {"floor": [4.0, 2.0], "batchify": [3.0, 5.0], "original": [8.0, 8.0], "queue": [9.0, 7.0]}
+
+    def measure(_: str, scheme: str, rounds: int, *, pinned: bool, checkout: str) -> overhead.Figures:
+        return overhead.Figures(costs[scheme].pop(), 8.0)
+
+    monkeypatch.setattr(overhead, "measure", measure)
+    line = overhead.compare("threads 8/8", 2, 1, pinned=False)
+    assert line == "| threads 8/8 | 2.00 | 3.00 | 1.50 | 8 | original 4.00 (8), queue 3.50 (8) |"
