@@ -12,7 +12,7 @@ caller runs the batch; `queue`, a queue of futures and a thread or task that col
 
 A measurement is many rounds, each of some milliseconds, in a process of its own, pinned to one core where the system
 can do that. Those that are compared take turns, several times. Kept is the cheapest round of each: what else the
-machine does can only add to it, so it repeats within a few percent where a mean of all rounds does not.
+machine does can only add to it, so it repeats within some percent where a mean of all rounds does not.
 
     python -m benchmarks.overhead [--quick] [--unpinned] [--other PATH] [NAME ...]
 
