@@ -15,6 +15,7 @@ import pytest
 
 from batchify import ClosedError
 
+from ..kit import anegate
 from ..tools import Gated, batched, in_threads, run_script
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -263,3 +264,13 @@ def test_aio_callers_that_wait_are_answered_by_close() -> None:
 
     f = batched(batch_size=9, timeout=None)(lambda items: items)
     assert asyncio.run(main()) == [0, 1, 2]
+
+
+def test_aio_of_an_async_def_function_is_the_same_as_a_call() -> None:
+    async def main() -> list[int]:
+        results: list[int] = await asyncio.gather(f(1), f.aio(2), f.aio(3))
+        return results
+
+    f: Any = batched(batch_size=3, timeout=None)(anegate)
+    assert asyncio.run(main()) == [-1, -2, -3]
+    assert f.stats.sizes == {3: 1}

@@ -3,6 +3,8 @@
 n items in, n results out, in order; and what the function may return for them.
 """
 
+import asyncio
+import concurrent.futures
 import itertools
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from batchify import BatchError, MissingResultError, ResultCountError
 
-from ..kit import KINDS, Kit, new_kit
+from ..kit import KINDS, Coroutines, Kit, new_kit
 from ..tools import in_threads, run_script
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -324,3 +326,18 @@ def test_no_message_prints_an_item_or_a_result(kit: Kit) -> None:
     for returned in broken:
         outcomes = kit.answers(lambda _: returned, secret, secret)  # noqa: B023 - run at once
         assert all(isinstance(outcome, Exception) and secret not in str(outcome) for outcome in outcomes)
+
+
+def test_submit_returns_a_future_of_concurrent_futures_or_of_asyncio(kit: Kit) -> None:
+    f = kit(batch_size=1)
+    future = kit.submit(f, 1)
+    assert isinstance(future, asyncio.Future if kit.kind == "coroutines" else concurrent.futures.Future)
+    assert kit.outcome(future) == -1
+
+
+def test_future_of_an_executor_returned_by_an_async_def_function_is_refused(coroutines: Coroutines) -> None:
+    done: concurrent.futures.Future[list[int]] = concurrent.futures.Future()
+    done.set_result([1])
+    (error,) = coroutines.answers(lambda xs: done, 1)
+    assert type(error) is TypeError
+    assert "returned Future; it must return one result per item" in str(error)

@@ -247,3 +247,15 @@ def test_finalizers_that_call_at_exit_are_refused(where: str) -> None:
         {place[where]}
     """)
     assert done.stdout.splitlines() == ["ClosedError <lambda>() is closed (the interpreter is exiting)"] * 6
+
+
+def test_exit_finds_all_answered_of_a_function_that_returns_futures_in_a_with_block() -> None:
+    done = run_script("""if True:
+        from concurrent.futures import ThreadPoolExecutor
+        from batchify import batched
+        pool = ThreadPoolExecutor()
+        f = batched(batch_size=9, timeout=None)(lambda items: pool.submit(list, items))
+        with f:
+            f.submit(1).add_done_callback(lambda future: print("answered with", future.result()))
+    """)
+    assert done.stdout == "answered with 1\n"
