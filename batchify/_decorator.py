@@ -776,8 +776,8 @@ def batched(
     a copy of the error.
 
     Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
-    the item is the tuple of both, and a default is that of one item. Keyword-only parameters are the same for a whole
-    batch: only calls with equal ones, which must be hashable, share it.
+    the item is the tuple of both, and a default is that of one item; type checkers check up to three. Keyword-only
+    parameters are the same for a whole batch: only calls with equal ones, which must be hashable, share it.
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
@@ -814,6 +814,10 @@ def batched(
             such a call, as when it calls the function itself, is not reported.
 
     `weight` and `group_by` are called by the caller; what they raise is raised at that call alone.
+
+    Ctrl-C in a caller that blocks takes its item out and touches no other call. Where it strikes code that runs on an
+    event loop, `on_batch`, or what an engine calls back on the main thread, the next call works, but calls of that very
+    batch may hear nothing; under `asyncio.run`, which turns it into a cancellation, every call ends.
 
     A method, that is a function written in a class, has a buffer for each instance, a class method one for each class;
     these go with the instance or class, which no buffer keeps alive, but what waits in it does. A static method is

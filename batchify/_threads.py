@@ -125,8 +125,8 @@ class ItemFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the error, once it is there; waits at most `timeout` seconds for that."""
-        with self._blocked():
-            return super().result(timeout)
+        self.exception(timeout)  # first: a type may forbid contextlib to note its traceback
+        return super().result()
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error or None, once the answer is there; waits at most `timeout` seconds for that."""

@@ -14,7 +14,7 @@ import pytest
 
 from batchify import BatchError, MissingResultError, ResultCountError
 
-from ..kit import Coroutines, Kit
+from ..kit import Coroutines, Kit, Threads
 from ..tools import batched, in_threads
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -233,6 +233,16 @@ def test_copy_of_an_exception_that_is_hard_to_copy_says_the_same(kit: Kit, make:
         assert getattr(copy, "code", None) == 7
         assert str(copy) == str(original)
         assert copy is not original
+
+
+@pytest.mark.parametrize("make", HARD_TO_COPY, ids=lambda make: type(make()).__name__)
+def test_result_of_a_future_raises_an_exception_that_is_hard_to_copy(
+    threads: Threads, make: Callable[[], Exception]
+) -> None:
+    f = threads(raising(make()), batch_size=1)
+    with pytest.raises(type(make())) as caught:
+        f.submit(1).result()
+    assert getattr(caught.value, "code", None) == 7
 
 
 @pytest.mark.parametrize(
