@@ -239,8 +239,9 @@ def test_copy_of_an_exception_that_is_hard_to_copy_says_the_same(kit: Kit, make:
 def test_result_of_a_future_raises_an_exception_that_is_hard_to_copy(
     threads: Threads, make: Callable[[], Exception]
 ) -> None:
-    f = threads(raising(make()), batch_size=1)
-    with pytest.raises(type(make())) as caught:
+    original = make()
+    f = threads(raising(original), batch_size=1)
+    with pytest.raises(type(original)) as caught:
         f.submit(1).result()
     assert getattr(caught.value, "code", None) == 7
 
