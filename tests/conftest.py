@@ -84,3 +84,13 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, handler)
     yield press
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    """What garbage of another run does would make each run at the next line a different one."""
+    gc.collect()
+    gc.disable()
+    gc.freeze()  # so that the collections below are short
+    yield
+    gc.enable()

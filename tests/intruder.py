@@ -16,6 +16,17 @@ from typing import Any
 import batchify
 
 PACKAGE = str(Path(batchify.__file__).parent)
+# With all of them a call comes by as many lines as it can.
+ALL_OPTIONS: dict[str, Any] = {
+    "group_by": lambda _: "all",
+    "weight": lambda _: 1,
+    "max_weight": 2,
+    "dedupe": True,
+    "isolate": True,
+    "concurrency": 2,
+    "max_pending": 3,
+    "on_batch": lambda _: None,
+}
 
 
 class Intruder:

@@ -7,7 +7,7 @@ may hear nothing, the next call works. `asyncio.run` turns the first Ctrl-C into
 import asyncio
 import gc
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
 
@@ -15,35 +15,16 @@ import pytest
 
 from batchify import BatchError, ClosedError
 
-from ..intruder import Lines, at_each_line, ctrl_c
+from ..intruder import ALL_OPTIONS, Lines, at_each_line, ctrl_c
 from ..kit import HandLoop, anegate, move, run, settle
 from ..tools import batched as batched_untyped
 from ..tools import run_script
 
-pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
+pytestmark = [pytest.mark.thread_unsafe(reason="traces its thread"), pytest.mark.usefixtures("no_collector")]
 batched: Callable[..., Any] = batched_untyped
 
 
-@pytest.fixture(autouse=True)
-def no_collector() -> Iterator[None]:
-    """What garbage of another run does would make each run a different one."""
-    gc.collect()
-    gc.disable()
-    gc.freeze()
-    yield
-    gc.enable()
-
-
-ALL_OPTIONS: dict[str, Any] = {
-    "group_by": lambda _: "all",
-    "weight": lambda _: 1,
-    "max_weight": 2,
-    "dedupe": True,
-    "isolate": True,
-    "concurrency": 2,
-    "max_pending": 9,
-    "on_batch": lambda _: None,
-}
+MOST_OPTIONS = {**ALL_OPTIONS, "max_pending": 9}  # so that nobody is refused
 
 
 def test_finalizer_at_any_line_is_answered(no_noise: None) -> None:
@@ -228,9 +209,9 @@ def go_on_after_ctrl_c(loop: asyncio.AbstractEventLoop, f: Any, where: str) -> N
     [
         *[(scenario, answer, {}) for scenario in SCENARIOS],
         *[(scenario, answer_one_by_one, {}) for scenario in (submit_and_cancel, map_items)],
-        *[(scenario, answer, ALL_OPTIONS) for scenario in (call_and_cancel, drop_a_map, let_the_only_caller_leave)],
+        *[(scenario, answer, MOST_OPTIONS) for scenario in (call_and_cancel, drop_a_map, let_the_only_caller_leave)],
     ],
-    ids=lambda value: {id(ALL_OPTIONS): "with all options"}.get(id(value), getattr(value, "__name__", "plain")),
+    ids=lambda value: {id(MOST_OPTIONS): "with all options"}.get(id(value), getattr(value, "__name__", "plain")),
 )
 def test_ctrl_c_at_any_line_of_a_loop_run_by_hand_spares_the_next_call(
     scenario: Callable[[Any], Any], function: Callable[..., Any], options: dict[str, Any]

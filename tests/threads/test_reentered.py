@@ -4,7 +4,6 @@ And Ctrl-C there, in callers on the main thread: it hurts nobody else.
 """
 
 import asyncio
-import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
@@ -15,11 +14,11 @@ import pytest
 from batchify import BufferFullError, ClosedError
 
 from .. import inside
-from ..intruder import at_each_line, ctrl_c
+from ..intruder import ALL_OPTIONS, at_each_line, ctrl_c
 from ..kit import negate
 from ..tools import batched
 
-pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
+pytestmark = [pytest.mark.thread_unsafe(reason="traces its thread"), pytest.mark.usefixtures("no_collector")]
 
 
 @pytest.fixture(autouse=True)
@@ -28,16 +27,6 @@ def nothing_is_left() -> Iterator[None]:
     assert not inside.holds_a_lock()
     assert not inside.is_known(threading.get_ident())
     assert not inside.threads_that_wait_inside()
-
-
-@pytest.fixture(autouse=True)
-def no_collector() -> Iterator[None]:
-    """What garbage of another run does would make each run a different one."""
-    gc.collect()
-    gc.disable()
-    gc.freeze()  # so that the collections below are short
-    yield
-    gc.enable()
 
 
 # What a thread does when it is called back. Each gets a function, a neighbour's future that waits in it, and a place to
@@ -103,16 +92,6 @@ SCENARIOS: dict[str, Scenario] = {
     "stats": look,
     "aio": await_it,
     "close": lambda f, _: f.close(),
-}
-ALL_OPTIONS: dict[str, Any] = {
-    "group_by": lambda _: "all",
-    "weight": lambda _: 1,
-    "max_weight": 2,
-    "dedupe": True,
-    "isolate": True,
-    "concurrency": 2,
-    "max_pending": 3,
-    "on_batch": lambda _: None,
 }
 PLAIN_AND_ALL = pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
 
