@@ -285,6 +285,8 @@ class LoopFlusher:
         add, now = self.buffer.add, loop.time()
         for call in calls:
             if call.limited and self.buffer.is_full:
+                with _lock:
+                    self.tally.refused += 1
                 raise self.batcher.options.full_error(self.batcher.name)
             due_at = add(call, now)
             if due_at < self.looks_at:

@@ -79,6 +79,7 @@ class Stats:
         answered: Items whose caller got a result.
         failed: Items whose caller got an exception.
         cancelled: Items whose caller left before they were in a batch.
+        refused: Items that found `max_pending` others waiting, and so were not accepted: load that was shed.
         batches: Calls of the function.
         sizes: How many batches there were of each size.
         reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`
@@ -96,6 +97,7 @@ class Stats:
     answered: int
     failed: int
     cancelled: int
+    refused: int
     batches: int
     sizes: Mapping[int, int]
     reasons: Mapping[Reason, int]
@@ -122,6 +124,7 @@ class Tally:
         self.answered = 0
         self.failed = 0
         self.cancelled = 0
+        self.refused = 0
         self.running = 0
         self.in_flight = 0
         self.waited = 0.0
@@ -183,6 +186,7 @@ class Tally:
             answered=self.answered,
             failed=self.failed,
             cancelled=self.cancelled,
+            refused=self.refused,
             batches=sum(sizes.values()),
             sizes=dict(sorted(sizes.items())),
             reasons={reason: sum(counts.values()) for reason, counts in by_reason.items()},

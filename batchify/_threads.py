@@ -542,6 +542,7 @@ class ThreadBatcher:
         if self._buffer.closed:
             raise self._closed_error()
         if call.limited and self._buffer.is_full:
+            self._tally.refused += 1
             raise self.options.full_error(self.name)
 
     def _closed_error(self) -> ClosedError:

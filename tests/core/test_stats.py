@@ -6,7 +6,7 @@ from ..inside import Tally
 def test_stats_are_zero_before_the_first_batch() -> None:
     stats = Tally().snapshot(0)
     assert (stats.accepted, stats.pending, stats.running, stats.in_flight) == (0, 0, 0, 0)
-    assert (stats.answered, stats.failed, stats.cancelled, stats.batches) == (0, 0, 0, 0)
+    assert (stats.answered, stats.failed, stats.cancelled, stats.refused, stats.batches) == (0, 0, 0, 0, 0)
     assert (stats.sizes, stats.reasons, stats.sizes_by_reason) == ({}, {}, {})
     assert (stats.waited, stats.longest_wait, stats.mean_size, stats.mean_wait) == (0.0, 0.0, 0.0, 0.0)
 
@@ -22,9 +22,10 @@ def test_stats_add_up() -> None:
     tally.answer(1, 1, 10.0)
     tally.answer(1, 0, None)
     tally.cancelled += 4
+    tally.refused += 7
     stats = tally.snapshot(2)
     assert (stats.pending, stats.running, stats.in_flight) == (2, 5, 2)
-    assert (stats.answered, stats.failed, stats.cancelled) == (3, 2, 4)
+    assert (stats.answered, stats.failed, stats.cancelled, stats.refused) == (3, 2, 4, 7)
     assert stats.accepted == 16
     assert (stats.batches, stats.mean_size) == (4, 2.5)
     assert list(stats.sizes.items()) == [(1, 1), (3, 3)]

@@ -29,7 +29,7 @@ def test_item_beyond_max_pending_is_refused(kit: Kit, how: str) -> None:
             kit.submit(f, 3)
         error = raised.value
     assert (type(error), str(error)) == (BufferFullError, "negate() is full: max_pending=2 items wait")
-    assert (f.stats.pending, f.stats.accepted) == (2, 3)
+    assert (f.stats.pending, f.stats.accepted, f.stats.refused) == (2, 3, 1)
     kit.go_on(2)
     assert kit.outcomes(handles) == [0, -1, -2]
     handle = kit.submit(f, 4)
@@ -46,7 +46,7 @@ def test_aio_beyond_max_pending_is_refused(threads: Threads) -> None:
     handles = [threads.busy(f, 0), threads.submit(f, 1)]
     with pytest.raises(BufferFullError, match=r"^negate\(\) is full: max_pending=1 items wait$"):
         asyncio.run(f.aio(2))
-    assert f.stats.accepted == 2
+    assert (f.stats.accepted, f.stats.refused) == (2, 1)
     threads.go_on(2)
     assert threads.outcomes(handles) == [0, -1]
     threads.until_idle(f)

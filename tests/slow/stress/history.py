@@ -401,9 +401,14 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
         for name, (figure, fact) in pairs.items()
         if figure != fact
     ]
-    least, most = outside["cancelled"], outside["cancelled"] + outside["left"]
-    if not least <= stats.cancelled <= most:
-        found.append(Violation("stats", f"cancelled of {owner}: {stats.cancelled}, but there were {least} to {most}"))
+    refused = sum(call.error == "BufferFullError" and owner_of(call.buffer) == owner for call in history.calls)
+    for name, figure, least in (
+        ("cancelled", stats.cancelled, outside["cancelled"]),
+        ("refused", stats.refused, refused),
+    ):
+        most = least + outside["left"]
+        if not least <= figure <= most:
+            found.append(Violation("stats", f"{name} of {owner}: {figure}, but there were {least} to {most}"))
     return found
 
 
