@@ -358,23 +358,25 @@ class LoopFlusher:
     def look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
         before = self._timer  # stopped last: should a recursion limit come in between, it still looks after the others
+        timer: asyncio.TimerHandle | None = None
         if due_at == -inf:
             self._start(self._flush(moment), loop)
-            self._timer = None
         else:
             # In a context of its own: else it would keep that of the caller.
-            self._timer = loop.call_at(due_at, self.look_at, -inf, loop, due_at, context=Context())
+            timer = loop.call_at(due_at, self.look_at, -inf, loop, due_at, context=Context())
+        self._timer = timer
         self.looks_at = due_at
         if before is not None:
             before.cancel()
-        if self._timer is None and due_at != -inf:
-            self._look_anew()  # a finalizer took the last item out meanwhile, and stopped the timer
+        if self._timer is not timer:
+            self._look_anew()  # a finalizer set another one meanwhile, or stopped this one
 
     def _look_anew(self) -> None:
+        self.looks_at = inf  # first, as Ctrl-C or a recursion limit may come here
         timer, self._timer = self._timer, None
         if timer is not None:
             timer.cancel()
-        self.looks_at = inf
+        self.looks_at = inf  # again: a finalizer may have set a timer, which was just stopped
         self.look()
 
     def _start(self, steps: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
@@ -404,7 +406,7 @@ class LoopFlusher:
                 self.buffer.let_go()
                 if len(self._in_flight) >= self.batcher.options.concurrency:
                     self.looks_at = -inf
-                elif self.looks_at == inf:
+                elif self.looks_at != -inf:
                     self.look()
             if batch is not None:
                 _inside.set(batch)
@@ -638,7 +640,7 @@ class LoopBatcher:
                 if hasattr(calls[0], "error"):
                     yield calls.popleft().outcome()
                 else:
-                    if options.fills_by_groups:
+                    if options.fills_by_groups and flusher.buffer.waits_for_company(calls[0]):
                         flusher.flush()
                     await bell.wait()
             ahead.raise_error()
@@ -665,7 +667,7 @@ class LoopBatcher:
             with suppress(StopAsyncIteration):
                 while True:
                     while len(calls) >= 2 * self.options.batch_size:
-                        if self.options.fills_by_groups:
+                        if self.options.fills_by_groups and flusher.buffer.waits_for_company(calls[0]):
                             flusher.flush()
                         await room.wait()
                     call = MapCall(await anext(items), bell.ring)

@@ -156,6 +156,10 @@ class Buffer(Generic[C]):
         (self._only or call.group).weight = math.nan
         return True
 
+    def waits_for_company(self, call: C) -> bool:
+        """Whether a call waits here that only others of its group will make due, or a timeout, or a flush."""
+        return call in self._waiting and call.arrival > self._flushed_at and not self._is_full(self._only or call.group)
+
     def flush(self, now: float) -> None:
         """Make all that arrived until now due."""
         if self._waiting:  # else only what comes at this very moment would be, as some clocks stand still for long

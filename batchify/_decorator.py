@@ -316,7 +316,7 @@ class BatchedFunction(_Batched[T, R, P]):
             A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
             it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
             the items end, what waits is made due, other callers' items too; with `group_by` and no timeout also
-            whenever it waits for a result, as the items that it has read may fill no batch.
+            when its next result is that of an item whose group nothing will fill.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -434,7 +434,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             A lazy asynchronous iterator over the results, in order. The first error is raised where its result would
             stand and ends it; what was read by then and is in no batch yet is taken out. Closing it does the same. When
             the items end, what waits in this loop is made due, other callers' items too; with `group_by` and no timeout
-            also whenever it waits for a result, as the items that it has read may fill no batch.
+            also when its next result is that of an item whose group nothing will fill.
 
         Raises:
             TypeError: `items` is not iterable.

@@ -310,7 +310,7 @@ class ThreadBatcher:
         self._handed: list[ThreadBatcher] = []
         self._told = False  # that no further thread could be started
         self._hint = 0  # the size of batches, if it is to be said that they are never full
-        self._bells: set[LockType] = set()  # of maps, which may have to read on when batch_size changes
+        self._bells: set[LockType] = set()  # of maps, which may have to read on, or to flush, when settings change
 
     def __del__(self) -> None:
         # Nobody can call any more. If items wait, waking the flush thread makes it keep this until they are answered.
@@ -421,7 +421,10 @@ class ThreadBatcher:
                     yield calls.popleft().outcome()
                 else:
                     if options.fills_by_groups:
-                        self.flush()
+                        with _lock:
+                            lonely = self._buffer.waits_for_company(calls[0])
+                        if lonely:
+                            self.flush()
                     self._acquire(bell)
             ahead.raise_error()
         finally:
@@ -437,7 +440,7 @@ class ThreadBatcher:
                 waited = self._buffer.remove(call)
                 if waited:
                     self._tally.cancelled += 1
-                call.error = None  # nobody waits for it any more, says _needs()
+                    call.error = None  # nobody waits for it any more, says _needs()
                 self._look_after_leaving_locked()
         except BaseException:  # Ctrl-C
             with _lock:
@@ -504,6 +507,8 @@ class ThreadBatcher:
         with _lock:
             self.options.timeout = check_timeout(self.name, value)
             self._wake_if_due_locked()
+            for bell in self._bells:
+                _ring(bell)
         self._after_the_lock()
 
     @property
@@ -543,6 +548,7 @@ class ThreadBatcher:
             raise self._closed_error()
         if call.limited and self._buffer.is_full:
             self._tally.refused += 1
+            call.error = None  # as in withdraw()
             raise self.options.full_error(self.name)
 
     def _closed_error(self) -> ClosedError:

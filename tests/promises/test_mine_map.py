@@ -150,6 +150,25 @@ def test_map_ends_though_its_items_are_of_more_groups_than_it_reads_ahead(way: W
     assert way.kit.batches == [[item] for item in range(20)]
 
 
+@pytest.mark.parametrize("as_iterator", [False, True])
+def test_map_fills_the_batches_of_a_group_without_a_timeout(way: Way, as_iterator: bool) -> None:
+    f = way.kit(echo, batch_size=5, timeout=None, group_by=lambda x: "all")
+    results = way.map(f, iter(range(50)) if as_iterator else range(50))
+    for number, result in enumerate(results):
+        assert result == number
+        way.kit.settle(f)  # however slowly the results are asked for
+    assert {len(batch) for batch in way.kit.batches} == {5}
+
+
+def test_map_that_waits_for_a_timeout_ends_though_that_is_taken_away(threads: Threads) -> None:
+    f = threads(echo, batch_size=4, timeout=10**6, group_by=lambda x: x)
+    results: Future[list[int]] = Future()
+    threading.Thread(target=lambda: results.set_result(list(f.map(range(20)))), daemon=True).start()
+    threads.until_waits(f, pending=8)
+    f.timeout = None
+    assert threads.outcome(results) == list(range(20))
+
+
 def test_map_refuses_what_is_not_iterable(kit: Kit) -> None:
     f = kit(batch_size=2)
     with pytest.raises(TypeError, match="'int' object is not iterable"):

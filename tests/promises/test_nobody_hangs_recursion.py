@@ -63,6 +63,29 @@ def test_recursion_limit_in_the_midst_of_a_call_hurts_no_other_call(threads: Thr
         assert threads.outcomes(threads.starts(f, [1, 2, 3])) == [-1, -2, -3]
 
 
+def test_recursion_limit_in_the_midst_of_a_cancel_on_a_loop_hurts_no_other_call() -> None:
+    async def main(limit: int) -> None:
+        f = batched(batch_size=9, timeout=1.0)(anegate)
+        future = f.submit(1)
+        with recursion_limit(limit), pytest.raises(RecursionError):
+            cancel_at_the_bottom(future)
+        following = f.submit(2)
+        await settle()
+        for _ in range(3):
+            await move(1.0)
+        assert following.result() == -2
+
+    def cancel_at_the_bottom(future: Any) -> None:
+        try:
+            cancel_at_the_bottom(future)
+        except RecursionError:
+            future.cancel()  # in the deepest frames there is no room for all that belongs to it
+            raise
+
+    for limit in range(60, 90):
+        run(main(limit))
+
+
 @pytest.mark.parametrize("how", ["submit", "cancel", "flush"])
 def test_recursion_limit_in_the_midst_of_a_call_on_a_loop_hurts_no_other_call(how: str) -> None:
     async def main(limit: int) -> None:
