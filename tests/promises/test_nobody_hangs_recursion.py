@@ -1,9 +1,11 @@
 """Nobody hangs where the recursion limit is reached in the midst of a call: that call alone fails, and others go on."""
 
 import asyncio
+import gc
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -126,3 +128,47 @@ def test_recursion_limit_in_the_midst_of_a_call_on_a_loop_leaves_a_waiting_item_
 
     for limit in range(60, 90):
         run(main(limit))
+
+
+def at_depth(depth: int, call: Callable[[], object]) -> None:
+    if depth:
+        at_depth(depth - 1, call)
+    else:
+        call()
+
+
+def complete_near_the_limit(engine: "Future[list[int]]", room: int) -> None:
+    """Complete a future on a thread that has room for so many more frames."""
+
+    def complete() -> None:
+        depth = 0
+        with suppress(RecursionError):
+            while True:
+                at_depth(depth, int)
+                depth += 1
+        with suppress(RecursionError):
+            at_depth(depth - room, lambda: engine.set_result([-1]))
+
+    thread = threading.Thread(target=complete, daemon=True)
+    thread.start()
+    until(lambda: not thread.is_alive())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_recursion_limit_as_an_engine_completes_its_future_spares_the_next_call(threads: Threads) -> None:
+    def function(items: list[int]) -> Any:
+        return engines.pop() if engines else items
+
+    for room in range(2, 40):
+        engines: list[Future[list[int]]] = [Future()]
+        engine = engines[0]
+        f = threads(function, batch_size=1)
+        f.submit(1)
+        until(lambda: not engines and f.stats.in_flight == 1)  # noqa: B023 - run at once
+        with recursion_limit(100):
+            complete_near_the_limit(engine, room)
+        if not engine.done():
+            engine.set_result([-1])  # there was no room for that
+        del engine
+        gc.collect()
+        assert threads.outcome(f.submit(2)) == 2, room
