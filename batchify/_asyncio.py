@@ -1,9 +1,9 @@
 """How do coroutines wait?
 
-Two ways in: `AioCall` for a function that runs in a flush thread, `LoopBatcher` for a coroutine function; `awaits()` is
-what the caller awaits of either. Imported with the first use.
+Two ways in: `AioCall` for a function that runs in a flush thread, `LoopEngines` for a coroutine function. Imported with
+the first use.
 
-A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called on:
+A coroutine function has an engine for each event loop it is called on, whose owner is that loop:
   - it begins with the loop's first item, and goes with the loop;
   - it runs no thread. A timer is set while a batch is open, and each batch runs in a task of its own;
   - what waits in a loop that closes stays unanswered, since nobody can hear an answer there;
@@ -13,6 +13,8 @@ A LoopBatcher has a LoopFlusher, with a buffer, for each event loop it is called
 import asyncio
 import os
 import weakref
+from _thread import get_ident
+from asyncio import CancelledError, Future, InvalidStateError, current_task, get_running_loop
 from collections import deque
 from collections.abc import (
     AsyncGenerator,
@@ -27,92 +29,127 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import suppress
-from contextvars import Context, ContextVar
+from contextvars import Context
+from copy import copy
 from functools import partial
 from math import inf
-from operator import call as call_directly
-from threading import RLock
+from operator import attrgetter
 from types import coroutine
-from typing import Any, Protocol
+from typing import Any
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, MapCall, advise, is_sound
-from ._buffer import Buffer, arrival_of, batches_at_once
-from ._errors import ClosedError
-from ._options import Options, Takes, check_count, check_timeout
-from ._stats import Reason, Stats, Tally
+from . import _inside
+from ._batch import Ahead, Batch, Call, MapCall, is_sound
+from ._buffer import Equal
+from ._engine import Controls, Engine
+from ._inside import Place, here, needs
+from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
+from ._stats import Stats, Tally
 
-# Guards what the loops of a function share, as they may run in several threads: the table of flushers, and the figures.
-# Re-entrant, and one for all functions, for the same reasons as the lock of the flush threads.
-_lock = RLock()
-_live: "weakref.WeakSet[LoopBatcher]" = weakref.WeakSet()
-
-# The batch whose function runs here, also in tasks that it started. A call made there may need that very batch to end.
-_inside: "ContextVar[LoopBatch | None]" = ContextVar("batchify batch", default=None)
+get_place = _inside.place.get
+loop_of = attrgetter("loop")
+_live: "weakref.WeakSet[LoopEngines]" = weakref.WeakSet()
+# Engines that are to answer what nobody may hold but they themselves, and that no timer and no task holds.
+_held: "set[LoopEngine]" = set()
 
 
 class LoopCall(Call):
-    """A call whose caller is a coroutine that awaits `answered`. Its home is its loop, then the flusher of that."""
+    """A call whose caller awaits `future`, on the loop that owns the buffer."""
 
-    __slots__ = ("answered", "home")
+    __slots__ = ("future", "is_alone", "owner")
 
-    # Only says when. The answer stays in the call, so that nobody misses an exception that nobody waits for.
-    answered: asyncio.Future[None]
+    future: "asyncio.Future[Any]"
+    is_alone: bool  # run past the buffer; unset if not
+    owner: object  # kept alive, since its method must answer this
 
-    @staticmethod
-    def deliver_all(calls: Sequence["LoopCall"]) -> None:
-        for call in calls:
-            if not call.answered.done():  # its caller may have been cancelled
-                call.answered.set_result(None)
+    def has_left(self) -> bool:
+        return self.future.done() or hasattr(self, "is_alone")
 
+    def is_over(self) -> bool:
+        return self.future.done()
 
-class AioCall(LoopCall):
-    """The same, answered by a thread."""
-
-    __slots__ = ()
+    def leave(self) -> None:
+        self.future.cancel()
 
     @staticmethod
-    def deliver_all(calls: Sequence[LoopCall]) -> None:
-        # One message per batch and loop: a message wakes the loop, and costs several times what the rest does.
-        home = calls[0].home
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-            home.call_soon_threadsafe(LoopCall.deliver_all, calls)
+    def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+        for call, result in zip(calls, results, strict=True):
+            future = call.future
+            try:
+                if future.done():
+                    continue  # its caller has left, or a stranger answered it
+                if failed and issubclass(type(result), BaseException):
+                    future.set_exception(result)
+                    future.exception()  # as if asked for: one error must not be logged once for each item of its batch
+                else:
+                    future.set_result(result)
+            except (InvalidStateError, RuntimeError):  # a finalizer cancelled it just now; or the loop is closed
+                pass
 
 
-class TakesCalls(Protocol):
-    """A batcher."""
+class SubmitCall(LoopCall):
+    """The same, where who holds the future may cancel it without a word."""
 
-    def put(self, call: Any, constants: Mapping[str, Any], /) -> None: ...
-    def withdraw(self, call: Any, /) -> object: ...
+    __slots__ = ("__weakref__",)
 
 
-def awaits(name: str, takes: Takes, kind: type[LoopCall]) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function that passes an item to a batcher, and awaits its result.
+class AioCall(Call):
+    """A call whose caller awaits `future` on `loop`, and which a thread answers."""
 
-    Its first argument is the batcher, and the owner whose method must answer: so a coroutine keeps both alive, and the
-    function, made once per batcher, neither.
+    __slots__ = ("future", "loop")
+
+    future: "asyncio.Future[Any]"
+    loop: asyncio.AbstractEventLoop
+
+    def is_over(self) -> bool:
+        return self.future.done()
+
+    @staticmethod
+    def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
+        # One message for each batch and loop: a message wakes the loop, and costs several times what the rest does.
+        loops = set(map(loop_of, calls))
+        if len(loops) == 1:
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
+                loops.pop().call_soon_threadsafe(LoopCall.tell, calls, results, failed)
+            return
+        for loop in loops:
+            mine = [each for each in zip(calls, results, strict=True) if each[0].loop is loop]
+            there, answers = zip(*mine, strict=True)
+            with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
+                loop.call_soon_threadsafe(LoopCall.tell, there, answers, failed)
+
+
+def aio_of(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine function that passes an item to a ThreadEngine, and awaits its result.
+
+    Its first argument is the engine, and the owner whose method must answer: so a coroutine keeps both alive, and the
+    function, made once, neither.
     """
-    plain, bind, running_loop, future = takes.plain, takes.bind, asyncio.get_running_loop, asyncio.Future
+    plain, bind = takes.plain, takes.bind
 
-    async def aio(of: tuple[TakesCalls, object], /, *args: Any, **kwargs: Any) -> Any:
-        batcher, constants = of[0], NO_CONSTANTS
+    async def aio(of: tuple[Any, object], /, *args: Any, **kwargs: Any) -> Any:
+        engine, constants = of[0], NO_CONSTANTS
         if plain and len(args) == 1 and not kwargs:
             (item,) = args
         else:
             item, constants = bind(*args, **kwargs)
-        call = kind()
-        call.item = item
+        call = AioCall()
         try:
-            call.home = running_loop()
+            call.loop = loop = get_running_loop()
         except RuntimeError:
             raise no_loop_error(name) from None
-        call.answered = future(loop=call.home)
+        call.item = item
+        call.future = loop.create_future()
         try:
-            batcher.put(call, constants)
-            await call.answered
-        except BaseException:  # cancelled, or closed
-            batcher.withdraw(call)
+            if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
+                engine.post(call)
+            else:
+                engine.put(call, constants, here(), waits=True)
+            return await call.future
+        except (CancelledError, GeneratorExit):
+            engine.withdraw(call)
             raise
-        return call.value if call.error is None else call.outcome()
+        finally:
+            del call  # an error would know this frame, and the call the error
 
     aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
     return aio
@@ -122,42 +159,54 @@ def no_loop_error(name: str) -> RuntimeError:
     return RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs")
 
 
-class ItemFuture(asyncio.Future[Any]):
-    """The future of one item, and the call itself. Cancelling it takes the item out, or else drops the answer."""
+async def when_answered(of: Any, timeout: float | None) -> None:
+    """Wait until an engine, or of several the one of this loop, has answered what it accepted.
 
-    __slots__ = ("arrival", "context", "error", "flusher", "group", "item", "owner", "value", "weight")
+    Not from inside a function for which it would wait.
+    """
+    loop = get_running_loop()
+    engine = of._engines.get(loop) if type(of) is LoopEngines else of
+    if engine is None:
+        return
+    answered = loop.create_future()
 
-    home = "futures"
-    limited = True
-    item: Any
-    group: Any
-    weight: float
-    context: Context | None
-    owner: object  # kept alive, since its method must answer this
-    flusher: "LoopFlusher"
-    value: Any
-    error: Exception | None
+    def say() -> None:
+        if not answered.done():
+            answered.set_result(None)
 
-    @staticmethod
-    def deliver_all(calls: Sequence["ItemFuture"]) -> None:
-        for future in calls:
-            if not future.done():  # cancelled, or answered by a stranger
-                if future.error is None:
-                    future.set_result(future.value)
-                else:
-                    future.set_exception(future.error)
-                    future.exception()  # as if asked for: one error must not be logged once for each item of its batch
-            future.item = future.owner = future.value = future.error = None
-            if future.flusher.batcher.asks:
-                future.group = future.context = None
+    def done() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(say)
 
-    def cancel(self, msg: Any | None = None) -> bool:
-        """Cancel the call. False if it is answered already."""
-        if not super().cancel(msg):
-            return False
-        if self.flusher.withdraw(self):
-            self.item = self.owner = None  # else its batch still needs the item, to look into a mapping
-        return True
+    place = here()
+    waits = place is None or not needs(engine, place)
+    if not engine.when_answered(done) or not waits:
+        return
+    if place is not None:
+        waiting = LoopCall()
+        waiting.future = answered
+        place.note(engine, (waiting,))
+    try:
+        await asyncio.wait([answered], timeout=timeout)
+        if not answered.done():
+            raise TimeoutError(engine.late_message(timeout))
+    finally:
+        answered.cancel()
+
+
+class InsideFuture(asyncio.Future[Any]):
+    """The future of an item that was submitted inside a function: so it is heard when somebody inside waits for it."""
+
+    def __init__(self, call: LoopCall, engine: "LoopEngine", loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self._call = weakref.ref(call)
+        self._engine = weakref.ref(engine)
+
+    def add_done_callback(self, *args: Any, **context: Any) -> None:
+        super().add_done_callback(*args, **context)
+        place, call, engine = here(), self._call(), self._engine()
+        if place is not None and call is not None and engine is not None and not self.done() and needs(engine, place):
+            engine.let(engine.pick_out, call)
 
 
 class LoopBell:
@@ -171,61 +220,57 @@ class LoopBell:
             self._waiter.set_result(None)
 
     async def wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = get_running_loop().create_future()
         await self._waiter
 
 
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("_flusher", "_waits_for")
+    __slots__ = ("task",)
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
-    def __init__(self, flusher: "LoopFlusher", calls: Sequence[Any], reason: Reason, now: float) -> None:
-        super().__init__(flusher.batcher, calls, call_directly, reason, now)
-        self._flusher = flusher
-        # Calls made from inside the function, and where; those answered are taken out now and then.
-        self._waits_for: dict[LoopFlusher, list[Any]] = {}
+    engine: "LoopEngine"
+    task: "asyncio.Task[None]"
 
-    def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
-        flusher = self._flusher
-        now = flusher.now() if done else None
-        with _lock:
-            flusher.tally.answer(len(calls), failed, now)
-        if now is not None:
-            if self.tell is not None:
-                self.report(now, len(flusher.buffer), flusher.tally.in_flight)
-            flusher.finished(self)  # first: if the next batch is full, it need not wait until these have gone on
-        try:  # noqa: SIM105 - suppress() takes three calls
-            self.deliver(calls)
-        except RuntimeError:  # the loop is closed, and the garbage collector ended this batch: nobody hears
-            pass
+    def run_at_once(self, batches: list[Any]) -> None:
+        self.engine.start_all(batches)
 
-    def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        self._flusher.again(self, parts)
+    def begin(self, task: "asyncio.Task[None]") -> None:
+        """Take notice that the function is about to run here."""
+        self.task = task
+        self.thread = get_ident()
+        _inside.place.set(self)
+        self.engine.places.add(self)
+        if SubmitCall in map(type, self._unanswered[0]):
+            self.watch()
 
-    def finish(self) -> None:
-        """It made room when it was answered, or else does so when its task ends."""
-        self._waits_for.clear()
+    def watch(self, _: object = None) -> None:
+        """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
+        entries = self._unanswered[0] if self._unanswered else ()
+        if self.engine is None or not entries:
+            return  # it has ended, or all have their answers
+        for call in self.calls(entries):
+            if not call.is_over():
+                if type(call) is SubmitCall:
+                    asyncio.Future.add_done_callback(call.future, self.watch, context=self.engine.context)
+                return
+        self.task.cancel()
 
-    def runs(self) -> bool:
-        return self in self._flusher.batches
+    def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+        if self.engine.has_maps:
+            super().tell(calls, results, failed)
+        else:
+            LoopCall.tell(calls, results, failed)
 
-    def will_wait_for(self, flusher: "LoopFlusher", calls: Sequence[Any]) -> None:
-        """Note that these calls are made from inside the function."""
-        waiting = self._waits_for.setdefault(flusher, [])
-        before = len(waiting)
-        waiting.extend(calls)
-        if len(waiting) >= 64 and len(waiting).bit_length() > before.bit_length():  # so it is done seldom
-            waiting[:] = [call for call in waiting if not hasattr(call, "error")]
 
-    def waits_for(self) -> "list[LoopFlusher]":
-        return [
-            flusher
-            for flusher, calls in tuple(self._waits_for.items())
-            if any(not hasattr(call, "error") for call in calls)
-        ]
+def _runs_a_task(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether a task of that loop runs on this thread just now, so that the loop does not sleep."""
+    try:
+        return get_running_loop() is loop and current_task(loop) is not None
+    except RuntimeError:
+        return False
 
 
 @coroutine
@@ -233,379 +278,393 @@ def _begun() -> Generator[None, None, None]:
     yield
 
 
-class LoopFlusher:
-    """Gathers the items of the coroutines of one event loop, and runs the function there.
+class LoopEngine(Engine):
+    """Gathers the items of the coroutines of one event loop, and runs the function there."""
 
-    Used on the thread of its loop only, but for what is done under the lock.
-    """
+    make_batch = LoopBatch
 
-    # True at every line, also for a finalizer that calls in:
-    #   1. A flush will begin at looks_at, started by _timer (inf: never); or, if that is -inf, in the loop's next turn
-    #      or when a batch in flight has ended. So an item that is not due before then has nothing to do.
-    #   2. A flush may begin more often than that: it goes by what it finds.
-    #   3. batches holds those that run; _tasks the tasks, since asyncio holds them weakly.
-    #   4. _parts are those of batches that failed and are to be run again, before all that waits.
+    # Beside `wake_at` stands `wakes_at`, the moment at which the timer wakes the owner. A call that comes later finds
+    # that the timer did not, as Ctrl-C may have struck it, and rings.
 
-    def __init__(self, batcher: "LoopBatcher", loop: asyncio.AbstractEventLoop) -> None:
-        self.batcher = batcher
-        self.loop = weakref.ref(loop)  # the batcher keeps this as long as the loop lives
-        self.buffer: Buffer[Any] = batcher.new_buffer()
-        self.tally = batcher.tally
-        self.batches: set[LoopBatch] = set()
-        self.bells: set[LoopBell] = set()  # of maps, which may have to read on when batch_size changes
-        self._parts: deque[Sequence[Any]] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._in_flight: set[LoopBatch] = set()  # those of batches that are not nested
-        self.looks_at = inf
+    def __init__(self, of: "LoopEngines", loop: asyncio.AbstractEventLoop) -> None:
+        self.of = of
+        self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
+        self.wakes_at = inf
         self._timer: asyncio.TimerHandle | None = None
-
-    # What callers do
-
-    def ask(self, call: Any, constants: Mapping[str, Any]) -> None:
-        """Find out what options want to know of a call, before it is put."""
-        batcher = self.batcher
-        call.group = self.buffer.group_of(batcher.options.ask(batcher.name, call, batcher.takes), constants)
-
-    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Let calls wait; or if they come from inside the function and would wait for themselves, run them at once."""
-        if not calls:
-            return
-        batch = _inside.get()
-        if batch is not None and not batch.runs():
-            batch = None  # it has ended, and this is a task that it left behind
-        nested = batch is not None and self.needs(batch)
-        if self.buffer.closed and not nested:
-            raise self.batcher.closed_error()
-        if batch is not None:
-            batch.will_wait_for(self, calls)
-        if nested:
-            for part in batches_at_once(calls, self.batcher.options) if self.batcher.asks else (calls,):
-                self._begin_nested(part, "nested", loop)
-            return
-        add, now = self.buffer.add, loop.time()
-        for call in calls:
-            if call.limited and self.buffer.is_full:
-                with _lock:
-                    self.tally.refused += 1
-                raise self.batcher.options.full_error(self.batcher.name)
-            due_at = add(call, now)
-            if due_at < self.looks_at:
-                self.look_at(due_at, loop)
-        if -inf < self.looks_at <= now:
-            self.look()
-
-    def withdraw(self, call: Any) -> bool:
-        """Take out a call whose caller left. False if it is in a batch already."""
-        with _lock:
-            waited = self.buffer.remove(call)
-            self.tally.cancelled += waited
-        call.error = None  # needs() shall not think that somebody waits for it
-        if self._timer is not None and not len(self.buffer):
-            self._look_anew()
-        return waited
-
-    def flush(self) -> None:
-        """Make what waits due now."""
-        loop = self.loop()
-        if loop is not None:
-            self.buffer.flush(loop.time())
-            self.look()
-
-    def adapt(self) -> None:
-        """Take notice that options have changed."""
-        self.buffer.adapt()
-        for bell in tuple(self.bells):
-            bell.ring()
-        self.look()
-
-    def close(self) -> None:
-        """Refuse what comes, and make what waits due."""
-        self.buffer.close()
-        self.look()
-
-    async def closed(self) -> None:
-        """Wait until what was accepted is answered."""
-        batch = _inside.get()
-        if batch is not None and self.needs(batch):
-            return
-        waiting = MapCall(None, int)
-        if batch is not None:
-            batch.will_wait_for(self, (waiting,))
-        try:
-            # Once closed, there is a task as long as anything waits or runs.
-            while running := [task for task in self._tasks if not task.done()]:
-                await asyncio.wait(running)
-        finally:
-            waiting.error = None
-
-    # When to flush
+        self._timer_at = inf
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio holds them weakly
+        self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
+        self._takes = False  # whether it is just taking it
+        self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
+        self._watched: SubmitCall | None = None
+        self.has_maps = False  # whether there may be other calls than LoopCall
+        self.context = Context()  # for callbacks, which would keep that of the caller
+        super().__init__(of.function, of.name, of.options, of.takes, of.tally)
+        self.buffer.ends = of.closed
 
     def now(self) -> float:
-        """Return the time of the loop, by which all that happens here is measured."""
         loop = self.loop()
         return 0.0 if loop is None else loop.time()
 
-    def look(self) -> None:
-        """See to it that what waits is flushed when it is due."""
+    def forget(self) -> None:
+        """Count what has no answer, and let go of it: the loop is closed."""
+        failed = sum(len(entry.callers) if self.options.dedupe else 1 for part in self._parts for entry in part)
+        with self.tally.lock:
+            self.tally.cancelled += len(self.buffer.calls())
+            self.tally.answer(failed, failed, None)
+        _held.discard(self)
+        self.begin_anew()
+
+    # Waking
+
+    def ring(self) -> None:
         loop = self.loop()
-        if loop is not None and not loop.is_closed():
-            now, due_at = loop.time(), -inf if self._parts else self.buffer.due_at
-            if -inf < self.looks_at <= now:
-                self.looks_at = inf  # that timer has yet to come, or Ctrl-C struck it as it began
-            if due_at < self.looks_at:
-                self.look_at(due_at if due_at > now else -inf, loop, due_at)
+        if loop is None:
+            return
+        with suppress(RuntimeError):  # the loop is closed
+            if _runs_a_task(loop):
+                loop.call_soon(self.look, loop, context=self.context)
+            else:
+                loop.call_soon_threadsafe(self.look, loop, context=self.context)
 
-    def look_at(self, due_at: float, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
-        """Begin a flush at `due_at`; if that is now, `moment` is what the timer was set to that called this."""
-        before = self._timer  # stopped last: should a recursion limit come in between, it still looks after the others
-        timer: asyncio.TimerHandle | None = None
-        if due_at == -inf:
-            self._start(self._flush(moment), loop)
+    def post(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
+        """Let a call wait, in its own loop. See `Engine` for the steps."""
+        call.arrival = now = loop.time()
+        self.inbox.append(call)
+        if len(self.inbox) >= self.wake_at or now >= self.wakes_at:
+            self.wake(loop)
+
+    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look at once. While the owner looks, wake_at and wakes_at are inf, so this is never in the midst of that."""
+        if _runs_a_task(loop):
+            self.look(loop)
+        else:  # perhaps a signal handler, while the loop sleeps
+            loop.call_soon_threadsafe(self.look, loop, context=self.context)
+
+    def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
+        """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
+        try:
+            waits = len(self.inbox) + self.buffer.size
+            if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
+                if self._next is None:
+                    self._start(loop)  # as good as certain to be due, so that there is no need to look twice
+            elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
+                if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
+                    self.say_end()
+            else:  # nothing to do, as so often after a batch: what next() would do
+                _held.discard(self)
+                self.wake_at, self.wakes_at = 1, inf
+                if self.inbox or self.news:
+                    self.look(loop)
+        except BaseException:  # Ctrl-C, a recursion limit, no memory
+            self.wakes_at = -inf  # whoever comes next rings
+            raise
+
+    def sleep_until(self, moment: float) -> None:
+        if moment != self._timer_at:
+            self._set_timer(moment)
+        head = self.buffer.head()
+        if head is not None and self._timer is None:
+            _held.add(self)
         else:
-            # In a context of its own: else it would keep that of the caller.
-            timer = loop.call_at(due_at, self.look_at, -inf, loop, due_at, context=Context())
-        self._timer = timer
-        self.looks_at = due_at
-        if before is not None:
-            before.cancel()
-        if self._timer is not timer:
-            self._look_anew()  # a finalizer set another one meanwhile, or stopped this one
+            _held.discard(self)
+        if type(head) is SubmitCall and head is not self._watched:
+            # Who holds its future may cancel it without a word: then there may be nothing to wake for.
+            self._watched = head
+            Future.add_done_callback(head.future, self._head_is_done, context=self.context)
+        self.wakes_at = moment
 
-    def _look_anew(self) -> None:
-        self.looks_at = inf  # first, as Ctrl-C or a recursion limit may come here
-        timer, self._timer = self._timer, None
+    def _set_timer(self, moment: float) -> None:
+        timer, loop = self._timer, self.loop()
+        self._timer, self._timer_at = None, inf
         if timer is not None:
             timer.cancel()
-        self.looks_at = inf  # again: a finalizer may have set a timer, which was just stopped
-        self.look()
+        if moment < inf and loop is not None:
+            self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
+            self._timer_at = moment
 
-    def _start(self, steps: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop) -> None:
+    def _head_is_done(self, future: "Future[Any]") -> None:
+        self._watched = None
+        loop = self.loop()
+        if future.cancelled() and loop is not None:
+            self.look(loop)
+
+    def _take(self, now: float) -> Batch | None:
+        if self._takes:
+            return super()._take(now)
+        loop = self.loop()
+        if self._next is None and loop is not None and (self._parts or self.buffer.is_due(now)):
+            self._due_since = now
+            self._start(loop)
+        return self._next  # type: ignore[return-value]  # if there is one it looks next, so there is nothing to wake for
+
+    def _start(self, loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None) -> None:
+        """Start a task that will take the next batch, as late as can be; or one for that batch, which takes no turn."""
+        steps = self._turn(batch)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
-        context = Context()
         # Not loop.create_task(): a task factory may know no context, and an eager one would run the function in the
         # midst of its first caller.
-        task = asyncio.Task(steps, loop=loop, name=self.batcher.task_name, context=context)
+        task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard, context=context)
+        if batch is None:
+            self._next = task
+            self.wake_at = self.wakes_at = inf
 
-    # The task of a batch
-
-    async def _flush(self, moment: float, batch: LoopBatch | None = None) -> None:
-        """Run a nested batch, or else the one that is due."""
+    async def _turn(self, batch: LoopBatch | None) -> None:
+        """Run a batch, or else the one that is due."""
+        alone = batch is not None
+        task: Any = None
         try:
             await _begun()
-            if batch is None:
-                # It is taken here and not by whoever started this: as late as can be, when all have added their items
-                # whom the loop had woken before.
-                batch = self._take(moment)
+            loop: Any = self.loop()
+            task = current_task(loop)
+            if not alone:
+                self._next = None
+                batch = self._take_now(loop)
                 if batch is not None:
-                    self._in_flight.add(batch)
-                self.buffer.let_go()
-                if len(self._in_flight) >= self.batcher.options.concurrency:
-                    self.looks_at = -inf
-                elif self.looks_at != -inf:
-                    self.look()
+                    if self.turns:
+                        self.look(loop)  # another one may be due
+                    elif self._timer is not None:
+                        self._set_timer(inf)
             if batch is not None:
-                _inside.set(batch)
-                self.batches.add(batch)
-                await batch.run_async(self.batcher.function)
+                batch.begin(task)
+                await batch.run_async(self.function)
+                batch = None
+                if not alone:
+                    self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
+            self._next = None  # if this is another one, it may now be one too many, and finds nothing to do
+            self._takes = False
+            if task is None:
+                with suppress(RuntimeError):  # no loop runs, and the garbage collector ended this
+                    task = current_task()
             if batch is not None:
                 batch.fail(error)
-                self.finished(batch)
-            self.looks_at = inf
-            self.look()
+                self.places.discard(batch)
+                batch = None  # a cycle
+            for lost in self._running.keys() - set(map(id, self.places)):
+                del self._running[lost]
+            self.turns = self.options.concurrency - len(self._running)
+            self.wakes_at = -inf
+            self.ring()
             raise
+        finally:
+            self._tasks.discard(task)
+            _inside.place.set(None)  # a cycle: task, context, batch
 
-    def _begin_nested(self, calls: Sequence[Any], reason: Reason, loop: asyncio.AbstractEventLoop) -> None:
+    def _take_now(self, loop: asyncio.AbstractEventLoop) -> LoopBatch | None:
+        self._takes = True
+        try:
+            step = self.next(max(loop.time(), self._due_since))
+        finally:
+            self._takes = False
+        if step is None:
+            self.say_end()
+        return step if isinstance(step, LoopBatch) else None
+
+    # Batches
+
+    def claim(self, entries: list[Any]) -> list[Any]:
+        if self.options.dedupe and entries and type(entries[0]) is Equal:
+            return self.claim_equal(entries)
+        if self.has_maps:
+            claimed = [call for call in entries if not call.has_left()]
+        else:
+            claimed = [call for call in entries if not call.future.done()]
+        if len(claimed) < len(entries):
+            for call in entries:
+                if call not in claimed:
+                    self.count_left(call)
+        return claimed
+
+    ended = Engine.turn_ended
+
+    def left(self, call: Call) -> None:
+        super().left(call)
+        for batch in self.places.copy():
+            batch.watch()
+
+    def put(
+        self,
+        call: Any,
+        constants: Mapping[str, Any],
+        loop: asyncio.AbstractEventLoop,
+        place: Place | None,
+        *,
+        waits: bool,
+    ) -> None:
+        """Let a call wait, or if it is made inside and its caller `waits` for itself, run it at once."""
+        if self.asks:
+            self.ask(call, constants)
+        if place is not None:
+            place.note(self, (call,))
+            if waits and needs(self, place):
+                self.run_now([call])
+                return
+        if self.of.closed and not (waits and place is not None and not self.has_ended):
+            raise self.closed_error()
+        if self.options.max_pending is not None:
+            self.refuse_if_full(call)
+        self.post(call, loop)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is closed, and all is answered."""
+        return self.of.closed and not (self._running or len(self.buffer) or self._parts)
+
+    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Let calls of a map wait."""
+        self.has_maps = True
+        place = here()
+        if place is not None:
+            place.note(self, calls)
+            if needs(self, place):
+                self.run_now(calls)
+                return
+        if self.of.closed and (place is None or self.has_ended):
+            raise self.closed_error()
         now = loop.time()
         for call in calls:
             call.arrival = now
-        with _lock:
-            self.tally.begin(reason, [now] * len(calls), now)
-        self._start(self._flush(now, LoopBatch(self, calls, reason, now)), loop)
+        self.inbox.extend(calls)
+        if len(self.inbox) >= self.wake_at or now >= self.wakes_at:
+            self.wake(loop)
 
-    def _take(self, moment: float) -> LoopBatch | None:
-        """Return the batch that is due, if there is room. `moment`: what the timer was set to that woke us."""
-        options = self.batcher.options
-        if len(self._in_flight) >= options.concurrency:
-            return None
-        # From here on whoever adds sees to it that this is called again.
-        self.looks_at = inf
-        now = max(self.now(), moment)  # a timer may be a little early (uvloop counts in milliseconds)
-        with _lock:
-            parts = self._parts
-            taken: tuple[Sequence[Any], Reason] | None
-            taken = (parts.popleft(), "isolate") if parts else self.buffer.take(now)
-            if taken is None:
-                return None
-            calls, reason = taken
-            try:
-                batch = LoopBatch(self, calls, reason, now)
-                arrivals = list(map(arrival_of, calls))
-                hint = self.tally.too_few_callers(reason, arrivals, options.timeout)
-                self.tally.begin(reason, arrivals, now)  # last, since it is not undone
-            except BaseException:  # no memory: nobody else knows these calls
-                if reason == "isolate":
-                    parts.appendleft(calls)
-                else:
-                    self.buffer.put_back(list(calls))
-                raise
-        if hint:
-            advise(self.batcher.name, len(arrivals), options.batch_size, options.timeout)
-        return batch
+    def run_now(self, calls: Sequence[Any]) -> None:
+        """Run calls at once, past the buffer."""
+        self.start_all(self.at_once(calls))
 
-    def finished(self, batch: LoopBatch) -> None:
-        """Make room for the next batch."""
-        self.batches.discard(batch)
-        if batch in self._in_flight:
-            self.looks_at = inf
-            self._in_flight.discard(batch)
-            self.look()
-
-    def again(self, batch: LoopBatch, parts: Sequence[Sequence[Any]]) -> None:
-        """Run the parts of a batch that failed, before all that waits; or at once, if that was nested."""
+    def start_all(self, batches: list[Any]) -> None:
         loop = self.loop()
-        if batch in self._in_flight:
-            self._parts.extendleft(reversed(parts))  # finished() looks after them
-        elif loop is not None:
-            for part in parts:
-                self._begin_nested(part, "isolate", loop)
+        if loop is not None:
+            for batch in batches:
+                self._start(loop, batch)
 
-    def needs(self, batch: LoopBatch) -> bool:
-        """Whether what is passed here may be answered only after that batch has ended."""
-        seen: set[LoopFlusher] = set()
-        todo = [self]
-        while todo:
-            flusher = todo.pop()
-            if batch in flusher.batches:
-                return True
-            if flusher not in seen:
-                seen.add(flusher)
-                for running in tuple(flusher.batches):
-                    todo += running.waits_for()
-        return False
+    def pick_out(self, call: LoopCall) -> None:
+        """Run a call at once that waits."""
+        if call in self.buffer.calls() and not call.is_over():
+            alone = copy(call)
+            call.is_alone = True
+            self.buffer.leave(call)
+            self.run_now([alone])
 
 
-class LoopBatcher:
-    """Gathers the items of coroutines in any number of event loops, and runs the function in each of them."""
+class LoopEngines(Controls):
+    """The engines of a coroutine function, one for each event loop it is called on."""
 
     def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes) -> None:
         self.function = function
         self.name = name
         self.options = options
         self.takes = takes
-        self.asks = options.ask_items or takes.constants
-        self._bounded = options.max_pending is not None
         self.task_name = f"batchify task of {name}()"
-        self.aio = awaits(name, takes, LoopCall)
-        self._closed = False
-        self._start_clean()
+        self.closed = False
+        self.blocks: list[None] = []
+        self.aio = self._aio()
+        self.begin_anew()
         _live.add(self)
 
-    def _start_clean(self) -> None:
+    def begin_anew(self) -> None:
         self.tally = Tally()
-        self._flushers: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopFlusher] = weakref.WeakKeyDictionary()
-        self._latest: LoopFlusher | None = None
+        self._engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopEngine] = weakref.WeakKeyDictionary()
+        self._latest: LoopEngine | None = None
 
-    def here(self) -> tuple[asyncio.AbstractEventLoop, LoopFlusher]:
-        """Return the running event loop, and its flusher."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise no_loop_error(self.name) from None
-        return loop, self._of(loop)
+    def _of(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
+        engine = self._latest
+        if engine is None or engine.loop() is not loop:
+            engine = self._engines.get(loop)
+            if engine is None:
+                self._all()  # forgets those of closed loops
+                engine = self._engines.setdefault(loop, LoopEngine(self, loop))
+            self._latest = engine
+        return engine
 
-    def _of(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
-        flusher = self._latest
-        if flusher is None or flusher.loop() is not loop:
-            flusher = self._latest = self._flushers.get(loop) or self._begin(loop)
-        return flusher
+    def _all(self) -> list[LoopEngine]:
+        """Return the engines, and forget those of closed loops: they may hold futures, and these the loop for ever."""
+        found = []
+        for reference in self._engines.keyrefs():
+            loop = reference()
+            engine = None if loop is None else self._engines.get(loop)
+            if engine is not None and loop is not None:
+                if not loop.is_closed():
+                    found.append(engine)
+                elif self._engines.pop(loop, None) is not None:
+                    self._latest = None
+                    engine.forget()
+        return found
 
-    def _begin(self, loop: asyncio.AbstractEventLoop) -> LoopFlusher:
-        with _lock:
-            self._forget_closed_locked()
-            return self._flushers.setdefault(loop, LoopFlusher(self, loop))
+    def everywhere(self, act: Callable[..., object], *args: Any) -> None:
+        for engine in self._all():
+            engine.let(act, engine, *args)
 
-    def _forget_closed_locked(self) -> None:
-        # The flusher of a loop may hold futures, and they the loop: so it would never go by itself.
-        for loop in [loop for loop in self._flushers if loop.is_closed()]:
-            gone = self._flushers.pop(loop)
-            self.tally.cancelled += len(gone.buffer)
-            gone.buffer = self.new_buffer()
-            parts = sum(map(len, gone._parts))
-            gone._parts.clear()
-            self.tally.answer(parts, parts, None)
-            self._latest = None
-
-    def _everywhere(self, action: Callable[[LoopFlusher], None]) -> None:
-        with _lock:
-            self._forget_closed_locked()
-            flushers = list(self._flushers.items())
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:
-            here = None
-        for loop, flusher in flushers:
-            if loop is here:
-                action(flusher)
-            else:
-                with suppress(RuntimeError):  # the loop is closed
-                    loop.call_soon_threadsafe(action, flusher)
-
-    def new_buffer(self) -> Buffer[Any]:
-        buffer: Buffer[Any] = Buffer(self.options, grouped=self.takes.constants)
-        if self._closed:
-            buffer.close()
-        return buffer
-
-    def closed_error(self) -> ClosedError:
-        return ClosedError(f"{self.name}() is closed")
+    def flush(self) -> None:
+        """Make due what waits, in all loops; any thread may call."""
+        for engine in self._all():
+            engine.flush()
 
     # What callers do
 
-    def put(self, call: LoopCall, constants: Mapping[str, Any]) -> None:
-        """Let a call wait in its event loop, which is the running one."""
-        loop, flusher = call.home, self._latest
-        if flusher is None or flusher.loop() is not loop:
-            flusher = self._of(loop)
-        call.home = flusher  # before it waits there: withdraw() asks for it, also in a forked child
-        if self.asks:
-            flusher.ask(call, constants)
-        if self._bounded or flusher.buffer.closed or _inside.get() is not None:
-            flusher.put_all((call,), loop)
-            return
-        # put_all() for one call, written out, since everybody pays for each step here.
-        now = loop.time()
-        due_at = flusher.buffer.add(call, now)
-        if due_at < flusher.looks_at:
-            flusher.look_at(due_at, loop)
-        elif -inf < flusher.looks_at <= now:
-            flusher.look()
-
-    def withdraw(self, call: LoopCall) -> None:
-        """Take out a call whose caller left."""
-        if isinstance(call.home, LoopFlusher):  # else Ctrl-C came before it was put there
-            call.home.withdraw(call)
-
-    def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
-        """Return a future of the item's result."""
-        loop, flusher = self.here()
-        future = ItemFuture(loop=loop)
-        future.item = item
-        future.owner = owner
-        future.flusher = flusher
+    def submit(
+        self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS, kind: type[LoopCall] = SubmitCall
+    ) -> LoopCall:
+        """Pass an item to the running event loop."""
         try:
-            if self.asks:
-                flusher.ask(future, constants)
-            flusher.put_all((future,), loop)
+            loop = get_running_loop()
+        except RuntimeError:
+            raise no_loop_error(self.name) from None
+        engine = self._latest
+        if engine is None or engine.loop() is not loop:
+            engine = self._of(loop)
+        call = kind()
+        call.item, call.owner = item, owner
+        place = get_place()
+        if place is not None:
+            place = here()
+        if place is None or kind is LoopCall:
+            future = call.future = Future(loop=loop)
+        else:
+            future = call.future = InsideFuture(call, engine, loop)
+        try:
+            if place is not None or engine.asks or self.closed:
+                engine.put(call, constants, loop, place, waits=kind is LoopCall)
+            else:  # what put() and post() would do, written out, as everybody pays for each step here
+                call.arrival = now = loop.time()
+                inbox = engine.inbox
+                inbox.append(call)
+                if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
+                    engine.wake(loop)
         except BaseException:
             future.cancel()
             raise
-        return future
+        return call
+
+    def _aio(self) -> Callable[..., Coroutine[Any, Any, Any]]:
+        """Return a coroutine function that passes an item, and awaits its result.
+
+        Its first argument is this, and the owner whose method must answer: so a coroutine keeps both alive, and the
+        function, made once, neither.
+        """
+        plain, bind, name = self.takes.plain, self.takes.bind, self.name
+
+        async def aio(of: "tuple[LoopEngines, object]", item: Any = MISSING, /, *args: Any, **kwargs: Any) -> Any:
+            engines, constants = of[0], NO_CONSTANTS
+            if not plain or args or kwargs or item is MISSING:
+                item, constants = bind(*given(item, args), **kwargs)
+            call = engines.submit(item, None, constants, LoopCall)
+            try:
+                return await call.future
+            except (CancelledError, GeneratorExit):
+                with suppress(RuntimeError):  # no loop runs, and the garbage collector ended this
+                    engines._of(get_running_loop()).withdraw(call)
+                raise
+            finally:
+                del call  # an error would know this frame, and the call the error
+
+        aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
+        return aio
 
     def map(
         self,
@@ -621,33 +680,33 @@ class LoopBatcher:
     async def _map(
         self,
         items: Iterator[Any],
-        owner: object,  # noqa: ARG002
+        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
         constants: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
-        loop, flusher = self.here()
-        bell = LoopBell()
-        ahead = Ahead(items, bell.ring, partial(flusher.ask, constants=constants) if self.asks else None)
+        loop = get_running_loop()
+        engine, bell = self._of(loop), LoopBell()
+        ahead = Ahead(items, bell.ring, partial(engine.ask, constants=constants) if engine.asks else None)
         calls, options = ahead.calls, self.options
-        flusher.bells.add(bell)
+        engine.bells.add(bell.ring)
         try:
             while True:
                 while ahead.more and len(calls) <= options.batch_size:
-                    flusher.put_all(ahead.read(options.batch_size), loop)
+                    engine.put_all(ahead.read(options.batch_size), loop)
                     if not ahead.more:
-                        flusher.flush()  # nothing of this map will join what is left
+                        engine.flush()  # nothing of this map will join what is left
                 if not calls:
                     break
                 if hasattr(calls[0], "error"):
                     yield calls.popleft().outcome()
                 else:
-                    if options.fills_by_groups and flusher.buffer.waits_for_company(calls[0]):
-                        flusher.flush()
+                    if options.fills_by_groups:
+                        engine.flush(calls[0])
                     await bell.wait()
             ahead.raise_error()
         finally:
-            flusher.bells.discard(bell)
+            engine.bells.discard(bell.ring)
             for call in calls:
-                flusher.withdraw(call)
+                engine.withdraw(call)
 
     async def _map_async(
         self,
@@ -657,24 +716,26 @@ class LoopBatcher:
     ) -> AsyncGenerator[Any, None]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        loop, flusher = self.here()
+        loop = get_running_loop()
+        engine = self._of(loop)
         calls: deque[MapCall] = deque()
         bell, room = LoopBell(), LoopBell()
         more = True
-        ask = partial(flusher.ask, constants=constants)
+        ask = partial(engine.ask, constants=constants)
 
         async def read() -> None:
             with suppress(StopAsyncIteration):
                 while True:
                     while len(calls) >= 2 * self.options.batch_size:
-                        if self.options.fills_by_groups and flusher.buffer.waits_for_company(calls[0]):
-                            flusher.flush()
+                        if self.options.fills_by_groups:
+                            engine.flush(calls[0])
                         await room.wait()
-                    call = MapCall(await anext(items), bell.ring)
+                    call = MapCall()
+                    call.item, call.bell = await anext(items), bell.ring
                     if not more:
                         return  # this was cancelled, and the items took no notice
-                    if not self.asks or is_sound(call, ask):
-                        flusher.put_all((call,), loop)
+                    if not engine.asks or is_sound(call, ask):
+                        engine.put_all((call,), loop)
                     calls.append(call)
                     if hasattr(call, "error"):
                         bell.ring()
@@ -682,13 +743,13 @@ class LoopBatcher:
 
         def ended(_: object) -> None:
             if more:
-                flusher.flush()  # nothing of this map will join what is left
+                engine.flush()  # nothing of this map will join what is left
             bell.ring()
 
         reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
         reader.add_done_callback(ended)
-        flusher.bells.add(room)
+        engine.bells.add(room.ring)
         try:
             while calls or not reader.done():
                 if calls and hasattr(calls[0], "error"):
@@ -699,56 +760,25 @@ class LoopBatcher:
             await reader  # raises what the items raised
         finally:
             more = False
-            flusher.bells.discard(room)
+            engine.bells.discard(room.ring)
             reader.cancel()
             for call in calls:
-                flusher.withdraw(call)
+                engine.withdraw(call)
             await asyncio.wait([reader])
-
-    def flush(self) -> None:
-        """Make what waits due now, in all loops; may be called from any thread."""
-        self._everywhere(LoopFlusher.flush)
-
-    async def aclose(self) -> None:
-        """Refuse what comes, in all loops, and wait until what this one accepted is answered."""
-        self._closed = True
-        self._everywhere(LoopFlusher.close)
-        flusher = self._flushers.get(asyncio.get_running_loop())
-        if flusher is not None:
-            await flusher.closed()
-
-    @property
-    def batch_size(self) -> int:
-        return self.options.batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self.options.batch_size = check_count(self.name, "batch_size", value)
-        self._everywhere(LoopFlusher.adapt)
-
-    @property
-    def timeout(self) -> float | None:
-        return self.options.timeout
-
-    @timeout.setter
-    def timeout(self, value: float | None) -> None:
-        self.options.timeout = check_timeout(self.name, value)
-        self._everywhere(LoopFlusher.adapt)
 
     @property
     def stats(self) -> Stats:
-        with _lock:
-            self._forget_closed_locked()
-            buffers = [flusher.buffer for flusher in self._flushers.values()]
-            return self.tally.snapshot(sum(map(len, buffers)))
+        return self.tally.read(self._waiting)
+
+    def _waiting(self) -> tuple[int, int]:
+        waiting = [engine.waiting() for engine in self._all()]
+        return sum(pending for pending, _ in waiting), sum(left for _, left in waiting)
 
 
 def _forget_parent() -> None:
-    """Begin anew in a forked child: the lock may be held by a thread that does not exist here."""
-    global _lock
-    _lock = RLock()
-    for batcher in _live:
-        batcher._start_clean()
+    """Begin anew in a forked child."""
+    for engines in _live:
+        engines.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):

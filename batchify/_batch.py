@@ -8,56 +8,102 @@ thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar
 from itertools import islice
-from types import CoroutineType, MappingProxyType
-from typing import Any, Protocol
+from operator import call as call_directly
+from types import CoroutineType
+from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
-from ._options import Options
+from ._inside import Place
+from ._options import NO_CONSTANTS, Options
 from ._stats import Reason, report_to
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
 _MISSING = object()
 _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
-_NO_TWINS: "dict[Call, list[Call]]" = {}  # never changed
-NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 
 
 class Call:
-    """One item, and the place for its answer.
+    """One item of one caller, and the place for its answer; this one of a thread that sleeps on `bell`.
 
-    Whoever makes one sets `item`, and what `deliver_all()` needs: an __init__() would be one step more for each item.
-    `value`, which is the result, and `error` are unset until there is an answer; then `error` is None or is raised.
-    `deliver` tells the caller so, after the figures of `stats` are right. Calls of one batch that have the same `home`
-    are delivered together.
+    Whoever makes one sets what it needs: an __init__() would be one step more for each item. The caller writes until
+    the call is posted, then `left` alone. `waits` and `group` are the buffer's. `value` and `error` are set by the
+    batch: `error` is unset until there is an answer; then it is None or is raised.
     """
 
-    # group and weight are the buffer's, and set only where an option asks for them; so is context.
-    __slots__ = ("arrival", "context", "deliver", "error", "group", "item", "value", "weight")
+    # context, item_key, key and weight are set only where an option asks for them.
+    __slots__ = (
+        "arrival",
+        "bell",
+        "context",
+        "entry",
+        "error",
+        "group",
+        "item",
+        "item_key",
+        "key",
+        "left",
+        "number",
+        "value",
+        "waits",
+        "weight",
+    )
 
-    home: Any = "threads"
-    limited = True  # by max_pending
+    limited = True  # whether it counts against max_pending
     arrival: float
-    group: Any
-    weight: float
+    bell: Any
     context: Context
-    item: Any
-    deliver: Callable[[], object]
-    value: Any
     error: Exception | None
+    entry: Any
+    group: Any
+    item: Any
+    item_key: Any
+    key: Any
+    number: int
+    value: Any
+    waits: bool
+    weight: float
+
+    def has_left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return hasattr(self, "left")
+
+    def is_over(self) -> bool:
+        """Whether it is answered, or has left."""
+        return hasattr(self, "error") or self.has_left()
+
+    def leave(self) -> None:
+        """Say that nobody waits for it any more."""
+        self.left = True
+
+    def claim(self) -> bool:
+        """Whether it is to be answered. From here on its caller cannot leave without an answer being made for it."""
+        return not hasattr(self, "left")
 
     @staticmethod
-    def deliver_all(calls: Sequence[Any]) -> None:
-        """Deliver calls of one home."""
-        for call in calls:
-            call.deliver()
+    def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+        """Give each call of this kind its answer: a result, or one of `failed` exceptions; the first one counts."""
+        for call, result in zip(calls, results, strict=True):
+            call.answer(result, failed)
+            try:  # noqa: SIM105 - suppress() takes three calls
+                call.bell.release()
+            except RuntimeError:  # told before
+                pass
+
+    def answer(self, result: Any, failed: int) -> None:
+        """Put the answer in its place."""
+        if failed and issubclass(type(result), BaseException):
+            self.error = result
+        else:
+            self.value = result
+            self.error = None
 
     def outcome(self) -> Any:
-        """Return the result or raise the error, once delivered."""
+        """Return the result or raise the error, once told."""
         error = self.error
         if error is None:
             return self.value
@@ -70,40 +116,43 @@ class Call:
 
 
 class MapCall(Call):
-    """A call of a map, which sleeps until any of its calls is answered. Its home is what wakes the map."""
+    """A call of a map, which sleeps until any of its calls is answered; `bell` is what wakes the map."""
 
-    __slots__ = ("home",)
+    __slots__ = ()
 
     limited = False  # a map bounds itself: it reads no more than two batches ahead
 
-    def __init__(self, item: Any, wake: Callable[[], object]) -> None:
-        self.item = item
-        self.home = wake
-
     @staticmethod
-    def deliver_all(calls: Sequence["MapCall"]) -> None:
-        calls[0].home()
+    def tell(calls: Sequence["MapCall"], results: Sequence[Any], failed: int) -> None:
+        for call, result in zip(calls, results, strict=True):
+            call.answer(result, failed)
+        for bell in {call.bell for call in calls}:
+            bell()
 
 
 class Ahead:
     """What a map has read and not yielded yet."""
 
     def __init__(
-        self, items: Iterator[Any], wake: Callable[[], object], ask: Callable[[Call], object] | None = None
+        self, items: Iterator[Any], bell: Callable[[], object], ask: Callable[[Call], object] | None = None
     ) -> None:
         self.calls: deque[MapCall] = deque()
         self.more = True
         self._items = items
-        self._wake = wake
+        self._bell = bell
         self._ask = ask
         self._error: Exception | None = None
 
     def read(self, size: int) -> list[MapCall]:
         """Read so many items, or fewer if there are no `more`. Returns the calls that are to wait."""
-        calls = []
+        calls: list[MapCall] = []
+        bell = self._bell
         try:
             for item in islice(self._items, min(size, sys.maxsize)):
-                calls.append(MapCall(item, self._wake))  # noqa: PERF401 - what was read must not be lost
+                call = MapCall()
+                call.item = item
+                call.bell = bell
+                calls.append(call)
         except Exception as error:  # noqa: BLE001 - whatever they raise; see raise_error()
             self._error = error
         self.more = len(calls) == size
@@ -131,21 +180,15 @@ def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
     return True
 
 
-class Batcher(Protocol):
-    """What a batch must know of where it comes from."""
-
-    name: str
-    options: Options
-    asks: bool  # whether its calls have a group
-
-
-class Batch:
+class Batch(Place):
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
-    `run()` calls the function; `settle()` takes what it returned, `fail()` what it raised; both end in `_conclude()`,
-    which puts each result in its place and calls `answer()` and then `finish()`. What these do is a subclass's
-    matter, so that this file needs no thread. If the function returned a future, all but `run()` may happen later, on
-    another thread. With `isolate`, a batch that failed ends without an answer, and its halves begin `again()`.
+    It belongs to whoever runs it, from taking to answering. `run()` calls the function; `settle()` takes what it
+    returned, `fail()` what it raised; both end in `_conclude()`, which spreads the answers and calls `finish()`. If the
+    function returned a future, all but `run()` may happen later, on another thread. With `isolate`, a batch that failed
+    ends without an answer, and its halves begin `again()`.
+
+    Its entries are calls, or with `dedupe` stand for all calls of one item.
     """
 
     # What the function may return, for messages.
@@ -156,93 +199,82 @@ class Batch:
     __slots__ = (
         "_began",
         "_constants",
-        "_enter",
-        "_options",
         "_size",
-        "_twins",
+        "_tell",
         "_unanswered",
+        "engine",
+        "enter",
         "error",
-        "name",
-        "tell",
+        "oldest",
+        "takes_turn",
     )
 
-    def __init__(
-        self, of: Batcher, calls: Sequence[Any], enter: Callable[..., Any], reason: Reason, now: float
-    ) -> None:
-        group = calls[0].group if of.asks else None
-        self.name = of.name
+    engine: Any
+
+    def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool) -> None:
+        options: Options = engine.options
+        self.engine = engine  # until it has finished, as an error that is kept knows this by the function's frames
+        self.life = engine.life
+        self.passed = self.beneath = self.thread = None
+        self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
+        # Calls the function, or next(); on a thread in a context of the batch's own, which a task has anyway.
+        self.enter: Any = call_directly
         self.error: BaseException | None = None  # of the whole batch
+        self.oldest: float = entries[0].arrival
         self._began = now
-        hook = of.options.on_batch
-        # What tells it of this batch; None if there is none.
-        self.tell: Any = None if hook is None else report_to(hook, of.name, reason, calls, now)
-        self._size = len(calls)
-        self._options = of.options
-        self._constants = NO_CONSTANTS if group is None else group.constants  # keyword arguments of the function
-        # Calls the function, or next(), in the context of this batch: an empty one, and not that of whoever called
-        # first, whose variables (a user, a transaction) are not those of the others.
-        self._enter = enter
-        # A list of one list: who pops the calls is the one to answer them. pop() is atomic, so a future that calls back
-        # twice, on two threads, is heard once.
-        self._unanswered = [calls]
-        # With `dedupe`: by each call whose item is given to the function, those with an equal one, which are not in
-        # _unanswered.
-        self._twins = _NO_TWINS
+        self._size = len(entries)
+        self._constants = entries[0].key.constants if engine.grouped else NO_CONSTANTS
+        # What tells on_batch of this batch; None if there is none.
+        self._tell: Any = None
+        if options.on_batch is not None:
+            self._tell = report_to(options.on_batch, engine.name, reason, entries, self.calls(entries), now)
+        # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
+        # two threads, is heard once.
+        self._unanswered = [entries]
 
-    def answer(self, calls: Sequence[Call], failed: int, *, done: bool) -> None:
-        """Deliver these calls; `failed` of them hold an error. `done`: no answer follows, so the batch has ended."""
-        raise NotImplementedError
+    # What a subclass does
 
-    def again(self, parts: Sequence[Sequence[Call]]) -> None:
-        """See to it that each of these is run as a batch of its own, before all that waits."""
+    def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+        """Give the calls their answers."""
+        kinds: set[Any] = set(map(type, calls))
+        if len(kinds) == 1:
+            kinds.pop().tell(calls, results, failed)
+            return
+        # Futures last, as their callbacks may take long.
+        for kind in sorted(kinds, key=lambda kind: kind.__name__ == "FutureCall"):
+            chosen = [position for position, call in enumerate(calls) if type(call) is kind]
+            kind.tell([calls[position] for position in chosen], [results[position] for position in chosen], failed)
+
+    def again(self, parts: Sequence[Sequence[Any]]) -> None:
+        """See to it that each of these is run as a batch of its own: before all that waits, or at once as this one."""
+        if self.is_forgotten():
+            return
+        if self.takes_turn:
+            self.engine.again(parts)
+        else:
+            self.run_at_once([batch for part in parts for batch in self.engine.at_once(part, "isolate")])
+
+    def run_at_once(self, batches: list[Any]) -> None:
+        """Run these when this one has ended."""
         raise NotImplementedError
 
     def finish(self) -> None:
         """Make room for the next batch. Comes once, after the last answer."""
-        raise NotImplementedError
+        self.engine.places.discard(self)
+        self.engine.ended(self)
+        self.thread = self.passed = self.enter = None  # the last one is a cycle
+        self.engine = None
 
-    def expect(self, future: Any) -> None:
-        """See to it that `settle_future()` is called when the future is done."""
-        future.add_done_callback(self.settle_future)
+    def is_forgotten(self) -> bool:
+        """Whether nobody is here whom the answers could reach."""
+        return False
 
-    def deliver(self, calls: Sequence[Any]) -> None:
-        """Tell the callers that there is an answer."""
-        if len({call.home for call in calls}) == 1:
-            calls[0].deliver_all(calls)
-            return
-        homes: dict[Any, list[Any]] = {}
-        for call in calls:
-            homes.setdefault(call.home, []).append(call)
-        # Futures last, since their callbacks may take long.
-        futures = homes.pop("futures", ())
-        for group in (*homes.values(), futures):
-            if group:
-                group[0].deliver_all(group)
-
-    def report(self, now: float, pending: int, in_flight: int) -> None:
-        """Tell on_batch of this batch, whatever it makes of that."""
-        # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
-        # that it would want once more, and there would be no end to its calls.
-        if _reporting.get():
-            return
-        token = _reporting.set(True)
-        try:
-            self.tell(
-                batch_size=self._options.batch_size,
-                duration=now - self._began,
-                pending=pending,
-                in_flight=in_flight,
-                error=self.error,
-            )
-        except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
-            complain("on_batch of %s() raised", self.name)
-        finally:
-            _reporting.reset(token)
+    # Running the function
 
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self._enter(function, self._items(), **self._constants)
+            value = self.enter(function, self._items(), **self._constants)
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -252,28 +284,11 @@ class Batch:
             self.settle(value)
 
     def _items(self) -> list[Any]:
-        """Return what the function is given."""
-        calls = self._unanswered[0]
-        if self._options.dedupe:
-            firsts: dict[Any, Call] = {}
-            lone: list[Call] = []  # in order, those that are given
-            twins: dict[Call, list[Call]] = {}
-            for call in calls:
-                try:
-                    first = firsts.setdefault(call.item, call)
-                except Exception:  # noqa: BLE001 - two items that cannot be compared are two items
-                    first = call
-                if first is call:
-                    lone.append(call)
-                else:
-                    twins.setdefault(first, []).append(call)
-            self._unanswered[0], self._twins = lone, twins
-            self._size = len(lone)
-            calls = lone
-        return [call.item for call in calls]
+        return [entry.item for entry in self._unanswered[0]]
 
-    def _with_twins(self, calls: Iterable[Call]) -> list[Call]:
-        return [each for call in calls for each in (call, *self._twins.get(call, ()))]
+    def expect(self, future: Any) -> None:
+        """See to it that `settle_future()` is called when the future is done."""
+        future.add_done_callback(self.settle_future)
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -298,13 +313,18 @@ class Batch:
             else:
                 self.settle(value)
 
+    # What the function did
+
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
         try:
-            if type(value) is not list and isinstance(value, Iterator):
+            if type(value) is list and len(value) == self._size:
+                results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
+            elif isinstance(value, Iterator):
                 self._stream(value)
                 return
-            results = self._results(value, self._unanswered[0])
+            else:
+                results = self._results(value, self._unanswered[0])
         except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
             self.fail(error)
         else:
@@ -313,145 +333,156 @@ class Batch:
     def fail(self, error: BaseException) -> None:
         """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
         error = self.error = _without_our_frame(error)
-        for calls in self._unanswered:
-            if len(calls) > 1 and self._options.isolate and issubclass(type(error), Exception):
+        for entries in self._unanswered:
+            if len(entries) > 1 and self.engine.options.isolate and issubclass(type(error), Exception):
                 self._halve()
             else:
-                self._conclude([error] * len(calls))
+                self._conclude([error] * len(entries))
 
     def _halve(self) -> None:
         try:
-            calls = list(self._unanswered.pop())  # of a deque there are no slices
+            entries = list(self._unanswered.pop())  # of a deque there are no slices
         except IndexError:  # as in _conclude()
             return
+        middle = len(entries) // 2
         try:
-            middle = len(calls) // 2
-            self.again([self._with_twins(half) for half in (calls[:middle], calls[middle:])])
-        except BaseException as error:
-            self._disturbed(calls, error, counted=False, done=True)
-            self.finish()
+            self._answer((), (), done=True)
+            self.again((entries[:middle], entries[middle:]))
+        except BaseException as error:  # no memory
+            self._answer(entries, [error] * len(entries), done=False)
             raise
-        try:
-            self.answer((), 0, done=True)
         finally:
             self.error = None
             self.finish()
 
     def _conclude(self, results: Sequence[Any]) -> None:
         """Answer all calls that have no answer yet."""
-        failed, counted = 0, False
         try:
-            calls = self._unanswered.pop()
+            entries = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
         try:
-            if self._twins:
-                results = [each for call, each in zip(calls, results, strict=True) for _ in self._with_twins((call,))]
-                calls = self._with_twins(calls)
-            # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
-            for kind in set(map(type, results)):
-                if issubclass(kind, BaseException):
-                    for call, result in zip(calls, results, strict=True):
-                        failed += self._store(call, result)
-                    break
-            else:
-                for call, result in zip(calls, results, strict=True):
-                    call.value = result
-                    call.error = None
-            counted = True
-            self.answer(calls, failed, done=True)
-        except BaseException as error:
-            self._disturbed(calls, error, counted=counted, done=True)
-            raise
+            self._answer(entries, results, done=True)
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
             self.finish()
 
     def _stream(self, results: Iterator[Any]) -> None:
         """Answer each call as soon as its result is yielded."""
-        calls = self._unanswered[0] = deque(self._unanswered[0])
+        entries = self._unanswered[0] = deque(self._unanswered[0])
         try:
-            # Asked once more than there are calls, since what stands behind its last `yield` must run too.
-            while (result := self._enter(next, results, _MISSING)) is not _MISSING:
-                if not self._yielded(calls, result):
+            # Asked once more than there are entries, since what stands behind its last `yield` must run too.
+            while (result := self.enter(next, results, _MISSING)) is not _MISSING:
+                if not self._yielded(entries, result):
                     break
                 del result  # it may take long until the next one comes
         except BaseException as error:  # noqa: BLE001 - as in run()
-            self._stream_failed(calls, error)
+            self._stream_failed(entries, error)
         else:
-            self._stream_ended(calls)
+            self._stream_ended(entries)
 
     async def _stream_async(self, results: AsyncIterator[Any]) -> None:
         """As _stream()."""
-        calls = self._unanswered[0] = deque(self._unanswered[0])
+        entries = self._unanswered[0] = deque(self._unanswered[0])
         try:
             async for result in results:
-                if not self._yielded(calls, result):
+                if not self._yielded(entries, result):
                     break  # the loop closes a generator that is dropped
                 del result
         except Exception as error:  # noqa: BLE001 - as in run()
-            self._stream_failed(calls, error)
+            self._stream_failed(entries, error)
         except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed
             self.fail(error)
         else:
-            self._stream_ended(calls)
+            self._stream_ended(entries)
 
-    def _yielded(self, calls: "deque[Call]", result: Any) -> bool:
+    def _yielded(self, entries: "deque[Any]", result: Any) -> bool:
         """Answer the next call; False if there is none left."""
-        if not calls:
-            complain("%s() yielded more results than the %d items it was given", self.name, self._size)
+        if not entries:
+            complain("%s() yielded more results than the %d items it was given", self.engine.name, self._size)
             return False
-        counted = False
-        call = calls.popleft()
-        try:
-            same = self._with_twins((call,))
-            failed = sum(self._store(each, result) for each in same)
-            counted = True
-            self.answer(same, failed, done=False)
-        except BaseException as error:
-            self._disturbed((call,), error, counted=counted, done=False)
-            raise
+        self._answer((entries.popleft(),), (result,), done=False)
         return True
 
-    def _stream_failed(self, calls: "deque[Call]", error: BaseException) -> None:
-        if not calls:  # so nobody is left to raise it at
-            complain("%s() raised after its last result", self.name)
+    def _stream_failed(self, entries: "deque[Any]", error: BaseException) -> None:
+        if not entries:  # so nobody is left to raise it at
+            complain("%s() raised after its last result", self.engine.name)
         self.fail(error)
 
-    def _stream_ended(self, calls: "deque[Call]") -> None:
-        if calls:
-            self.error = self._wrong_count(self._size - len(calls))
-        self._conclude([self.error] * len(calls))
+    def _stream_ended(self, entries: "deque[Any]") -> None:
+        if entries:
+            self.error = self._wrong_count(self._size - len(entries))
+        self._conclude([self.error] * len(entries))
 
-    def _store(self, call: Call, result: Any) -> bool:
-        """Put one result in its place; an exception as a copy of the caller's own. Returns whether it was one."""
-        if issubclass(type(result), BaseException):
-            call.error = own_copy(result, self.name)
-            return True
-        call.value = result
-        call.error = None
-        return False
+    # Answers
 
-    def _disturbed(self, calls: Sequence[Call], error: BaseException, *, counted: bool, done: bool) -> None:
-        """Answer calls that nobody else knows, after no memory, a recursion limit, or an exception from elsewhere."""
-        calls = list(dict.fromkeys(self._with_twins(calls)))
-        for call in calls:
-            if not hasattr(call, "error"):
-                self._store(call, error)
-        if not counted:
-            self.answer(calls, sum(call.error is not None for call in calls), done=done)
+    def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
+        """Return the calls that these entries stand for."""
+        return [call for entry in entries for call in entry.callers] if self.engine.options.dedupe else entries
+
+    def _answer(
+        self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
+    ) -> None:
+        """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
+        try:  # at once, as nobody else knows these calls any more
+            if self.is_forgotten():
+                return
+            calls, name = entries, self.engine.name
+            if self.engine.options.dedupe:
+                results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
+                calls = self.calls(entries)
+            # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
+            for kind in set(map(type, results)):
+                if issubclass(kind, BaseException):
+                    is_error = [issubclass(type(result), BaseException) for result in results]
+                    results = [
+                        own_copy(each, name) if bad else each for each, bad in zip(results, is_error, strict=True)
+                    ]
+                    failed = sum(is_error)
+                    break
+            counted = True  # it is as good as done: nothing is called here that could fail
+            self._count(len(calls), failed, done=done)
+            self.tell(calls, results, failed)
+        except BaseException as error:  # no memory, a recursion limit, or an exception from another thread
+            calls = self.calls(entries)
+            if not counted:
+                results, failed = [own_copy(error, self.engine.name)] * len(calls), len(calls)
+                self._count(len(calls), len(calls), done=done)
+            for call, result in zip(calls, results, strict=True):
+                with suppress(Exception):
+                    call.tell((call,), (result,), failed)
+            raise
+
+    def _count(self, items: int, failed: int, *, done: bool) -> None:
+        engine = self.engine
+        now = engine.now() if done else None
+        tally = engine.tally
+        with tally.lock:
+            tally.answer(items, failed, now)
+        # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
+        # that it would want once more, and there would be no end to its calls.
+        if now is None or self._tell is None or _reporting.get():
             return
-        for call in calls:
-            with suppress(RuntimeError):  # it was told before
-                call.deliver_all((call,))
+        token = _reporting.set(True)
+        try:
+            self._tell(
+                batch_size=engine.options.batch_size,
+                duration=now - self._began,
+                pending=engine.waiting()[0],
+                in_flight=engine.tally.in_flight,
+                error=self.error,
+            )
+        except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
+            complain("on_batch of %s() raised", engine.name)
+        finally:
+            _reporting.reset(token)
 
-    def _results(self, value: Any, calls: Sequence[Call]) -> Sequence[Any]:
-        """Return one result per call, or where a rule is broken one error per call. Iterates `value` once."""
-        if type(value) is list:
-            results = value.copy()  # the function may have kept it and change it meanwhile
-            return results if len(results) == len(calls) else self._all(self._wrong_count(len(results)))
+    # The rule
+
+    def _results(self, value: Any, entries: Sequence[Any]) -> Sequence[Any]:
+        """Return one result per entry, or where a rule is broken one error per entry. Iterates `value` once."""
         if isinstance(value, Mapping):
-            return [self._look_up(value, call.item) for call in calls]
+            return [self._look_up(value, entry.item) for entry in entries]
         # A table's entries are its columns, and a square one would pass the check of the length.
         if isinstance(value, _NOT_RESULTS) or not hasattr(value, "__len__") or hasattr(value, "columns"):
             if isinstance(value, CoroutineType):
@@ -460,12 +491,12 @@ class Batch:
             hint = "; await it first" if hasattr(type(value), "__await__") else ""
             return self._all(
                 TypeError(
-                    f"{self.name}() returned {what}; it must return one result per item, in the same order: "
+                    f"{self.engine.name}() returned {what}; it must return one result per item, in the same order: "
                     f"{self.accepts}{hint}"
                 )
             )
         count = len(value)
-        if count == len(calls):
+        if count == len(entries):
             # Bounded, since len() may lie.
             results = list(islice(value, count + 1))
             if len(results) == count:
@@ -484,11 +515,11 @@ class Batch:
             return _without_our_frame(error)
         if result is not _MISSING:
             return result
-        return MissingResultError(f"{self.name}() returned a mapping without a value for this item")
+        return MissingResultError(f"{self.engine.name}() returned a mapping without a value for this item")
 
     def _wrong_count(self, results: int) -> ResultCountError:
         return ResultCountError(
-            f"{self.name}() returned {results} result{'' if results == 1 else 's'} for {self._size} "
+            f"{self.engine.name}() returned {results} result{'' if results == 1 else 's'} for {self._size} "
             f"item{'' if self._size == 1 else 's'}; it must return one result per item, in the same order"
         )
 

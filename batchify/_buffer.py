@@ -1,369 +1,528 @@
-"""Which items form the next batch, and when is it due?
+"""Which calls form the next batch, and when is it due?
 
-A plain data structure. It reads no clock (`now` is an argument), takes no lock and calls nobody: whoever owns it guards
-it.
+An ordinary data structure, which its owner alone touches. It reads no clock: `now` is an argument, and each caller
+stamps the `arrival` of its call.
 
-Only calls of one group share a batch: the oldest of the group, as many as `batch_size` and `max_weight` allow. A batch
-is due when it is full, when its oldest item has waited `timeout` seconds, when somebody said so with `flush()` or
-`close()`, or when `max_pending` items wait, not counting those of maps, so that nobody else may join. Of those that are
-due, the one whose oldest item has waited longest is taken first; and it is taken only when its owner has a worker free
-for it, until when items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as
-late as it can.
+A batch is due when it is full, when its oldest item has waited `timeout` seconds, when somebody said so with `flush()`,
+`drain()` or `close()`, or when `max_pending` items wait, not counting those of maps. Of the batches that are due, the
+one whose oldest item has waited longest is taken first. It is taken only when its owner has a turn free for it; until
+then items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which also takes a batch as late as it can.
 """
 
-import math
-from _weakref import _remove_dead_weakref as remove_if_dead  # type: ignore[attr-defined]  # as in weakref.py
-from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Mapping
-from contextlib import suppress
-from heapq import heappop, heappush
+from collections import Counter, deque
+from collections.abc import Callable
+from heapq import heappop, heappush, heapreplace
 from itertools import count
+from math import inf
 from operator import attrgetter
-from typing import Any, Generic, Protocol, TypeVar
-from weakref import ref
+from typing import Any
 
-from ._options import Options
+from ._options import GroupKey, ItemKey, Options
 from ._stats import Reason
 
-
-class Waits(Protocol):
-    """What the buffer must know of a call; of its group and weight only where there are any."""
-
-    arrival: float
-    group: "Group"
-    weight: float
-    limited: bool  # whether it counts against max_pending
-
-
-C = TypeVar("C", bound=Waits)
-# In place of comprehensions, in whose loop Ctrl-C makes CPython 3.13.0 leave a `with` block without leaving its lock.
 arrival_of = attrgetter("arrival")
 
-
-class Group:
-    """Calls that may share a batch, in order of arrival. Lives as long as any call of it."""
-
-    __slots__ = ("__weakref__", "calls", "constants", "key", "listed", "weight")
-
-    def __init__(self, key: Hashable = None, constants: Mapping[str, Any] | None = None) -> None:
-        self.key = key  # what reports call it
-        self.constants: Mapping[str, Any] = constants or {}  # keyword arguments of the function for these items
-        self.calls: OrderedDict[Any, None] = OrderedDict()
-        # Of all calls together, or of the first ones, if these make it full; NaN if that must be counted anew. Too much
-        # after two entered each other: then a batch is cut early.
-        self.weight = math.nan
-        self.listed = False  # among those that are full
+# A call as this file sees it: `item`, `arrival`, has_left(), `limited`, and where options ask for them `key`,
+# `item_key`, `weight`. A GroupedBuffer sets `group`, and `waits`: True from when the call is admitted until it is
+# taken, or is known to have left.
+Call = Any
 
 
-class Buffer(Generic[C]):
-    """Calls that wait and are in no batch yet.
+class Buffer:
+    """Calls that wait and are in no batch yet, in order of arrival: the plain buffer, where all calls are alike.
 
-    A finalizer or a signal handler may enter any method while the same thread is at any line of another. So every
-    method changes the fields by single atomic steps, and looks again after each.
+    It is the inbox itself: callers append at its right end while the owner takes from the left.
     """
 
-    # True at every line:
-    #   1. _waiting stands in order of arrival, so the first call has the earliest deadline.
-    #   2. A call waits if it is in _waiting. Then it is in its group too; what is only in a group is passed over.
-    #   3. If there are groups, each that is full is in _full, under an arrival that is not later than that of its
-    #      oldest call. What else is in there, or under an earlier arrival, is mended when it comes first.
-    #   4. closed goes from False to True once and never back; then _flushed_at is inf.
-    #   5. What arrived until _flushed_at is due.
-    #   6. _limited has those of the calls that wait which count against max_pending, if there is such a limit.
-    # Dicts rather than deques because a call that leaves must be found among thousands; OrderedDicts because a plain
-    # dict walks over the holes of all it has given away to find its first key.
-
-    def __init__(self, options: Options, *, grouped: bool = False) -> None:
+    def __init__(self, options: Options, inbox: deque[Call], left: Callable[[Call], object]) -> None:
         self._options = options
-        self._waiting: OrderedDict[C, None] = OrderedDict()
-        self._only = None if grouped or options.group_by is not None else Group()
-        if self._only is not None:
-            self._only.calls = self._waiting
-        self._groups: dict[Hashable, ref[Group]] = {}
-        self._full: list[tuple[float, int, Group]] = []  # a heap
-        self._popped: list[Group] = []  # see let_go()
-        self._tickets = count()  # so that no two entries of the heap are equal, and no groups are compared
-        self._limited: set[C] = set()
-        self._room = math.inf if options.max_pending is None else options.max_pending
-        self._simple = self._only is not None and options.max_weight is None and options.max_pending is None
-        self._flushed_at = -math.inf
-        self.closed = False
+        self._left = left  # is told of each call whose caller has left, when that is taken out
+        self._calls = inbox
+        self._gone = 0  # how many have left since these were last sorted out
+        self._flushed_at = -inf  # what arrived until then is due
+        self.ends = False  # closed, or dropped: all is due
 
-    def __len__(self) -> int:
-        return len(self._waiting)
+    size = 0  # how many entries wait that are not in the inbox any more
 
     @property
-    def is_full(self) -> bool:
-        """Whether `max_pending` items wait."""
-        return len(self._limited) >= self._room
+    def seen(self) -> int:
+        """How many calls at the left end of the inbox are known here."""
+        return len(self._calls)
 
-    def group_of(self, key: Hashable, constants: Mapping[str, Any]) -> Group | None:
-        """Return the one group of all calls with an equal key and these constants; None if there are no groups.
+    def __len__(self) -> int:
+        return len(self._calls)
 
-        Compares keys, and so calls what is the user's: not to be called under a lock. Without one, any thread may call
-        it at any time, as each step is atomic, and none takes away what another has just put there.
-        """
-        if self._only is not None:
-            return None
-        whole: Hashable = key
-        if constants:
-            # With their types, since 1, 1.0 and True are equal, but not the same to the function.
-            values = tuple(constants.values())
-            whole = (key, values, tuple(map(type, values)))
-            key = (key, *values)
-        groups, found = self._groups, self._groups.get(whole)
-        while found is None or (group := found()) is None:
-            remove_if_dead(groups, whole)
-            fresh = Group(key, constants)
-            found = groups.setdefault(whole, ref(fresh, lambda _: remove_if_dead(groups, whole)))
-        return group
+    def calls(self) -> list[Call]:
+        """Return the calls that wait, and perhaps some that have left. Any thread may ask."""
+        return list(self._calls.copy())
 
-    def add(self, call: C, now: float) -> float:
-        """Let a call wait. `now` must not be smaller than at any earlier call.
+    def head(self) -> Any:
+        """Return the entry that has waited longest, or None. Those before it have left, and are forgotten."""
+        calls = self._calls
+        while calls and calls[0].has_left():
+            self._left(calls[0])
+            calls.popleft()
+        return calls[0] if calls else None
 
-        Returns the latest moment at which a batch with this call is due: -inf for now, inf if something must happen
-        first.
-        """
-        call.arrival = now
-        if self._simple:  # what follows, written out for it: most are, and everybody pays for each step
-            self._waiting[call] = None
-            if len(self._waiting) >= self._options.batch_size or now <= self._flushed_at:
-                return -math.inf
-            timeout = self._options.timeout
-            return math.inf if timeout is None else now + timeout
-        group = self._only
-        if group is None:
-            group = call.group
-            group.calls[call] = None
-        self._waiting[call] = None
-        if call.limited and self._room != math.inf:
-            self._limited.add(call)
-        if self._options.max_weight is not None:
-            group.weight += call.weight  # NaN stays NaN
-        if self._note_if_full(group) or self.is_full or now <= self._flushed_at:
-            return -math.inf
-        timeout = self._options.timeout
-        return math.inf if timeout is None else now + timeout
-
-    def remove(self, call: C) -> bool:
-        """Take out a call whose caller left. False if it does not wait here (any more)."""
-        self._limited.discard(call)
-        # pop() with a default: a finalizer may take it out between a look and a `del`.
-        if self._waiting.pop(call, _GONE) is _GONE:
-            return False
-        if self._only is None:
-            call.group.calls.pop(call, None)
-        (self._only or call.group).weight = math.nan
-        return True
-
-    def waits_for_company(self, call: C) -> bool:
-        """Whether a call waits here that only others of its group will make due, or a timeout, or a flush."""
-        return call in self._waiting and call.arrival > self._flushed_at and not self._is_full(self._only or call.group)
-
-    def flush(self, now: float) -> None:
-        """Make all that arrived until now due."""
-        if self._waiting:  # else only what comes at this very moment would be, as some clocks stand still for long
-            self._flushed_at = max(now, self._flushed_at)
-
-    def close(self) -> None:
-        """Make all that waits due, and all that may still come."""
-        self._flushed_at = math.inf
-        self.closed = True
-
-    def adapt(self) -> None:
-        """Take notice that options have changed."""
-        groups: dict[Group, None] = {}  # in order
-        for call in _listed(self._waiting):
-            groups[self._only or call.group] = None
-        for group in groups:
-            self._note_if_full(group)
-
-    def let_go(self) -> None:
-        """Forget groups that are not full any more, if nobody else has them: calls destructors that are the user's."""
-        self._popped.clear()
+    @property
+    def oldest(self) -> float:
+        """The arrival of the call that has waited longest; inf if none waits."""
+        head = self.head()
+        return inf if head is None else head.arrival
 
     @property
     def due_at(self) -> float:
-        """The moment at which take() will have a batch: -inf if it has one now, inf if something must happen first."""
-        oldest, full = _first(self._waiting), self._oldest_full()
-        if oldest is None:
-            return math.inf
-        if full is not None or self.is_full or oldest.arrival <= self._flushed_at:
-            return -math.inf
-        timeout = self._options.timeout
-        return math.inf if timeout is None else oldest.arrival + timeout
+        """The moment at which take() will have a batch, if it has none now: inf if something must happen first."""
+        return inf if self._options.timeout is None else self.oldest + self._options.timeout
 
-    def take(self, now: float) -> tuple[list[C], Reason] | None:
-        """Hand out the next batch, oldest first, and why it is due; None if none is due yet."""
-        group, reason = self._next(now)
-        if group is None:
-            return None
-        calls: list[C] = []
-        try:
-            if self._simple:
-                # Until it is empty. Counted beforehand it could be wrong: a finalizer may cancel meanwhile.
-                try:  # suppress() takes three calls
-                    for _ in range(self._options.batch_size):
-                        calls.append(self._waiting.popitem(False)[0])  # noqa: PERF401 - what was popped must not be lost
-                except KeyError:
-                    pass
-            else:
-                self._pick(group, calls)
-                group.weight = math.nan
-                self._oldest_full()  # mends the list of those that are, which would grow where nobody asks for due_at
-            return (calls, reason) if calls else None
-        except BaseException:  # no memory, or an exception that another thread threw into this one
-            self.put_back(calls)
-            raise
+    @property
+    def wake_at(self) -> float:
+        """How long the inbox must be for a batch to be due before `due_at`."""
+        return self._options.batch_size
 
-    def _pick(self, group: Group, calls: list[C]) -> None:
-        """Move the calls of the group's next batch into the list."""
-        most, weight = self._options.max_weight, 0.0
-        while len(calls) < self._options.batch_size:
-            call: C | None = _first(group.calls)
-            if call is None:
-                break
-            if most is not None and calls and weight + call.weight > most:
-                break
-            calls.append(call)  # first, or it could be lost
-            self._limited.discard(call)
-            if self._waiting.pop(call, _GONE) is _GONE:
-                calls.pop()  # it has left
-            elif most is not None:
-                weight += call.weight
-            if self._only is None:
-                group.calls.pop(call, None)
+    def admit(self, now: float) -> None:
+        """Take notice of what stands in the inbox."""
+        calls = self._calls
+        if calls and calls[0].arrival > now:
+            calls[0].arrival = now  # by a clock that jumped
 
-    def put_back(self, calls: list[C]) -> None:
-        """Let calls that take() handed out wait again, in their old order."""
-        for call in reversed(calls):
-            group = self._only or call.group
-            for place in (group.calls, self._waiting):
-                place[call] = None
-                place.move_to_end(call, last=False)
-            if call.limited and self._room != math.inf:
-                self._limited.add(call)
-            group.weight = math.nan
-            group.listed = False  # it may be listed under a later arrival
-            self._note_if_full(group)
-        if self._only is None:
-            for call in sorted(_listed(self._waiting), key=arrival_of):
-                self._waiting.move_to_end(call)
-
-    def _next(self, now: float) -> tuple[Group | None, Reason]:
-        """Return the group of the batch to be taken, if any is due, and why."""
-        oldest = _first(self._waiting)
-        if oldest is None:
-            return None, "full"
-        of_oldest = self._only or oldest.group
-        if self._is_full(of_oldest) or self.is_full:
-            return of_oldest, "full"
-        if oldest.arrival <= self._flushed_at:
-            return of_oldest, "close" if self.closed else "flush"
-        if self._options.timeout is not None and oldest.arrival + self._options.timeout <= now:
-            return of_oldest, "timeout"
-        return self._oldest_full(), "full"
-
-    # What is full
-
-    def _is_full(self, group: Group) -> bool:
-        if len(group.calls) >= self._options.batch_size:
-            return True
-        if self._options.max_weight is None:
-            return False
-        while group.weight != group.weight:
-            size, weight = len(group.calls), 0.0
-            with suppress(RuntimeError):  # a finalizer changed it meanwhile
-                for call in group.calls:
-                    weight += call.weight
-                    if weight >= self._options.max_weight:
-                        break  # there may be very many
-                group.weight = weight
-            if len(group.calls) != size:
-                group.weight = math.nan
-        return group.weight >= self._options.max_weight
-
-    def _note_if_full(self, group: Group) -> bool:
-        if not self._is_full(group):
-            return False
-        if not group.listed and group is not self._only:
-            oldest = _first(group.calls)
-            if oldest is not None:
-                # In this order: interrupted in between, it is listed twice, which does no harm.
-                heappush(self._full, (oldest.arrival, next(self._tickets), group))
-                group.listed = True
-        return True
-
-    def _oldest_full(self) -> Group | None:
-        """Return the full group whose oldest call has waited longest."""
-        if self._only is not None:
-            return self._only if self._is_full(self._only) else None
-        while self._full:
+    def leave(self, call: Call) -> None:
+        """Take notice that the caller of a call has left."""
+        self._gone += call.has_left()
+        if self._gone * 2 > len(self._calls):
+            calls: list[Call] = []
+            left: list[Call] = []
             try:
-                arrival, _, group = self._full[0]
-                group.listed = False  # first: a finalizer that fills it from here on lists it once more
-                oldest = _first(group.calls)
-                if oldest is not None and oldest.arrival <= arrival and self._is_full(group):
-                    group.listed = True
-                    return group
-                self._note_if_full(group)
-                popped = heappop(self._full)[2]
-                self._popped.append(popped)
-            except IndexError:  # a finalizer has just emptied it
-                continue
-            if popped is not group:  # a finalizer put it there meanwhile
-                popped.listed = False
-                self._note_if_full(popped)
-        return None
+                for _ in range(len(self._calls)):
+                    (left if self._calls[0].has_left() else calls).append(self._calls[0])
+                    self._calls.popleft()
+            finally:  # at the left end, since others append at the right
+                self.put_back(calls)
+                for call in left:
+                    self._left(call)
+            self._gone = 0
+
+    def adapt(self) -> None:
+        """Take notice that options have changed."""
+
+    def flush(self, until: float) -> None:
+        """Make due what arrived until then."""
+        self._flushed_at = max(self._flushed_at, until)
+
+    def is_lonely(self, call: Call) -> bool:  # noqa: ARG002
+        """Whether a call waits that only others of its group will make due, or a timeout, or a flush."""
+        return False  # all are of one group
+
+    def is_due(self, now: float) -> bool:
+        """Whether take() will have a batch."""
+        return self._next(now) is not None
+
+    def take(self, now: float) -> tuple[list[Any], Reason] | None:
+        """Hand out the next batch, oldest first, and why it is due; None if none is due yet.
+
+        Some of its callers may have left.
+        """
+        found = self._next(now)
+        if found is None:
+            return None
+        group, reason = found
+        taken: list[Any] = []
+        try:
+            self._pick(group, taken)
+        except BaseException:  # no memory, or an exception from elsewhere
+            self._take_back(taken)
+            raise
+        return taken, reason
+
+    def _take_back(self, taken: list[Any]) -> None:
+        """Let entries wait again, where taking them was cut short."""
+        self.put_back(taken)
+
+    def repair(self) -> None:
+        """Count anew, after an exception at any line."""
+
+    def put_back(self, calls: list[Any]) -> None:
+        """Let entries wait again that take() handed out."""
+        if calls and self._calls and calls[-1] is self._calls[0]:
+            calls = calls[:-1]  # it was cut short between its two steps
+        self._calls.extendleft(reversed(calls))
+
+    # The rest differs where calls are not alike
+
+    def _next(self, now: float) -> tuple[Any, Reason] | None:
+        """Return the group of the batch to be taken, if any is due, and why."""
+        calls = self._calls
+        if len(calls) >= self._options.batch_size:
+            return None, "full"  # unless some have left, which shows when they are taken
+        reason = self._why(self.oldest, now) if calls else None
+        return None if reason is None else (None, reason)
+
+    def _why(self, oldest: float, now: float) -> Reason | None:
+        """Say why a batch that is not full is due; None if it is not."""
+        if oldest == inf:
+            return None
+        if self.ends:
+            return "close"
+        if oldest <= self._flushed_at:
+            return "flush"
+        timeout = self._options.timeout
+        return "timeout" if timeout is not None and oldest + timeout <= now else None
+
+    def _pick(self, group: Any, taken: list[Any]) -> None:  # noqa: ARG002
+        """Move the calls of the next batch into the list."""
+        calls = self._calls
+        for _ in range(min(len(calls), self._options.batch_size)):
+            taken.append(calls[0])
+            calls.popleft()
 
     def _check(self) -> None:
-        """Assert lines 1 to 4 and 6 above. For tests, which know what was handed out."""
-        arrivals = [call.arrival for call in self._waiting]
-        assert arrivals == sorted(arrivals)
-        assert not self.closed or self._flushed_at == math.inf
-        assert self._limited == {call for call in self._waiting if call.limited and self._room != math.inf}
-        listed = {id(group) for _, _, group in self._full}
-        for call in self._waiting:
-            group = self._only or call.group
-            assert call in group.calls
-            weights = (call.weight for call in group.calls)
-            most = self._options.max_weight
-            assert most is None or math.isnan(group.weight) or group.weight >= min(sum(weights), most)
-            assert id(group) in listed or group is self._only or not self._is_full(group)
+        """Assert what is true between any two steps of the owner."""
+        assert self._gone >= 0
 
 
-_GONE = object()
+class Equal:
+    """What stands in the buffer, and in a batch, for all calls of one item, where equal items that wait are one."""
+
+    __slots__ = ("arrival", "callers", "group", "item", "item_key", "key", "number", "waits", "weight")
+
+    def __init__(self, call: Call) -> None:
+        self.arrival = call.arrival
+        self.item = call.item
+        self.key = call.key
+        self.item_key = call.item_key
+        self.weight = getattr(call, "weight", 0.0)
+        self.callers: list[Call] = []
+        self.waits = False
 
 
-def batches_at_once(calls: Iterable[Any], options: Options) -> list[list[Any]]:
-    """Divide calls that are not to wait into batches, by the same rules."""
-    by_group: dict[Group | None, list[Any]] = {}
-    batches: list[list[Any]] = []
-    weights: dict[Group | None, float] = {}
-    for call in calls:
-        batch = by_group.setdefault(call.group, [])
-        weight = 0.0 if options.max_weight is None else call.weight
-        weights[call.group] = weights.get(call.group, 0.0) + weight
-        if len(batch) >= options.batch_size or weights[call.group] > (options.max_weight or 0.0):
-            batch = by_group[call.group] = []
-            weights[call.group] = weight
-        if not batch:
-            batches.append(batch)
-        batch.append(call)
-    return batches
+class Group:
+    """Entries, calls or `Equal`, that may share a batch, in order of arrival. It goes with the last of them."""
+
+    __slots__ = ("by_item", "entries", "is_listed", "is_listed_full", "key", "size", "weight")
+
+    def __init__(self, key: GroupKey | None) -> None:
+        self.key = key
+        self.forget()
+
+    def forget(self) -> None:
+        """Let it be empty."""
+        self.entries: deque[Any] = deque()
+        self.size = 0  # how many of these wait
+        # Of those that wait together, or of the first ones if these make a batch full; None: to be counted.
+        self.weight: float | None = None
+        self.by_item: dict[ItemKey, Equal] = {}  # with `dedupe`
+        self.is_listed = self.is_listed_full = False
+
+    def head(self) -> Any:
+        """Return the oldest entry that waits, or None."""
+        while self.entries and not self.entries[0].waits:
+            self.entries.popleft()
+        return self.entries[0] if self.entries else None
 
 
-def _first(calls: "OrderedDict[C, None]") -> C | None:
-    while True:
-        try:
-            return next(iter(calls), None)
-        except RuntimeError:  # a finalizer changed it between iter() and next()
-            continue
+class GroupedBuffer(Buffer):
+    """The same, where only calls of one group share a batch, items have weights, or equal ones are one entry."""
+
+    def __init__(
+        self,
+        options: Options,
+        inbox: deque[Call],
+        left: Callable[[Call], object],
+        refuse: Callable[[tuple[list[Call], BaseException]], object],
+    ) -> None:
+        super().__init__(options, inbox, left)
+        self._refuse = refuse  # is told of calls that are to get an error
+        self._rescued: list[Any] = []
+        self._forget()
+
+    def _forget(self) -> None:
+        self._groups: dict[GroupKey | None, Group] = {}
+        self.size = 0  # entries that wait
+        self._limited = 0  # calls that wait and count against max_pending
+        self._sizes: Counter[int] = Counter()  # how many groups there are of each size
+        # Heaps of groups by the arrival of their oldest entry: of all groups, and of those that are full. What is not
+        # true any more is mended when it comes first. The number keeps groups from being compared.
+        self._listed: list[tuple[float, int, Group]] = []
+        self._listed_full: list[tuple[float, int, Group]] = []
+        self._numbers = count()
+
+    @property
+    def seen(self) -> int:
+        return 0
+
+    def __len__(self) -> int:
+        return self.size + len(self._calls)
+
+    def calls(self) -> list[Call]:
+        # The inbox first, as calls move from there to the groups.
+        found = dict.fromkeys(self._calls.copy())
+        for group in list(self._groups.values()):
+            for entry in group.entries.copy():
+                if entry.waits:
+                    found.update(dict.fromkeys(self._callers(entry).copy()))
+        return list(found)
+
+    def head(self) -> Any:
+        while (group := self._top()) is not None:
+            head = group.entries[0]
+            if not all(call.has_left() for call in self._callers(head)):
+                return head
+            for call in self._callers(head).copy():
+                self.leave(call)
+        return None
+
+    @property
+    def wake_at(self) -> float:
+        if self._options.max_weight is not None:
+            return 1
+        room = inf if self._options.max_pending is None else self._options.max_pending - self._limited
+        return max(1, min(self._options.batch_size - max(self._sizes, default=0), room))
+
+    def admit(self, now: float) -> None:
+        inbox = self._calls
+        while inbox:
+            call = inbox[0]
+            try:
+                if not getattr(call, "waits", False):  # else this was cut short before it took it out
+                    call.waits = False
+                    call.arrival = min(call.arrival, now)
+                    self._add(call)
+            except BaseException as error:  # noqa: BLE001 - an item or a key that cannot be compared, or no memory
+                call.waits = False
+                self.repair()
+                if not call.waits:
+                    self._refuse(([call], error))
+            inbox.popleft()
+
+    def leave(self, call: Call) -> None:
+        if getattr(call, "waits", False):
+            group: Group = call.group
+            entry = call
+            if self._options.dedupe:
+                entry = call.entry
+                if call in entry.callers:  # else it was interrupted here before
+                    entry.callers.remove(call)
+                self._count(call, waits=False)
+            if not self._options.dedupe or not entry.callers:
+                self._release(entry)
+            self._left(call)
+            if group.size * 2 < len(group.entries):
+                group.entries = deque(entry for entry in group.entries if entry.waits)
+            self._forget_old()
+
+    def adapt(self) -> None:
+        self._listed, self._listed_full = [], []
+        for group in self._groups.values():
+            group.is_listed = group.is_listed_full = False
+            if group.head() is not None:
+                self._list(group)
+
+    def _forget_old(self) -> None:
+        """Forget what the heaps have of groups that are no more, if it is much: it may stand behind an old one."""
+        if len(self._listed) + len(self._listed_full) > 4 * len(self._groups):
+            self.adapt()
+
+    def is_lonely(self, call: Call) -> bool:
+        return call.waits and call.arrival > self._flushed_at and not self._is_full(call.group)
+
+    def put_back(self, calls: list[Any]) -> None:
+        for entry in reversed(calls):
+            self._enter(entry, entry.group, in_front=True)
+
+    def _take_back(self, taken: list[Any]) -> None:
+        for entry in reversed(taken):
+            entry.waits = True
+            self._groups[entry.group.key] = entry.group
+            if entry not in entry.group.entries:
+                entry.group.entries.appendleft(entry)
+        self.repair()
+
+    def repair(self) -> None:
+        entries = dict.fromkeys(self._rescued)
+        entries.update((entry, None) for group in self._groups.values() for entry in group.entries if entry.waits)
+        self._rescued = list(entries)  # until this has come to its end, as it may be cut short too
+        self._forget()
+        for entry in entries:
+            for call in self._callers(entry):
+                call.waits = False
+            entry.group.forget()
+        for entry in entries:
+            self._enter(entry, entry.group, in_front=False)
+        self._rescued = []
+
+    def _add(self, call: Call) -> None:
+        group = self._groups.get(call.key)
+        if group is None:
+            group = Group(call.key)
+        entry = call
+        if self._options.dedupe:
+            entry = group.by_item.get(call.item_key)
+            if entry is None:
+                entry = Equal(call)
+            entry.callers.append(call)
+            call.group, call.entry = group, entry
+            if len(entry.callers) > 1:
+                self._count(call, waits=True)
+                return
+        self._enter(entry, group, in_front=False)
+
+    def _enter(self, entry: Any, group: Group, *, in_front: bool) -> None:
+        self._groups[group.key] = group
+        entry.group = group
+        if in_front:
+            group.entries.appendleft(entry)
+        else:
+            entry.number = next(self._numbers)
+            in_front = _insert(group.entries, entry) == 0
+        self._resize(group, 1)
+        for call in self._callers(entry):
+            self._count(call, waits=True)
+        entry.waits = True
+        if self._options.dedupe:
+            group.by_item[entry.item_key] = entry
+        if group.weight is not None:
+            group.weight += entry.weight
+        self._list(group, anew=in_front)
+
+    def _resize(self, group: Group, by: int) -> None:
+        sizes = self._sizes
+        if group.size:
+            sizes[group.size] -= 1
+            if not sizes[group.size]:
+                del sizes[group.size]
+        group.size += by
+        self.size += by
+        if group.size:
+            sizes[group.size] += 1
+
+    def _count(self, call: Call, *, waits: bool) -> None:
+        if call.limited and call.waits is not waits:
+            self._limited += 1 if waits else -1
+        call.waits = waits
+
+    def _callers(self, entry: Any) -> list[Call]:
+        return entry.callers if self._options.dedupe else [entry]
+
+    def _list(self, group: Group, *, anew: bool = False) -> None:
+        """See to it that the group stands in the heaps where it belongs; anew, if its oldest entry is another one."""
+        head = group.entries[0]
+        entry = (head.arrival, head.number, group)
+        if anew or not group.is_listed:
+            group.is_listed = True
+            heappush(self._listed, entry)
+        if anew if group.is_listed_full else self._is_full(group):
+            group.is_listed_full = True
+            heappush(self._listed_full, entry)
+
+    def _top(self, *, full: bool = False) -> Group | None:
+        """Return the group, or the full group, whose oldest entry has waited longest."""
+        heap = self._listed_full if full else self._listed
+        while heap:
+            _, number, group = heap[0]
+            head = group.head()
+            if head is None or (full and not self._is_full(group)):
+                heappop(heap)
+                if full:
+                    group.is_listed_full = False
+                else:
+                    group.is_listed = False
+            elif head.number != number:
+                heapreplace(heap, (head.arrival, head.number, group))
+            else:
+                return group
+        return None
+
+    def _is_full(self, group: Group) -> bool:
+        most = self._options.max_weight
+        if group.size >= self._options.batch_size or most is None:
+            return group.size >= self._options.batch_size
+        weight = group.weight
+        if weight is None:
+            weight = 0.0
+            for entry in group.entries:
+                weight += entry.weight if entry.waits else 0.0
+                if weight >= most:
+                    break  # there may be very many
+            group.weight = weight
+        return weight >= most
+
+    def _next(self, now: float) -> tuple[Group, Reason] | None:
+        head = self.head()
+        if head is None:
+            return None
+        group = head.group
+        max_pending = self._options.max_pending
+        if self._is_full(group) or (max_pending is not None and self._limited >= max_pending):
+            return group, "full"
+        reason = self._why(head.arrival, now)
+        if reason is not None:
+            return group, reason
+        full = self._top(full=True)
+        return None if full is None else (full, "full")
+
+    def _pick(self, group: Group, taken: list[Any]) -> None:
+        options, weight = self._options, 0.0
+        while group.entries and len(taken) < options.batch_size:
+            entry = group.entries[0]
+            if entry.waits:
+                if options.max_weight is not None:
+                    if taken and weight + entry.weight > options.max_weight:
+                        break
+                    weight += entry.weight
+                taken.append(entry)
+                self._release(entry)
+            group.entries.popleft()
+        self._forget_old()
+
+    def _release(self, entry: Any) -> None:
+        """Let an entry wait no more."""
+        group = entry.group
+        for call in self._callers(entry):
+            self._count(call, waits=False)
+        entry.waits = False
+        self._resize(group, -1)
+        group.weight = None
+        if self._options.dedupe:
+            group.by_item.pop(entry.item_key, None)
+        if not group.size:
+            del self._groups[group.key]
+
+    def _check(self) -> None:
+        options = self._options
+        limited, sizes = 0, Counter[int]()
+        listed = [(arrival, group) for arrival, _, group in self._listed]
+        listed_full = [(arrival, group) for arrival, _, group in self._listed_full]
+        assert {id(group) for _, group in listed if group.size} <= set(map(id, self._groups.values()))
+        for key, group in self._groups.items():
+            entries = [entry for entry in group.entries if entry.waits]
+            assert group.key is key
+            assert all(entry.group is group for entry in entries)
+            assert [entry.arrival for entry in entries] == sorted(entry.arrival for entry in entries)
+            calls = [call for entry in entries for call in self._callers(entry)]
+            assert all(call.waits for call in calls)
+            limited += sum(call.limited for call in calls)
+            assert group.size == len(entries)
+            if entries:
+                sizes[group.size] += 1
+                # They are found by these no later than by their oldest entry.
+                assert any(each is group and arrival <= entries[0].arrival for arrival, each in listed)
+                if self._is_full(group):
+                    assert any(each is group and arrival <= entries[0].arrival for arrival, each in listed_full)
+            if group.weight is not None:
+                weight = sum(entry.weight for entry in entries)
+                assert (
+                    group.weight == weight or options.max_weight is None or options.max_weight <= group.weight <= weight
+                )
+            if options.dedupe:
+                assert {id(entry) for entry in group.by_item.values()} == {id(entry) for entry in entries}
+                assert all(entry.callers for entry in entries)
+        assert (self.size, self._sizes, self._limited) == (sum(size * sizes[size] for size in sizes), sizes, limited)
 
 
-def _listed(calls: Iterable[C]) -> list[C]:
-    while True:
-        try:
-            return list(calls)
-        except RuntimeError:
-            continue
+def _insert(calls: deque[Any], call: Any) -> int:
+    """Put a call in its place, by its arrival: some are interrupted after they have looked at the clock."""
+    position = len(calls)
+    while position and calls[position - 1].arrival > call.arrival:
+        position -= 1
+    calls.insert(position, call)
+    return position

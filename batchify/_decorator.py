@@ -6,26 +6,15 @@
 import copy
 import sys
 import weakref
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Coroutine,
-    Generator,
-    Hashable,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Hashable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from functools import reduce, update_wrapper
 from inspect import Signature
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, overload
 
-from ._options import Options, Takes
+from ._options import MISSING, Options, Takes, given
 from ._signature import (
     annotations_of_one_item,
     as_coroutine_code,
@@ -36,49 +25,21 @@ from ._signature import (
     takes_of,
 )
 from ._stats import BatchReport, Stats
-from ._threads import ThreadBatcher
-
-T = TypeVar("T")
-R = TypeVar("R")
-R_co = TypeVar("R_co", covariant=True)
-S = TypeVar("S")
-S_co = TypeVar("S_co", covariant=True)
-F = TypeVar("F", bound="BatchedFunction[Any, Any, ...] | BatchedCoroutineFunction[Any, Any, ...]")
-T2 = TypeVar("T2")
-T3 = TypeVar("T3")
-X = TypeVar("X")
-K = ParamSpec("K")
-
-
-class SizedIterable(Protocol[R_co]):
-    """Anything with a length that iterates in order: list, tuple, array, tensor, series."""
-
-    def __len__(self) -> int: ...
-    def __iter__(self) -> Iterator[R_co]: ...
-
-
-class FutureLike(Protocol[R_co]):
-    """Anything that tells when it is done: the future of an executor or of an engine."""
-
-    def result(self) -> R_co: ...
-    def add_done_callback(self, fn: Callable[[Any], Any], /) -> Any: ...
-
+from ._threads import ThreadEngine
+from ._typing import Decorator, P, R, T
 
 if TYPE_CHECKING:
     import asyncio
 
-    import typing_extensions
+    from ._asyncio import LoopEngines
 
-    from ._asyncio import LoopBatcher
-
-    # What else there is beside the first column: further ones, and keywords. Mostly nothing.
-    P = typing_extensions.ParamSpec("P", default=[])
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
     _Wrapper = object
 else:
     from wrapt import FunctionWrapper as _Wrapper
 
-    P = ParamSpec("P")
+S_co = TypeVar("S_co", covariant=True)
+F = TypeVar("F", bound="BatchedFunction[Any, Any, ...] | BatchedCoroutineFunction[Any, Any, ...]")
 
 
 class _Decorated(_Wrapper):
@@ -86,10 +47,13 @@ class _Decorated(_Wrapper):
 
     __qualname__: str
     __wrapped__: Callable[..., Any]
+    _self_options: Options
 
     def __init__(self, function: Callable[..., Any]) -> None:
         if not TYPE_CHECKING:
             super().__init__(function, _not_called)
+        # Names that begin so stay here; wrapt passes all others on to the function.
+        self._self_list_function = _findable(function, function, "_self_list_function")
 
     if not TYPE_CHECKING:
         # Finds what wrapt's would (but for a `__doc__` that the function gets later), in a third of the time: that one
@@ -127,6 +91,8 @@ class _Decorated(_Wrapper):
 
     # A function is copied as itself. Pickled are the function and its options; the buffer and the callers stay here.
 
+    _self_of_class = False
+
     def __copy__(self) -> Self:
         return self
 
@@ -139,7 +105,8 @@ class _Decorated(_Wrapper):
         return copied
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        raise NotImplementedError
+        place = getattr(self, "__module__", None), getattr(self, "__qualname__", "")
+        return _restored, (self._self_list_function, *place, self._self_options, self._self_of_class)
 
 
 class _Batched(Generic[T, R, P], _Decorated):
@@ -152,66 +119,125 @@ class _Batched(Generic[T, R, P], _Decorated):
     def __init__(
         self,
         function: Callable[..., Any],
-        batcher: "ThreadBatcher | LoopBatcher",
+        engine: "ThreadEngine | LoopEngines",
         owner: object = None,
-        method: "BatchedMethod[Any, Any] | None" = None,
+        attribute: str | None = None,
     ) -> None:
         super().__init__(function)
-        # Names that begin so stay here; wrapt passes all others on to the function.
-        self._self_batcher = batcher
-        self._self_bound_to = owner  # whose method this is, and kept alive by all calls that wait
-        self._self_method = method
-        if method is None:
-            self._self_list_function = _findable(function, function, "_self_list_function")
+        self._self_engine = engine
+        self._self_options = engine.options
+        # Of a method: whose it is, which all calls that wait keep alive, and under what name it is found there.
+        self._self_bound_to = owner
+        self._self_attribute = attribute
+        self._self_aio: Any = engine.aio and MethodType(engine.aio, (engine, owner))
+
+    @property
+    def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
+        """A coroutine function: awaits an item's result from any event loop, and does not block it.
+
+        A `def` function still runs in its flush thread, and items from event loops and from threads share batches. Of
+        an `async def` function it is the same as a call. Cancelling takes the item out of the buffer; if it is in a
+        batch already, only its answer is dropped. Raises what a call would raise.
+        """
+        if self._self_aio is None:
+            engine = self._self_engine
+            if engine.aio is None:
+                from ._asyncio import aio_of  # asyncio is imported when it is needed
+
+                engine.aio = aio_of(f"{engine.name}.aio", engine.takes)
+            self._self_aio = MethodType(engine.aio, (engine, self._self_bound_to))
+        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
+        return aio
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers. Any thread may call."""
-        self._self_batcher.flush()
+        self._self_engine.flush()
+
+    async def aclose(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
+        """Refuse what comes, from anywhere, and wait until what was accepted is answered.
+
+        Of an `async def` function, what other event loops accepted is answered there, and not waited for. May be called
+        often, and from any event loop. From inside the function it does not wait, as it would wait for itself; while it
+        closes, calls from inside a function that wait for their answer are accepted.
+
+        `async with f:` closes at its end. It opens a function that was closed, for the block; of several blocks that
+        are open at once the last one to end closes.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer. A flush thread
+                that is running the function gives it when that batch has ended.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
+        """
+        self._self_engine.begin_to_close(cancel_pending=cancel_pending)
+        await self.adrain(timeout)
+
+    async def adrain(self, timeout: float | None = None) -> None:
+        """Make due what waits, and wait until all that was accepted so far is answered. It stays open.
+
+        Of an `async def` function, that is what the running event loop accepted. From inside the function it does not
+        wait, as it would wait for itself.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. Nothing is lost.
+        """
+        from ._asyncio import when_answered
+
+        await when_answered(self._self_engine, timeout)
+
+    async def __aenter__(self) -> Self:
+        self._self_engine.open()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        if self._self_engine.ends_block():
+            await self.aclose()
 
     @property
     def stats(self) -> Stats:
         """What the function has done so far."""
-        return self._self_batcher.stats
+        return self._self_engine.stats
 
     @property
     def batch_size(self) -> int:
         """Most items in one call of the function. May be set at any time, also for what waits."""
-        return self._self_batcher.batch_size
+        return self._self_options.batch_size
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._self_batcher.batch_size = value
+        self._self_engine.batch_size = value
 
     @property
     def timeout(self) -> float | None:
         """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
-        return self._self_batcher.timeout
+        return self._self_options.timeout
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        self._self_batcher.timeout = value
+        self._self_engine.timeout = value
 
     def __repr__(self) -> str:
-        return f"<batched {self._self_batcher.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
+        return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
     def __get__(self, instance: object, owner: type | None = None) -> Self:
         # As a static method: this has no place for an instance. BatchedMethod has.
         return self
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if self._self_method is not None:
-            return getattr, (self._self_bound_to, self._self_method._self_attribute)
-        return _restored, (self._self_list_function, *_place(self), self._self_options, False)
-
-    @property
-    def _self_options(self) -> Options:
-        return self._self_batcher.options
+        if self._self_attribute is not None:
+            return getattr, (self._self_bound_to, self._self_attribute)
+        return super().__reduce_ex__(protocol)
 
     def _self_columns(
         self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[Any, Mapping[str, Any], bool]:
         """Return the items of a map, its constants, and whether all that it reads has a length."""
-        takes: Takes = self._self_batcher.takes
+        takes: Takes = self._self_engine.takes
         _, constants = takes.bind(items, *more, **named)
         sized = all(hasattr(each, "__len__") for each in (items, *more))
         if takes.columns > 1:
@@ -226,19 +252,7 @@ class BatchedFunction(_Batched[T, R, P]):
     What it is called with: `T` is the item, or of several columns the first, `P` what follows.
     """
 
-    _self_batcher: ThreadBatcher
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        batcher: ThreadBatcher,
-        owner: object = None,
-        method: "BatchedMethod[Any, Any] | None" = None,
-    ) -> None:
-        super().__init__(function, batcher, owner, method)
-        self._self_call: Callable[..., R] = batcher.call  # one step less for each call
-        self._self_plain: bool = batcher.takes.plain
-        self._self_aio: Any = None
+    _self_engine: ThreadEngine
 
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Block until the item is answered.
@@ -256,11 +270,12 @@ class BatchedFunction(_Batched[T, R, P]):
             BatchError: The function raised what is no `Exception`, or gave this item no result.
             TypeError: The function returned what cannot be results.
             BufferFullError: `max_pending` items wait.
-            ClosedError: `close()` was called before, or the interpreter exits.
+            ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        if self._self_plain and item is not _MISSING and not args and not kwargs:
-            return self._self_call(item)
-        return self._self_call(*self._self_batcher.takes.bind(*_given(item, args), **kwargs))
+        engine = self._self_engine
+        if engine.takes.plain and item is not MISSING and not args and not kwargs:
+            return engine.call(item)  # type: ignore[no-any-return]
+        return engine.call(*engine.takes.bind(*given(item, args), **kwargs))  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
@@ -271,36 +286,18 @@ class BatchedFunction(_Batched[T, R, P]):
             **kwargs: As in a call.
 
         Returns:
-            A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
-            only its answer is dropped.
+            A future of the item's result. Cancelling it takes the item out of the buffer; once its batch runs it cannot
+            be cancelled.
 
         Raises:
             BufferFullError: `max_pending` items wait.
-            ClosedError: `close()` was called before, or the interpreter exits.
+            ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        batcher = self._self_batcher
-        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
-            return batcher.submit(item, self._self_bound_to)
-        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
-        return batcher.submit(bound, self._self_bound_to, constants)
-
-    @property
-    def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
-        """A coroutine function: awaits an item's result from any event loop, and does not block it.
-
-        The function still runs in the flush thread, and items from event loops and from threads share batches.
-        Cancelling takes the item out of the buffer; if it is in a batch already, only its answer is dropped. Raises
-        what a call that blocks would raise.
-        """
-        if self._self_aio is None:
-            batcher = self._self_batcher
-            if batcher.aio is None:
-                from ._asyncio import AioCall, awaits  # asyncio is imported when it is needed
-
-                batcher.aio = awaits(f"{batcher.name}.aio", batcher.takes, AioCall)
-            self._self_aio = MethodType(batcher.aio, (batcher, self._self_bound_to))
-        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
-        return aio
+        engine = self._self_engine
+        if engine.takes.plain and item is not MISSING and not args and not kwargs:
+            return engine.submit(item, self._self_bound_to)
+        bound, constants = engine.takes.bind(*given(item, args), **kwargs)
+        return engine.submit(bound, self._self_bound_to, constants)
 
     def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
@@ -320,78 +317,59 @@ class BatchedFunction(_Batched[T, R, P]):
 
         Raises:
             TypeError: `items` is not iterable.
-            ClosedError: `close()` was called before, or the interpreter exits.
+            ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
         found, constants, sized = self._self_columns(items, more, kwargs)
-        return self._self_batcher.map(found, self._self_bound_to, constants, chunked=sized)
+        return self._self_engine.map(found, self._self_bound_to, constants, chunked=sized)
 
-    def close(self) -> None:
-        """Refuse what comes, and wait until what was accepted is answered.
+    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
+        """As `aclose`, for any thread: blocks until what was accepted is answered, and the threads have ended.
 
-        May be called often and from anywhere. From inside the function it does not wait, as it would wait for itself.
+        `with f:` is to this what `async with f:` is to `aclose`.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer; see `aclose`.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
         """
-        self._self_batcher.close()
+        self._self_engine.close(timeout, cancel_pending=cancel_pending)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """As `adrain`, for any thread: blocks until all that was accepted so far is answered.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. Nothing is lost.
+        """
+        self._self_engine.drain(timeout)
 
     def __enter__(self) -> Self:
+        self._self_engine.open()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    if not TYPE_CHECKING:
-
-        def __aenter__(self) -> None:
-            raise TypeError(f"{self._self_batcher.name}() is a `def` function: close it by `with` or close()")
-
-        aclose = __aenter__
+        if self._self_engine.ends_block():
+            self.close()
 
 
 class BatchedCoroutineFunction(_Batched[T, R, P]):
     """A coroutine function of one item, answered by calls of one of a list. Made by `batched`.
 
-    Coroutines in any number of event loops may call it. Items from one loop share batches, which run there.
+    Coroutines in any number of event loops may call it. Items from one loop share batches, which run there. What it is
+    called with, and what errors there are, is told at `BatchedFunction`.
     """
 
-    _self_batcher: "LoopBatcher"
-
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        batcher: "LoopBatcher",
-        owner: object = None,
-        method: "BatchedMethod[Any, Any] | None" = None,
-    ) -> None:
-        super().__init__(function, batcher, owner, method)
-        self._self_call: Any = MethodType(batcher.aio, (batcher, owner))
+    _self_engine: "LoopEngines"
 
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Await the item's result. Cancelling takes the item out of the buffer; see `submit`.
-
-        Args:
-            item: One entry of the list that the function gets.
-            *args: One entry of each further list that it gets.
-            **kwargs: Keyword-only arguments of the function. Only calls with the same ones share a batch.
-
-        Returns:
-            The result of this item.
-
-        Raises:
-            Exception: Whatever the function raised, as a copy of this caller's own.
-            BatchError: The function raised what is no `Exception` (as when its task is cancelled), or gave this item no
-                result.
-            TypeError: The function returned what cannot be results.
-            BufferFullError: `max_pending` items wait.
-            ClosedError: `aclose()` was called before.
-        """
-        if item is not _MISSING and not args and not kwargs:
-            return self._self_call(item)  # type: ignore[no-any-return]
-        return self._self_call(*_given(item, args), **kwargs)  # type: ignore[no-any-return]
-
-    @property
-    def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
-        """The same as a call, so that it need not matter which kind of function this is."""
-        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_call
-        return aio
+        """Await the item's result. Cancelling takes the item out of the buffer; see `submit`."""
+        if item is not MISSING and not args and not kwargs:
+            return self._self_aio(item)  # type: ignore[no-any-return]
+        return self._self_aio(*given(item, args), **kwargs)  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
@@ -403,70 +381,54 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
 
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
-            only its answer is dropped. An error that nobody asks it for is not logged.
+            only its answer is dropped, and when all callers of a batch have left its task is cancelled. An error that
+            nobody asks it for is not logged.
 
         Raises:
             RuntimeError: No event loop runs here.
             BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
-        batcher = self._self_batcher
-        if batcher.takes.plain and item is not _MISSING and not args and not kwargs:
-            return batcher.submit(item, self._self_bound_to)
-        bound, constants = batcher.takes.bind(*_given(item, args), **kwargs)
-        return batcher.submit(bound, self._self_bound_to, constants)
+        engine = self._self_engine
+        if engine.takes.plain and item is not MISSING and not args and not kwargs:
+            return engine.submit(item, self._self_bound_to).future
+        bound, constants = engine.takes.bind(*given(item, args), **kwargs)
+        return engine.submit(bound, self._self_bound_to, constants).future
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
     ) -> AsyncGenerator[R, None]:
-        """Pass many items, from one task. Other callers' items may join the batches.
-
-        What it reads does not count against `max_pending`.
+        """Pass many items, from one task, as `BatchedFunction.map` does from one thread.
 
         Args:
             items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
                 so that no result waits for the next item to come.
-            *more: For a function of several columns, the entries of the others; ends with the shortest, as `map` does.
-                All of these must be synchronous then.
+            *more: For a function of several columns, the entries of the others. All of these must be synchronous then.
             **kwargs: As in a call.
 
         Returns:
-            A lazy asynchronous iterator over the results, in order. The first error is raised where its result would
-            stand and ends it; what was read by then and is in no batch yet is taken out. Closing it does the same. When
-            the items end, what waits in this loop is made due, other callers' items too; with `group_by` and no timeout
-            also when its next result is that of an item whose group nothing will fill.
+            A lazy asynchronous iterator over the results, in order. When the items end, what waits in this loop is made
+            due, other callers' items too.
 
         Raises:
             TypeError: `items` is not iterable.
             ClosedError: `aclose()` was called before.
         """
         found, constants, _ = self._self_columns(items, more, kwargs)
-        return self._self_batcher.map(found, self._self_bound_to, constants)
-
-    async def aclose(self) -> None:
-        """Refuse what comes, in all event loops, and wait until what this one accepted is answered.
-
-        What other loops accepted is answered there. May be called often. From inside the function it does not wait, as
-        it would wait for itself.
-        """
-        await self._self_batcher.aclose()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+        return self._self_engine.map(found, self._self_bound_to, constants)
 
     if not TYPE_CHECKING:
 
-        def __enter__(self) -> None:
-            raise TypeError(f"{self._self_batcher.name}() is `async def`: close it by `async with` or `await` aclose()")
+        def close(self, *_: object, **__: object) -> None:
+            raise TypeError(
+                f"{self._self_engine.name}() is `async def`: use `async with`, or `await` aclose() or adrain()"
+            )
 
-        close = __enter__
+        drain = __enter__ = close
 
     @property
     def __code__(self) -> CodeType:
-        return as_coroutine_code(getattr(self.__wrapped__, "__code__", self._self_batcher.aio.__code__))
+        return as_coroutine_code(getattr(self.__wrapped__, "__code__", self._self_engine.aio.__code__))
 
 
 class BatchedMethod(Generic[S_co, F], _Decorated):
@@ -480,7 +442,7 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         self,
         function: Callable[..., Any],
         kind: type[F],
-        begin: "Callable[[Callable[..., Any], str, Options, Takes], ThreadBatcher | LoopBatcher]",
+        begin: "Callable[[Callable[..., Any], str, Options, Takes], ThreadEngine | LoopEngines]",
         options: Options,
         takes: Takes,
         *,
@@ -493,10 +455,9 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
         self._self_takes = takes
         self._self_of_class = of_class
         self._self_attribute: str = function.__name__
-        self._self_list_function = _findable(function, function, "_self_list_function")
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
-        self._self_batchers: dict[int, tuple[weakref.ref[object], Any]] = {}
+        self._self_engines: dict[int, tuple[weakref.ref[object], Any]] = {}
 
     _self_takes_instance = True
 
@@ -514,17 +475,20 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             instance = type(instance) if owner is None else owner
         elif instance is None:
             return self
-        entry = self._self_batchers.get(id(instance))
-        batcher = entry[1] if entry is not None and entry[0]() is instance else self._begin(instance)
-        return self._self_kind(self.__wrapped__.__get__(instance, type(instance)), batcher, instance, self)
+        entry = self._self_engines.get(id(instance))
+        engine = entry[1] if entry is not None and entry[0]() is instance else self._begin(instance)
+        function = self.__wrapped__.__get__(instance, type(instance))
+        return self._self_kind(function, engine, instance, self._self_attribute)
 
     def _begin(self, instance: object) -> Any:
-        batchers, key = self._self_batchers, id(instance)
+        engines, key = self._self_engines, id(instance)
         kind = instance if isinstance(instance, type) else type(instance)
         name = f"{kind.__name__}.{self._self_attribute}"
 
         def forget(_: object) -> None:
-            batchers.pop(key, None)
+            _, engine = engines.pop(key, (None, None))
+            if engine is not None:
+                engine.drop()
 
         try:
             reference = weakref.ref(instance, forget)
@@ -535,9 +499,9 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             ) from None
         function = _bound_weakly(self.__wrapped__, reference, self._self_takes)
         entry = (reference, self._self_begin(function, name, replace(self._self_options), self._self_takes))
-        found = batchers.setdefault(key, entry)  # another thread may come first
+        found = engines.setdefault(key, entry)  # another thread may come first
         if found[0]() is not instance:
-            batchers[key] = found = entry
+            engines[key] = found = entry
         return found[1]
 
     @overload
@@ -568,9 +532,6 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             f"<batched {name_of(self.__wrapped__)}(), batch_size={options.batch_size}, timeout={options.timeout}, "
             f"a buffer per instance>"
         )
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _restored, (self._self_list_function, *_place(self), self._self_options, self._self_of_class)
 
     if not TYPE_CHECKING:
 
@@ -631,11 +592,6 @@ def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
     return found
 
 
-def _place(function: _Decorated) -> tuple[str | None, str]:
-    """Return the module of a function, and its name there."""
-    return getattr(function, "__module__", None), getattr(function, "__qualname__", "")
-
-
 def _restored(
     function: Callable[..., Any], module: str | None, qualname: str, options: Options, of_class: bool
 ) -> _Decorated:
@@ -656,101 +612,6 @@ def _restored(
     return made
 
 
-# What a function may return: two for `def`, two for `async def`. A mapping has a length and iterates too, but over its
-# keys: so it comes first below.
-Mapped = Mapping[Any, R | Exception] | FutureLike[Mapping[Any, R | Exception]]
-Entries = SizedIterable[R | Exception] | Iterator[R | Exception] | FutureLike[SizedIterable[R | Exception]]
-AMapped = Coroutine[Any, Any, Mapping[Any, R | Exception]]
-AEntries = Coroutine[Any, Any, SizedIterable[R | Exception] | Iterator[R | Exception]] | AsyncIterator[R | Exception]
-
-# What it may take: up to three columns, and keywords `K`; of more columns nothing is checked. What begins with `Of` is
-# for methods.
-One = Callable[Concatenate[list[T], K], X]
-Two = Callable[Concatenate[list[T], list[T2], K], X]
-Three = Callable[Concatenate[list[T], list[T2], list[T3], K], X]
-Many = Callable[Concatenate[list[Any], list[Any], list[Any], list[Any], ...], Any]
-OfOne = Callable[Concatenate[S, list[T], K], X]
-OfTwo = Callable[Concatenate[S, list[T], list[T2], K], X]
-OfThree = Callable[Concatenate[S, list[T], list[T2], list[T3], K], X]
-OfMany = Callable[Concatenate[S, list[Any], list[Any], list[Any], list[Any], ...], Any]
-
-
-class Unknown(Protocol):
-    """It does not say what it takes: `Callable[..., X]`, and `functools.partial` to mypy."""
-
-    def __call__(self, *columns: list[Any]) -> Any: ...
-
-
-Def = BatchedFunction
-Async = BatchedCoroutineFunction
-Method = BatchedMethod
-
-# A function of two columns is also one of a column and of a `K` that begins with a list. That the first one counts is
-# what these overloads are for, and they need not be told of it.
-# mypy: disable-error-code="overload-overlap"
-
-
-class Decorator(Protocol):
-    """What `batched(...)` returns. Its overloads find out what each caller passes and gets."""
-
-    @overload
-    def __call__(self, f: Unknown | Many | OfMany[Any], /) -> Any: ...
-    # The most columns first, as `K` would take the second one's list for an item.
-    @overload
-    def __call__(self, f: Three[T, T2, T3, K, Mapped[R]], /) -> Def[T, R, Concatenate[T2, T3, K]]: ...
-    @overload
-    def __call__(self, f: Three[T, T2, T3, K, Entries[R]], /) -> Def[T, R, Concatenate[T2, T3, K]]: ...
-    @overload
-    def __call__(self, f: Three[T, T2, T3, K, AMapped[R]], /) -> Async[T, R, Concatenate[T2, T3, K]]: ...
-    @overload
-    def __call__(self, f: Three[T, T2, T3, K, AEntries[R]], /) -> Async[T, R, Concatenate[T2, T3, K]]: ...
-    @overload
-    def __call__(self, f: Two[T, T2, K, Mapped[R]], /) -> Def[T, R, Concatenate[T2, K]]: ...
-    @overload
-    def __call__(self, f: Two[T, T2, K, Entries[R]], /) -> Def[T, R, Concatenate[T2, K]]: ...
-    @overload
-    def __call__(self, f: Two[T, T2, K, AMapped[R]], /) -> Async[T, R, Concatenate[T2, K]]: ...
-    @overload
-    def __call__(self, f: Two[T, T2, K, AEntries[R]], /) -> Async[T, R, Concatenate[T2, K]]: ...
-    @overload
-    def __call__(self, f: One[T, K, Mapped[R]], /) -> Def[T, R, K]: ...
-    @overload
-    def __call__(self, f: One[T, K, Entries[R]], /) -> Def[T, R, K]: ...
-    @overload
-    def __call__(self, f: One[T, K, AMapped[R]], /) -> Async[T, R, K]: ...
-    @overload
-    def __call__(self, f: One[T, K, AEntries[R]], /) -> Async[T, R, K]: ...
-    # The same for methods.
-    @overload
-    def __call__(self, f: OfThree[S, T, T2, T3, K, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, K]]]: ...
-    @overload
-    def __call__(self, f: OfThree[S, T, T2, T3, K, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, T3, K]]]: ...
-    @overload
-    def __call__(
-        self, f: OfThree[S, T, T2, T3, K, AMapped[R]], /
-    ) -> Method[S, Async[T, R, Concatenate[T2, T3, K]]]: ...
-    @overload
-    def __call__(
-        self, f: OfThree[S, T, T2, T3, K, AEntries[R]], /
-    ) -> Method[S, Async[T, R, Concatenate[T2, T3, K]]]: ...
-    @overload
-    def __call__(self, f: OfTwo[S, T, T2, K, Mapped[R]], /) -> Method[S, Def[T, R, Concatenate[T2, K]]]: ...
-    @overload
-    def __call__(self, f: OfTwo[S, T, T2, K, Entries[R]], /) -> Method[S, Def[T, R, Concatenate[T2, K]]]: ...
-    @overload
-    def __call__(self, f: OfTwo[S, T, T2, K, AMapped[R]], /) -> Method[S, Async[T, R, Concatenate[T2, K]]]: ...
-    @overload
-    def __call__(self, f: OfTwo[S, T, T2, K, AEntries[R]], /) -> Method[S, Async[T, R, Concatenate[T2, K]]]: ...
-    @overload
-    def __call__(self, f: OfOne[S, T, K, Mapped[R]], /) -> Method[S, Def[T, R, K]]: ...
-    @overload
-    def __call__(self, f: OfOne[S, T, K, Entries[R]], /) -> Method[S, Def[T, R, K]]: ...
-    @overload
-    def __call__(self, f: OfOne[S, T, K, AMapped[R]], /) -> Method[S, Async[T, R, K]]: ...
-    @overload
-    def __call__(self, f: OfOne[S, T, K, AEntries[R]], /) -> Method[S, Async[T, R, K]]: ...
-
-
 def batched(
     *,
     batch_size: int,
@@ -767,13 +628,12 @@ def batched(
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time;
-    only a call made from inside it runs at once, where it is made, as it would wait for itself. The function gets
-    a list of items that it may keep or change, and returns one result per item, in the same order: as a list or
-    anything else that has a length and iterates in order; as a mapping from item to result; as an iterator, where each
-    caller goes on as soon as its result is yielded; or as a thread-safe future of one of these, from an executor. An
-    `Exception` among the results is raised at its own caller. If the function raises, each caller of that batch gets
-    a copy of the error.
+    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time.
+    The function gets a list of items that it may keep or change, and returns one result per item, in the same order: as
+    a list or anything else that has a length and iterates in order; as a mapping from item to result; as an iterator,
+    where each caller goes on as soon as its result is yielded; or as a thread-safe future of one of these, from an
+    executor. An `Exception` among the results is raised at its own caller. If the function raises, each caller of that
+    batch gets a copy of the error.
 
     Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
     the item is the tuple of both, and a default is that of one item; type checkers check up to three. Keyword-only
@@ -781,7 +641,12 @@ def batched(
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
-    loop share batches, and all limits are those of one loop.
+    loop share batches, and all limits are those of one loop. When all callers of a batch have left, its task is
+    cancelled.
+
+    The function may use batched functions, also itself. An item that it passes by `submit` waits its turn like any
+    other. Who waits there for an answer (a call, `result()`, `map`, `await`) that would come only when this batch has
+    ended has that item run at once, alone, where it waits.
 
     A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
     nobody waits for company, and batches form by themselves while the function is busy. Source: a batch is due by the
@@ -791,16 +656,17 @@ def batched(
     Args:
         batch_size: Most items in one call of the function, at least 1.
         timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
-            batch, `flush()` or `close()` ends it. Bounds neither the function's own run time nor a caller's total wait.
+            batch, `flush()`, `drain()` or `close()` ends it. Bounds neither the function's own run time nor a caller's
+            total wait.
         weight: A function that is called with the item, or one entry of each column, and returns what it weighs
             (tokens, bytes): a number of at least 0.
         max_weight: Most that the items of a batch may weigh together. An item that does not fit opens the next batch,
             and one that is heavier than this runs alone.
         group_by: A function that is called like `weight`, and returns something hashable. Only items for which that is
             equal share a batch. Of the batches that are due, the one whose oldest item has waited longest goes first.
-        dedupe: Whether equal items in one batch are given to the function once, and all their callers get the same
-            result, the very object; `batch_size` bounds the callers. Items must be hashable. Nothing is remembered from
-            batch to batch.
+        dedupe: Whether items that wait at once and are equal, in type and value, are one: given to the function once,
+            for all their callers, who get the very same object, and count once for `batch_size`. Items must be
+            hashable. Nothing is remembered from batch to batch.
         isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
             that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
             function does must be safe to do twice.
@@ -857,26 +723,29 @@ def _decorate(function: Any, options: Options) -> Any:
         if "<" in getattr(value, "__qualname__", ""):  # a lambda, or in another function
             setattr(options, option, _findable(value, function, f"_self_options.{option}"))
     kind: Any = BatchedFunction
-    begin: Any = ThreadBatcher
+    begin: Any = ThreadEngine
     if is_coroutine_function(function):
-        from ._asyncio import LoopBatcher  # asyncio is imported when it is needed
+        from ._asyncio import LoopEngines  # asyncio is imported when it is needed
 
-        kind, begin = BatchedCoroutineFunction, LoopBatcher
+        kind, begin = BatchedCoroutineFunction, LoopEngines
     if method:
         return BatchedMethod(function, kind, begin, options, takes, of_class=of_class)
-    return kind(function, begin(_of_items(function, takes), name, options, takes))
+    engine = begin(_of_items(function, takes), name, options, takes)
+    made = kind(function, engine)
+    # Calls, threads, timers and tasks hold the engine, but never what the user holds: so it is known when he drops it.
+    weakref.finalize(made, drop, weakref.ref(engine)).atexit = False
+    return made
+
+
+def drop(known: "Callable[[], ThreadEngine | LoopEngines | None]") -> None:
+    """Let an engine answer what waits, and end, as nobody can call any more."""
+    engine = known()
+    if engine is not None:
+        engine.drop()
 
 
 def _not_called(*_: object) -> None:
     """Stand where wrapt wants a wrapper function; `__call__` is overridden."""
-
-
-# Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
-_MISSING: Any = object()
-
-
-def _given(item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return args if item is _MISSING else (item, *args)
 
 
 for _entry in (
@@ -885,7 +754,7 @@ for _entry in (
     BatchedCoroutineFunction.__call__,
     BatchedCoroutineFunction.submit,
 ):
-    _entry.__defaults__ = (_MISSING,)
+    _entry.__defaults__ = (MISSING,)
 
 
 def _annotations(self: _Decorated) -> dict[str, Any]:

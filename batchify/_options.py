@@ -4,14 +4,24 @@ The options of a decorated function, and the checks that refuse wrong ones by na
 """
 
 import math
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from contextvars import copy_context
 from dataclasses import dataclass
 from inspect import iscoroutinefunction
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ._errors import BufferFullError
 from ._stats import BatchReport
+
+# Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
+MISSING: Any = object()
+NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
+
+
+def given(item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the positional arguments of a call, of which `item` may be MISSING."""
+    return args if item is MISSING else (item, *args)
 
 
 class Takes(NamedTuple):
@@ -74,22 +84,23 @@ class Options:
 
     @property
     def fills_by_groups(self) -> bool:
-        """Whether the two batches of items that a map reads ahead may make no batch due, as they are of many groups."""
-        return self.group_by is not None and self.timeout is None
+        """Whether the items that a map reads ahead, for two batches, may make none due: of many groups, or equal."""
+        return self.timeout is None and (self.group_by is not None or self.dedupe)
 
     @property
     def ask_items(self) -> bool:
         """Whether there is something to be found out of each item before it waits."""
         return self.weight is not None or self.group_by is not None or self.dedupe or self.on_batch is not None
 
-    def ask(self, name: str, call: Any, takes: Takes | None) -> Hashable:
-        """Find out what there is to know of a call's item, and return its group. Calls functions of the user's.
+    def ask(self, name: str, call: Any, takes: Takes | None, constants: Mapping[str, Any]) -> None:
+        """Find out what there is to know of a call's item. Calls functions of the user's.
 
         Raises whatever these raise: nothing is known of the call yet, so only its own caller hears of it.
         """
-        columns = call.item if takes is not None and takes.columns > 1 else (call.item,)
+        columns = 1 if takes is None else takes.columns
+        entries = call.item if columns > 1 else (call.item,)
         if self.weight is not None:
-            weight = self.weight(*columns)
+            weight = self.weight(*entries)
             if not _is_number(weight):
                 raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
             call.weight = _as_float(weight)
@@ -98,8 +109,48 @@ class Options:
         if self.on_batch is not None:
             call.context = copy_context()
         if self.dedupe:
-            hash(call.item)
-        return None if self.group_by is None else self.group_by(*columns)
+            call.item_key = ItemKey(call.item, columns)
+        by = None if self.group_by is None else self.group_by(*entries)
+        call.key = GroupKey(by, constants) if constants or self.group_by is not None else None
+
+
+class GroupKey:
+    """What calls must have in common to share a batch. Asks a key for its hash once, in the caller."""
+
+    __slots__ = ("constants", "hash", "label", "value")
+
+    def __init__(self, key: Hashable, constants: Mapping[str, Any]) -> None:
+        values = tuple(constants.values())
+        self.constants = constants  # keyword arguments of the function for these items
+        self.label: Hashable = (key, *values) if values else key  # what reports call the group
+        # With their types, since 1, 1.0 and True are equal, but not the same to the function.
+        self.value = (key, values, tuple(map(type, values)))
+        self.hash = hash(self.value)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, GroupKey) and self.value == other.value
+
+
+class ItemKey:
+    """An item by type and value, of several columns each. Asks it for its hash once, in the caller."""
+
+    __slots__ = ("hash", "types", "value")
+
+    def __init__(self, item: Any, columns: int) -> None:
+        self.value = item
+        self.types = type(item) if columns == 1 else tuple(map(type, item))
+        self.hash = hash(item)
+
+    def __hash__(self) -> int:
+        return self.hash
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, ItemKey) or self.types != other.types:
+            return False
+        return self.value is other.value or bool(self.value == other.value)
 
 
 def _is_number(value: object) -> bool:

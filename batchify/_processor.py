@@ -4,10 +4,11 @@ import weakref
 from collections.abc import Iterator
 from typing import Any, Generic, Self, TypeVar
 
-from ._decorator import SizedIterable
+from ._decorator import drop
 from ._options import Options
 from ._stats import Stats
-from ._threads import ThreadBatcher
+from ._threads import ThreadEngine
+from ._typing import SizedIterable
 
 R = TypeVar("R")
 
@@ -40,19 +41,20 @@ class BatchProcessor(Generic[R]):
 
         options = Options(batch_size, timeout)
         options.check(name)
-        self._batcher = ThreadBatcher(
+        self._engine = ThreadEngine(
             process,
             name,
             options,
             awaitable="asyncio.to_thread(processor.request, ...)",
         )
+        weakref.finalize(self, drop, weakref.ref(self._engine)).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own: the callers in this one are not its callers."""
-        return {**self.__dict__, "_batcher": (self._batcher.batch_size, self._batcher.timeout)}
+        return {**self.__dict__, "_engine": (self._engine.batch_size, self._engine.timeout)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        BatchProcessor.__init__(self, *state.pop("_batcher"))
+        BatchProcessor.__init__(self, *state.pop("_engine"))
         self.__dict__.update(state)
 
     def process(
@@ -77,24 +79,30 @@ class BatchProcessor(Generic[R]):
             TypeError: `process()` returned what cannot be results.
             ClosedError: `close()` was called before.
         """
-        result: R = self._batcher.call(input)
+        result: R = self._engine.call(input)
         return result
 
     def flush(self) -> None:
         """Make what waits due now. Does not wait for the answers."""
-        self._batcher.flush()
+        self._engine.flush()
 
-    def close(self) -> None:
-        """Refuse what comes, and wait until what was accepted is answered."""
-        self._batcher.close()
+    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
+        """Refuse what comes, and wait until what was accepted is answered; see `BatchedFunction.close`."""
+        self._engine.close(timeout, cancel_pending=cancel_pending)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Make due what waits, and wait until all that was accepted so far is answered."""
+        self._engine.drain(timeout)
 
     def __enter__(self) -> Self:
+        self._engine.open()
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        if self._engine.ends_block():
+            self.close()
 
     @property
     def stats(self) -> Stats:
         """What this processor has done so far."""
-        return self._batcher.stats
+        return self._engine.stats

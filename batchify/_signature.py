@@ -32,7 +32,8 @@ def name_of(function: Callable[..., Any]) -> str:
 
 def is_method(function: Callable[..., Any]) -> bool:
     """Whether a function that takes several parameters by position takes an instance first: if written in a class."""
-    return _class_around(function) != "" and len(_columns(function)) != 1  # with one it is meant to be static
+    columns = sum(parameter.kind in _POSITIONAL for parameter in _parameters(function))
+    return _class_around(function) != "" and columns != 1  # with one it is meant to be static
 
 
 def _class_around(function: Callable[..., Any]) -> str:
@@ -45,14 +46,13 @@ def _class_around(function: Callable[..., Any]) -> str:
 
 def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
-    if _signature(function) is None:  # let Python say
-        return Takes(1, constants=False, plain=True, bind=_binder(name, [], _parameters(_one), []))
-    instance, parameters = _parameters(function)[:method], _parameters(function)[method:]
+    everything = _parameters(function)
+    instance, parameters = everything[:method], everything[method:]
     columns = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
     constants = [parameter for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
     if not columns or len(columns) + len(constants) < len(parameters):
         must = "the instance and one parameter or more" if method else "one parameter or more"
-        takes = Signature([each.replace(annotation=Parameter.empty) for each in _parameters(function)])
+        takes = Signature([each.replace(annotation=Parameter.empty) for each in everything])
         raise TypeError(
             f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
             f"ones, each the same for a whole batch; it takes {takes}"
@@ -63,6 +63,10 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
 
 def _one(item: object, /) -> None:
     """Take one item."""
+
+
+def _one_of(instance: object, item: object, /) -> None:
+    """Take one item of an instance."""
 
 
 def _binder(
@@ -132,20 +136,12 @@ def annotations_of_one_item(function: Callable[..., Any], *, method: bool) -> di
     return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
 
 
-def _signature(function: Callable[..., Any]) -> Signature | None:
-    try:
-        return inspect.signature(function)
-    except ValueError:  # written in C, without a signature
-        return None
-
-
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
-    signature = _signature(function)
-    return [] if signature is None else list(signature.parameters.values())
-
-
-def _columns(function: Callable[..., Any]) -> list[Parameter]:
-    return [parameter for parameter in _parameters(function) if parameter.kind in _POSITIONAL]
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # written in C, and it does not say
+        signature = inspect.signature(_one_of if _class_around(function) else _one)
+    return list(signature.parameters.values())
 
 
 def _entry(annotation: Any) -> Any:

@@ -6,6 +6,8 @@ from contextvars import Context
 from dataclasses import dataclass
 from functools import partial
 from math import inf
+from threading import RLock, get_ident
+from time import sleep
 from typing import Any, Literal
 
 Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
@@ -20,12 +22,12 @@ class BatchReport:
 
     Attributes:
         name: The function's name.
-        size: Items in the batch. With `dedupe`, fewer may have been given to the function.
+        size: Items in the batch. With `dedupe`, equal ones are one.
         batch_size: Most items in a batch, as it was when this one ended.
         reason: Why it was taken; see `Stats.reasons`.
         group: What `group_by` returned for its items, None without; and with keyword-only parameters a tuple of that
             and their values.
-        waits: Seconds that each item waited, from its call until its batch was taken, in the order of the items (in
+        waits: Seconds that each caller waited, from its call until its batch was taken, in the order of the items (in
             a part of a batch that failed, until that part was).
         duration: Seconds from when it was taken until its results were there.
         pending: Items that waited in the buffer when it ended.
@@ -49,16 +51,20 @@ class BatchReport:
 
 
 def report_to(
-    hook: Callable[[BatchReport], object], name: str, reason: Reason, calls: Sequence[Any], now: float
+    hook: Callable[[BatchReport], object],
+    name: str,
+    reason: Reason,
+    entries: Sequence[Any],
+    calls: Sequence[Any],
+    now: float,
 ) -> Callable[..., object]:
     """Note what is known of a batch when it begins. Return what reports it to the hook, given the rest, at its end."""
-    group = calls[0].group
     report = partial(
         BatchReport,
         name=name,
-        size=len(calls),
+        size=len(entries),
         reason=reason,
-        group=None if group is None else group.key,
+        group=None if entries[0].key is None else entries[0].key.label,
         waits=tuple(now - call.arrival for call in calls),
         contexts=tuple(call.context for call in calls),
     )
@@ -118,13 +124,21 @@ class Stats:
 
 
 class Tally:
-    """The running counts behind `Stats`. Guarded by its owner's lock."""
+    """The running counts behind `Stats`.
+
+    Who changes them holds `lock`: the owner, and those who run batches. Callers take no lock, not even to read: read()
+    looks whether anybody is between begin_change() and end_change(), or has been meanwhile. An owner takes its batch
+    between these, and without the lock, as keys and items of the user's may be compared there, and be destroyed.
+    """
 
     def __init__(self) -> None:
+        self.lock = RLock()  # since a finalizer may call in, on a thread that holds it
+        self._changing: list[int] = []  # threads that are changing something
+        self._version = object()  # another one after each change
         self.answered = 0
         self.failed = 0
         self.cancelled = 0
-        self.refused = 0
+        self._refused: dict[int, int] = {}  # by thread, which alone changes its own
         self.running = 0
         self.in_flight = 0
         self.waited = 0.0
@@ -135,25 +149,58 @@ class Tally:
         self._last_size = 0
         self._said = False
 
-    def begin(self, reason: Reason, arrivals: Sequence[float], now: float) -> None:
-        """Count a batch that is about to run. `arrivals`: when each of its items came, the first one first."""
-        size = len(arrivals)
+    @property
+    def is_mine(self) -> bool:
+        """Whether this thread is in such a block."""
+        return self.lock._is_owned()  # type: ignore[attr-defined,no-any-return]
+
+    def read(self, waiting: Callable[[], tuple[int, int]]) -> Stats:
+        """Return the counts as they stand, given how many wait and how many of those have left.
+
+        All are of one moment; but on a thread that is just changing them, what is there.
+        """
+        for _ in range(10_000):
+            version = self._version
+            stats = self._snapshot(*waiting())
+            if get_ident() in self._changing or (not self._changing and self._version is version):
+                break
+            sleep(0)  # lets the thread go on that is changing them
+        return stats  # pyright: ignore[reportPossiblyUnboundVariable]
+
+    def begin_change(self) -> None:
+        """Say that the counts are wrong from now on. Any thread may."""
+        self._changing.append(get_ident())
+
+    def end_change(self) -> None:
+        """Say that they are right again."""
+        self._version = object()
+        self._changing.remove(get_ident())
+
+    def refuse(self) -> None:
+        """Count an item that was not accepted. Any thread may call, outside of a block."""
+        ident = get_ident()
+        self._refused[ident] = self._refused.get(ident, 0) + 1
+
+    def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
+        """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
         self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
         self.in_flight += 1
+        if reason in ("full", "flush", "close"):
+            self._alike = 0
         if reason != "isolate":  # else they were counted when the batch was taken that failed
-            self.running += size
-            self.waited += size * now - sum(arrivals)
+            callers = len(arrivals)
+            self.running += callers
+            self.waited += callers * now - sum(arrivals)
             if now - arrivals[0] > self.longest_wait:
                 self.longest_wait = now - arrivals[0]
 
-    def too_few_callers(self, reason: Reason, arrivals: Sequence[float], timeout: float | None) -> bool:
+    def too_few_callers(self, arrivals: Sequence[float], timeout: float | None) -> bool:
         """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
 
         So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
-        their answers. To be asked of each batch taken from a buffer, and of no other.
+        their answers. To be asked of each batch that is taken by timeout.
         """
-        if not timeout or reason != "timeout":
-            self._alike = 0
+        if not timeout:
             return False
         soon = arrivals[0] - self._ended_at <= timeout
         self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
@@ -164,29 +211,30 @@ class Tally:
 
     def answer(self, items: int, failed: int, ended_at: float | None) -> None:
         """Count items whose callers are about to go on. `ended_at`: the moment at which with them the batch ended."""
+        self.begin_change()
         self.running -= items
         self.in_flight -= ended_at is not None
         self.answered += items - failed
         self.failed += failed
         if ended_at is not None:
             self._ended_at = ended_at
+        self.end_change()
 
-    def snapshot(self, pending: int) -> Stats:
-        """Return the counts as they stand."""
+    def _snapshot(self, pending: int, left: int) -> Stats:
         by_reason: dict[Reason, dict[int, int]] = {}
         sizes: Counter[int] = Counter()
-        for (reason, size), count in sorted(self._batches.items()):
+        for (reason, size), count in sorted(self._batches.copy().items()):
             by_reason.setdefault(reason, {})[size] = count
             sizes[size] += count
         return Stats(
-            accepted=pending + self.running + self.answered + self.failed + self.cancelled,
+            accepted=pending + self.running + self.answered + self.failed + self.cancelled + left,
             pending=pending,
             running=self.running,
             in_flight=self.in_flight,
             answered=self.answered,
             failed=self.failed,
-            cancelled=self.cancelled,
-            refused=self.refused,
+            cancelled=self.cancelled + left,
+            refused=sum(self._refused.copy().values()),
             batches=sum(sizes.values()),
             sizes=dict(sorted(sizes.items())),
             reasons={reason: sum(counts.values()) for reason, counts in by_reason.items()},

@@ -1,350 +1,321 @@
 """How do threads wait, and who runs a batch?
 
-The flush threads of a batcher, one, or with `concurrency` as many as are needed:
-  - the first starts with the first item, another one when a batch may run and all others are inside the function;
-  - end after `close()`, when all that was accepted is answered, or when its batcher is garbage;
-  - keep their batcher alive while items wait or run, and nothing of it while idle;
+The flush thread of a function is the owner of its buffer, and runs its batches:
+  - it starts with the first item; with `concurrency` above 1 it starts further threads, the runners, when a batch is
+    due and no runner is idle, and runs none itself;
+  - it ends after `close()`, when all that was accepted is answered, or when the function is garbage; the runners
+    with it;
+  - it keeps the function's engine alive while items wait or run, and nothing of it while idle;
   - after a fork: the child has none and an empty buffer, and starts its own with its first item; the items that waited
     stay the parent's;
-  - at interpreter exit: what was accepted is answered before `atexit` is through, what comes later is refused. They are
-    daemon threads, so that they do not hold up the exit when they are idle.
+  - at interpreter exit: when the main thread has ended, what was accepted by then is answered, and nothing is refused,
+    so that the user's own `atexit` functions find it done; then, at `atexit`, what is accepted meanwhile is answered,
+    and what comes later is refused. They are daemon threads, so that they do not hold up the exit when they are idle.
 """
 
 import atexit
+import concurrent.futures.thread  # noqa: F401 - first, so that what was accepted is answered before executors shut down
 import os
 import sys
+import threading
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
+from copy import copy
 from functools import partial
 from math import inf
-from threading import TIMEOUT_MAX, RLock, Thread, main_thread
+from queue import SimpleQueue
+from threading import TIMEOUT_MAX, Thread, current_thread, main_thread
 from time import monotonic
-from typing import Any, TypeVar
+from typing import Any
 
-from ._batch import NO_CONSTANTS, Ahead, Batch, Call, advise, complain
-from ._buffer import Buffer, arrival_of, batches_at_once
+from . import _inside
+from ._batch import Ahead, Batch, Call, MapCall, complain
+from ._buffer import Equal
+from ._engine import Controls, Engine
 from ._errors import BatchError, ClosedError
-from ._options import Options, Takes, check_count, check_timeout
+from ._inside import Place, here, needs
+from ._options import NO_CONSTANTS, Options, Takes
 from ._stats import Reason, Stats, Tally
 
-T = TypeVar("T")
-
-# One lock for all batchers, held for about a microsecond at a time. It is re-entrant, since a finalizer or a signal
-# handler may call in while its own thread holds it; and it is one, since it may then call another batcher, which in
-# another thread is just calling this one.
-# Never done while holding it, but for such a call: calling the function, delivering, logging, starting or joining a
-# thread.
-_lock = RLock()
-
-# A call made on a thread that runs or answers a batch may have to wait for that very thread:
-#   1. f's function runs on f's flush thread: _flushing says that this thread works for f.
-#   2. It calls g, and will wait: _waits_for says that this thread waits for g. Or it passes g an item whose answer it
-#      may wait for later: that stands in _passed until its function has ended.
-#   3. g's function, on g's flush thread, calls f. A thread that works for f waits for g, and this one works for g: it
-#      would wait for itself, so the call is run at once, right there (see NestedBatch).
-# Each thread has entries of its own, since several may work for f at once: what one of them waits for must not go when
-# another one's wait ends.
-# A batcher stands in these by its `_life`, a token that is new after a fork and does not keep the batcher alive.
-# A flush thread stands in _flushing as long as it lives; the thread of an engine, while it answers our batch.
-_flushing: dict[int, tuple[object, ...]] = {}
-_waits_for: dict[int, object] = {}
-_passed: dict[int, list[tuple[object, Sequence[Call]]]] = {}
-# Whether a thread is completing futures.
-_delivering: dict[int, bool] = {}
-
-# An ordered weak set, for fork and exit; and a strong one, of those that only their own last items keep alive.
-_live: "weakref.WeakKeyDictionary[ThreadBatcher, None]" = weakref.WeakKeyDictionary()
-_dropped: "set[ThreadBatcher]" = set()
-_exiting = False
+get_place = _inside.place.get
+_live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
+_ending = False  # whether the main thread has ended
+_exiting = False  # whether the interpreter calls what stands in `atexit`
 
 
 class FutureCall(Call):
-    """A call that answers a future. Keeps its owner alive, whose method must answer it, until it is answered."""
+    """A call that answers a future. Keeps engine and owner, whose method must answer it, alive until it is answered."""
 
-    __slots__ = ("future", "owner")
+    __slots__ = ("engine", "future", "is_alone", "owner")
 
-    home = "futures"
+    engine: "ThreadEngine"
+    future: "ItemFuture"
+    owner: object
+    is_alone: bool  # run past the buffer; unset before anybody claims it
 
-    def __init__(self, item: Any, future: "ItemFuture", owner: object) -> None:
-        self.item = item
-        self.future = future
-        self.owner = owner
+    def has_left(self) -> bool:
+        return self.future.cancelled() or getattr(self, "is_alone", False)
+
+    def is_over(self) -> bool:
+        return self.future.done()
+
+    def leave(self) -> None:
+        self.future.call = None
+
+    def claim(self, *, alone: bool = False) -> bool:
+        """Take hold of the answer; from here on it cannot be cancelled. False if it was, or somebody else did so."""
+        future = self.future
+        with future._condition:
+            if future.cancelled():
+                return False
+            if future._state == "PENDING":  # else a stranger has done so, or has even completed it
+                future._state = "RUNNING"
+            if not hasattr(self, "is_alone"):
+                self.is_alone = alone
+            return self.is_alone is alone
 
     @staticmethod
-    def deliver_all(calls: Sequence["FutureCall"]) -> None:
-        # Callbacks of the futures run in here. What they submit must wait its turn, or a chain of them, each submitting
-        # the next, would become a recursion.
-        with _for_now(_delivering, True):
-            for call in calls:
+    def tell(calls: Sequence["FutureCall"], results: Sequence[Any], failed: int) -> None:
+        # First the answers and then the callbacks, which may take long, and may wait for a neighbour's answer.
+        called_back = []
+        try:
+            for call, result in zip(calls, results, strict=True):
+                future = call.future
+                future.call = None  # a cycle
+                with future._condition:
+                    if future.done():
+                        continue  # by a stranger, or told before
+                    callbacks, future._done_callbacks = future._done_callbacks, []
+                    if callbacks:
+                        called_back.append(future)
+                    try:
+                        if failed and issubclass(type(result), BaseException):
+                            future.set_exception(result)
+                        else:
+                            future.set_result(result)
+                    finally:
+                        future._done_callbacks = callbacks
+        finally:
+            for future in called_back:
                 try:
-                    call.deliver()
-                except BaseException:  # noqa: BLE001 - by a callback; the neighbours must hear all the same
+                    if future.done():
+                        future._invoke_callbacks()
+                except BaseException:  # noqa: BLE001 - the neighbours must hear all the same
                     complain("a callback of a future raised")
-                    call.deliver()  # if it was not that, but the recursion limit of who completes an engine's future
-
-    # A method in place of the slot, since a bound method stored in it would be a cycle.
-    def deliver(self) -> None:
-        future = self.future
-        future.call = None  # a cycle
-        if future.done() and not future.cancelled():
-            return  # by answer_now(), or by a stranger
-        # False means cancelled. True means that it no longer can be: no gap between the look and the answer.
-        if future.running() or future.set_running_or_notify_cancel():
-            if self.error is None:
-                future.set_result(self.value)
-            else:
-                future.set_exception(self.error)
 
 
 class ItemFuture(Future[Any]):
-    """The future of one item. Cancelling it takes the item out of the buffer, or else drops the answer."""
+    """The future of one item. Cancelling it takes the item out of the buffer; in a batch it cannot be cancelled."""
 
-    call: FutureCall | None = None  # until it is delivered
-
-    def __init__(self, batcher: "ThreadBatcher") -> None:
-        super().__init__()
-        # Weakly: a future that waits must not hide from a batcher that nobody can fill its batch any more.
-        self._batcher = weakref.ref(batcher)
+    call: FutureCall | None = None  # until it is answered
+    _done_callbacks: list[Any]  # the standard one's
+    _invoke_callbacks: Callable[[], None]
 
     def cancel(self) -> bool:
-        """Cancel the call. False if it is answered already."""
-        call, batcher = self.call, self._batcher()
-        # First this: interrupted here, the item is computed for nobody. The other way round, nobody would answer it.
+        """Cancel the call. False if it is answered already, or its batch runs."""
         if not super().cancel():
             return False
-        if call is not None and batcher is not None and batcher.withdraw(call):
-            self.call = None
-            self.set_running_or_notify_cancel()  # for concurrent.futures.wait(); else deliver() does it
+        call = self.__dict__.pop("call", None)  # found by one of those who cancel it at once
+        if call is not None:
+            self.set_running_or_notify_cancel()  # for concurrent.futures.wait()
+            call.engine.withdraw(call)
         return True
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the error, once it is there; waits at most `timeout` seconds for that."""
-        self.exception(timeout)  # first: a type may forbid contextlib to note its traceback
-        return super().result()
+        self.waited_for()
+        return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error or None, once the answer is there; waits at most `timeout` seconds for that."""
-        with self._blocked():
-            return super().exception(timeout)
+        self.waited_for()
+        return super().exception(timeout)
 
-    @contextmanager
-    def _blocked(self) -> Generator[None, None, None]:
+    def waited_for(self) -> None:
+        """Have it answered, if it is waited for where it would not be otherwise."""
         call = self.call
-        batcher = self._batcher() if call is not None and get_ident() in _flushing else None
-        if call is None or batcher is None:
-            yield
-            return
-        with _blocked_on(batcher._life) as for_itself:
-            if for_itself:
-                batcher.answer_now(call)
-            del batcher  # see __init__()
-            yield
+        if call is not None and (place := here()) is not None and needs(call.engine, place):
+            call.engine.run_future_now(call)
+
+
+class _Waiters(list[Any]):
+    """Those who wait for a future that was submitted inside a function, by wait() or as_completed()."""
+
+    def __init__(self, future: ItemFuture) -> None:
+        super().__init__()
+        self._future = weakref.ref(future)
+
+    def append(self, waiter: Any) -> None:
+        if not isinstance(waiter.event, _WaitedInside):
+            waiter.event = _WaitedInside(was_set=waiter.event.is_set())
+        waiter.event.futures.append(self._future)
+        super().append(waiter)
+
+
+class _WaitedInside(threading.Event):
+    """What wait() and as_completed() sleep on, where a function waits by these for futures that it submitted."""
+
+    def __init__(self, *, was_set: bool) -> None:
+        super().__init__()
+        self.futures: list[weakref.ref[ItemFuture]] = []
+        if was_set:
+            self.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        for known in self.futures:
+            future = known()
+            if future is not None:
+                future.waited_for()
+        return super().wait(timeout)
 
 
 class ThreadBatch(Batch):
-    """A batch that is run on a flush thread."""
+    """A batch that is run on a thread of ours."""
 
-    __slots__ = ("__weakref__", "_batcher", "_expects", "_life")
+    __slots__ = ("__weakref__", "_buffer", "_parts")
 
-    def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
-        super().__init__(batcher, calls, Context().run, reason, now)
-        self._batcher = batcher
-        self._life = batcher._life
-        self._expects = False  # the function returned a future
+    engine: "ThreadEngine"
 
-    def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
-        batcher = self._batcher
-        if self._life is not batcher._life:
-            return  # The function forked, and this is the child: the callers are the parent's.
-        now = monotonic() if done else None
-        with _lock:
-            batcher._tally.answer(len(calls), failed, now)
-        if self.tell is not None and now is not None:
-            with _lock:
-                pending, in_flight = len(batcher._buffer), batcher._tally.in_flight
-            self.report(now, pending, in_flight)
-        self.deliver(calls)
+    def __init__(
+        self, engine: "ThreadEngine", entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool
+    ) -> None:
+        super().__init__(engine, entries, reason, now, takes_turn=takes_turn)
+        self._buffer = engine.buffer
+        self._parts: list[ThreadBatch] = []
+        # An empty one, and not that of whoever called first, whose variables (a user, a transaction) are not those of
+        # the others.
+        self.enter = Context().run
 
-    def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        if self._life is self._batcher._life:
-            self._batcher._parts.extendleft(reversed(parts))  # finish() wakes whoever is to run them
+    def is_forgotten(self) -> bool:
+        return self._buffer is not self.engine.buffer  # the function forked, and this is the child
+
+    def run(self, function: Callable[[list[Any]], Any]) -> None:
+        self.thread = get_ident()
+        self.beneath = here()
+        self.engine.places.add(self)
+        self.enter(_inside.place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
+        super().run(function)
+        self._run_parts(function)
+
+    def run_at_once(self, batches: list[Any]) -> None:
+        self._parts = batches  # later: here the error of the whole is being handled, and would become their context
+
+    def _run_parts(self, function: Callable[[list[Any]], Any]) -> None:
+        parts, self._parts = self._parts, []
+        for part in parts:
+            part.run(function)
 
     def expect(self, future: Any) -> None:
-        self._expects = True
-        with _lock:
-            self._batcher._blocks = False
+        self.engine.returns_futures = True
+        # The function has returned. From now on the future alone holds this, so that it goes with it.
+        self.thread = None
+        self.engine.places.discard(self)
+        self.enter(_inside.place.set, None)
         super().expect(future)
 
-    def finish(self) -> None:
-        batcher = self._batcher
-        if self._life is batcher._life:
-            ident = get_ident()
-            with _lock:
-                # A flush thread looks for the next batch by itself, unless it has just looked, and dropped this one as
-                # it goes to sleep.
-                looks = ident in batcher._threads and ident not in batcher._asleep
-                if (batcher._has_no_room or batcher._parts) and not looks:
-                    batcher._wake_locked()
-                batcher._blocks = not self._expects
-                batcher._unfinished.discard(id(self))
-            if not looks:
-                batcher._after_the_lock()
-        # An error that the function raised knows this by the frames that called the function; who keeps the error must
-        # not keep the batcher.
-        self._batcher = _nobody
-
     def settle_future(self, future: Any) -> None:
-        # The engine's thread is one of ours for the moment: what it calls back could wait for this very batch.
-        with _for_now(_flushing, (*_flushing.get(get_ident(), ()), self._life)):
+        engine = self.engine
+        if engine is None:
+            return  # it has called back before
+        try:
+            _take_frames(40)
+        except RecursionError:  # whoever completed it has no room for what follows
+            _take_frames(5)  # or let() might be cut short
+            engine.let(self.settle_future, future)
+            return
+        with _working_for(engine):  # what is called back on the engine's thread could wait for this very batch
             super().settle_future(future)
-        if get_ident() not in _flushing:
-            _passed.pop(get_ident(), None)
+            self._run_parts(engine.function)
 
     def __del__(self) -> None:
-        if self._unanswered:  # the function's future is garbage, so it will never be done
-            self.fail(BatchError(f"{self.name}() returned a future and dropped it unfinished"))
-        elif self._batcher is not _nobody and id(self) in self._batcher._unfinished:  # finish() was cut short
-            self.finish()
+        if self._unanswered:
+            # The function's future is garbage; or the runner that took this was disturbed at this very moment.
+            what = "returned a future and dropped it unfinished" if self.engine.returns_futures else "was not run"
+            self.fail(BatchError(f"{self.engine.name}() {what}"))
 
 
-_nobody: Any = None  # the batcher of a batch that has finished
+class ThreadEngine(Controls, Engine):
+    """Gathers the items of callers in any number of threads, and runs the function in threads of its own."""
 
-
-class NestedBatch(ThreadBatch):
-    """A batch that the caller runs on its own thread, from inside a function, or as a finalizer inside our lock."""
-
-    __slots__ = ("_parts",)
-
-    def __init__(self, batcher: "ThreadBatcher", calls: Sequence[Call], reason: Reason, now: float) -> None:
-        super().__init__(batcher, calls, reason, now)
-        self._parts: list[Callable[[], None]] = []
-
-    def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        # Later: here the error of the whole is being handled, and would become the context of theirs.
-        self._parts = [partial(self._batcher._run_nested, part, "isolate") for part in parts]
-
-    def run_parts(self) -> None:
-        parts, self._parts = self._parts, []
-        for run in parts:
-            run()
-
-    def settle_future(self, future: Any) -> None:
-        super().settle_future(future)
-        self.run_parts()
-
-    def expect(self, future: Any) -> None:
-        if _lock._is_owned():  # type: ignore[attr-defined]
-            self.settle_future(future)  # waits for it here: whoever completed it would need the lock to answer
-        else:
-            super().expect(future)
-
-    def finish(self) -> None:
-        """It took no room."""
-        self._batcher = _nobody
-
-
-class ThreadBatcher:
-    """Gathers the items of callers in any number of threads, and runs the function in its flush threads."""
-
-    # _lock guards every field that _start_clean() sets. True whenever nobody holds it:
-    #   1. _asleep says of each flush thread that sleeps when it wakes by itself (inf: never). Nothing is due before
-    #      _wakes_at, the earliest of these; so an item that is not need not wake anybody. While there is one awake who
-    #      will look, or no room for another batch, _wakes_at is -inf.
-    #   2. _unfinished has the id() of each batch that was taken and has not finished, as when the function returned a
-    #      future; not the batch, which nobody but that future may keep alive. While _has_no_room, whoever finishes one
-    #      looks for the next, or wakes somebody who does.
-    #   3. _threads are the flush threads. Those that sleep do so on _bell, which wakes one of them; it finds in _handed
-    #      the batcher that it is woken for. Nothing waits before there is one.
-    #   4. _short if a batch may run, and only another thread could run it now. Whoever sees it hires one.
-    #   5. _parts are those of batches that failed and are to be run again, before all that waits. Their calls are in
-    #      nothing else.
-    # What is read without the lock, such as `_threads` or `closed`, is a hint: whoever acts on it asks again.
-    # The flush thread does not wait with threading.Condition: an item that a finalizer on this very thread adds between
-    # its last look at the buffer and the wait would notify nobody. _bell is a condition that cannot be missed: a lock
-    # that the flush threads alone acquire and whoever wants one awake releases, early or late.
+    make_batch = ThreadBatch
+    # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
+    # its runners. Each flush thread has a box of its own, so who finds another one here knows that the last has ended.
+    _owner: dict[int, Thread]
+    _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     def __init__(
         self,
         function: Callable[..., Any],
         name: str,
         options: Options,
-        takes: Takes | None = None,  # None: one list
+        takes: Takes | None = None,
         awaitable: str | None = None,
     ) -> None:
-        self.function = function
-        self.name = name
-        self.options = options
-        # None only if no decorated function asks.
-        self.takes: Takes = takes  # type: ignore[assignment]
         self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
         self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
-        self._grouped = takes is not None and takes.constants
-        self.asks = options.ask_items or self._grouped
-        self._bounded = options.max_pending is not None
         self._warned = False
-        self._start_clean()
+        self.blocks: list[None] = []  # `with` blocks that are open
+        self.closed = _exiting
+        super().__init__(function, name, options, takes, Tally())
         _live[self] = None
-        if _exiting:
-            self._buffer.close()
 
-    def _start_clean(self) -> None:
-        self._life = object()
-        self._buffer: Buffer[Call] = Buffer(self.options, grouped=self._grouped)
-        self._tally = Tally()
-        self._parts: deque[Sequence[Call]] = deque()
-        self._unfinished: set[int] = set()
-        self._has_no_room = False
-        self._wakes_at = inf
-        self._asleep: dict[int, float] = {}
-        self._threads: dict[int, Thread] = {}
-        self._short = False
-        self._blocks = True  # the function did so the last time, and did not return a future
-        self._bell = allocate_lock()
-        self._bell.acquire()
-        self._handed: list[ThreadBatcher] = []
-        self._told = False  # that no further thread could be started
-        self._hint = 0  # the size of batches, if it is to be said that they are never full
-        self._bells: set[LockType] = set()  # of maps, which may have to read on, or to flush, when settings change
+    def begin_anew(self) -> None:
+        self.tally = Tally()
+        super().begin_anew()
+        self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
+        self.returns_futures = False  # the function has done so, and so does not block
+        self._complained = False  # that no further thread could be started
+        self.begin_reign()
+
+    def begin_reign(self) -> None:
+        """Let there be room for a flush thread: at the beginning, and when the last one is about to end."""
+        self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
     def __del__(self) -> None:
-        # Nobody can call any more. If items wait, waking the flush thread makes it keep this until they are answered.
-        if not self._buffer.closed:
-            if len(self._buffer):
-                _dropped.add(self)
-            self.close(wait=False)
+        _ring(self._bell)  # so that the flush thread finds this gone
 
     # What callers do
 
+    def post(self, call: Call) -> None:
+        """Let a call wait. See `Engine` for the steps."""
+        if not self._owner:
+            self._start()
+        call.arrival = monotonic()
+        self.inbox.append(call)
+        if len(self.inbox) >= self.wake_at:
+            _ring(self._bell)
+        if not self._owner:  # the thread has just ended
+            self._look_again((call,))
+
+    def ring(self) -> None:
+        _ring(self._bell)
+
+    def now(self) -> float:
+        return monotonic()
+
+    def let(self, act: Callable[..., object], *args: Any) -> None:
+        if self._owner:  # else nothing waits
+            super().let(act, *args)
+
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
-        if get_ident() in _flushing or _lock._is_owned():  # type: ignore[attr-defined]
-            return self._call_inside(item, constants)
-        if _running_loop() is not None and not self._warned:
+        if not self._warned and _running_loop() is not None:
             self._warn_on_event_loop()
-        lock = allocate_lock()
-        lock.acquire()
+        bell = allocate_lock()
+        bell.acquire()
         call = Call()
-        call.item, call.deliver = item, lock.release
+        call.item, call.bell = item, bell
         try:
-            if self.asks:
-                self._ask(call, constants)
-            # _put() for one call, written out here and in put(): every caller pays for each step, 4 % for sharing it.
-            if not self._threads:
-                self._start_thread()
-            with _lock:
-                if self._buffer.closed or self._bounded:
-                    self._check_open_locked(call)
-                if self._buffer.add(call, monotonic()) < self._wakes_at:
-                    self._wake_locked()
-            if self._short:
-                self._after_the_lock()
-            lock.acquire()
+            if get_place() is None and not self.asks and not self.closed:  # as most are: a step less
+                self.post(call)
+            else:
+                self.put(call, constants, here(), waits=True)
+            bell.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
             raise
@@ -352,38 +323,43 @@ class ThreadBatcher:
 
     def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
-        future = ItemFuture(self)
-        call = future.call = FutureCall(item, future, owner)
+        future = ItemFuture()
+        call = future.call = FutureCall()
+        call.item, call.future, call.engine, call.owner = item, future, self, owner
+        place = here()
+        if place is not None:
+            future._waiters = _Waiters(future)
         try:
-            if self.asks:
-                self._ask(call, constants)
-            ident = get_ident()
-            if ident in _flushing and not _delivering.get(ident):
-                self._put_inside((call,))
-            else:
-                self._put((call,))
+            self.put(call, constants, place)
         except BaseException:
+            Future.cancel(future)
             future.call = None
-            self.withdraw(call)
             raise
         return future
 
-    def put(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
-        """Let a call wait whose caller waits in a way of its own."""
+    def put(
+        self,
+        call: Call,
+        constants: Mapping[str, Any] = NO_CONSTANTS,
+        place: Place | None = None,
+        *,
+        waits: bool = False,
+    ) -> None:
+        """Let a call wait, or if it is made inside and its caller `waits` for itself, run it at once."""
         if self.asks:
-            self._ask(call, constants)
-        if get_ident() in _flushing:
-            self._put_inside((call,))
-            return
-        if not self._threads:
-            self._start_thread()
-        with _lock:
-            if self._buffer.closed or self._bounded:
-                self._check_open_locked(call)
-            if self._buffer.add(call, monotonic()) < self._wakes_at:
-                self._wake_locked()
-        if self._short:
-            self._after_the_lock()
+            self.ask(call, constants)
+        if place is not None:
+            place.note(self, (call,))  # before it looks: of two calls that close a ring one finds it
+            if waits and (needs(self, place) or self._ended_at_exit or _in_a_step(place)):
+                place.passed.pop()  # type: ignore[union-attr]  # it waits for no other thread
+                self.run_now([call])
+                return
+        self.refuse_if_closed(inside=waits and place is not None)
+        if self.bounded:
+            if not self._owner:
+                self._start()  # which takes long, and so comes before the look
+            self.refuse_if_full(call)
+        self.post(call)
 
     def map(
         self, items: Iterable[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool
@@ -403,287 +379,222 @@ class ThreadBatcher:
         chunked: bool,
     ) -> Generator[Any, None, None]:
         bell = allocate_lock()
-        ahead = Ahead(items, partial(_ring, bell), partial(self._ask, constants=constants) if self.asks else None)
+        ring = partial(_ring, bell)
+        ahead = Ahead(items, ring, partial(self.ask, constants=constants) if self.asks else None)
         calls, options = ahead.calls, self.options
-        with _lock:
-            self._bells.add(bell)
+        unposted: list[MapCall] = []
+        self.bells.add(ring)
         try:
             while True:
                 while ahead.more and len(calls) <= options.batch_size:
                     if calls and not chunked and hasattr(calls[0], "error"):
                         break  # its result is there, so it does not wait for the next item to come
-                    self._put_inside(ahead.read(options.batch_size if chunked else 1))
+                    unposted += ahead.read(options.batch_size if chunked else 1)
+                    unposted = self._post_all(unposted)
                     if not ahead.more:
                         self.flush()  # nothing of this map will join what is left
                 if not calls:
                     break
                 if hasattr(calls[0], "error"):
                     yield calls.popleft().outcome()
+                elif unposted and unposted[0] is calls[0]:
+                    place = here()
+                    if place is not None and needs(self, place):
+                        self.run_now(unposted)
+                        unposted = []
+                    else:
+                        unposted = self._post_all(unposted)
+                    if not ahead.more:
+                        self.flush()
                 else:
                     if options.fills_by_groups:
-                        with _lock:
-                            lonely = self._buffer.waits_for_company(calls[0])
-                        if lonely:
-                            self.flush()
-                    self._acquire(bell)
+                        self.flush(calls[0])
+                    bell.acquire()
             ahead.raise_error()
         finally:
-            with _lock:
-                self._bells.discard(bell)
+            self.bells.discard(ring)
             for call in calls:
                 self.withdraw(call)
 
-    def withdraw(self, call: Call) -> bool:
-        """Take out a call whose caller left. False if it is in a batch already."""
-        try:
-            with _lock:
-                waited = self._buffer.remove(call)
-                if waited:
-                    self._tally.cancelled += 1
-                    call.error = None  # nobody waits for it any more, says _needs()
-                self._look_after_leaving_locked()
-        except BaseException:  # Ctrl-C
-            with _lock:
-                self._look_after_leaving_locked()
-            raise
-        finally:
-            self._after_the_lock()
-        return waited
+    def _post_all(self, calls: list[MapCall]) -> list[MapCall]:
+        """Let calls of a map wait; return those that must not, as they would wait for themselves."""
+        place = here()
+        if not calls or (place is not None and needs(self, place)):
+            return calls
+        self.refuse_if_closed(inside=place is not None)
+        if place is not None:
+            place.note(self, calls)
+        if not self._owner:
+            self._start()
+        now = monotonic()
+        for call in calls:
+            call.arrival = now
+        self.inbox.extend(calls)
+        if len(self.inbox) >= self.wake_at:
+            _ring(self._bell)
+        if not self._owner:
+            self._look_again(calls)
+        return []
 
-    def _look_after_leaving_locked(self) -> None:
-        # A caller may have been interrupted between adding its call and waking the thread, and others, who came second,
-        # rely on that.
-        self._wake_if_due_locked()
-        if not len(self._buffer) and -inf < self._wakes_at < inf:
-            self._wake_locked()  # who sleeps until it is due keeps this alive, for nothing now
+    def refuse_if_closed(self, *, inside: bool) -> None:
+        """Raise if nothing is accepted; while it closes, a call is that waits inside a function."""
+        if self.closed and not (inside and self._owner):
+            raise self.closed_error()
 
-    def flush(self) -> None:
-        """Make what waits due now. Does not wait for the answers."""
-        with _lock:
-            self._buffer.flush(monotonic())
-            self._wake_if_due_locked()
-        self._after_the_lock()
+    def closed_error(self) -> ClosedError:
+        return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
 
-    def close(self, *, wait: bool = True) -> None:
-        """Refuse what comes, and wait until what was accepted is answered."""
-        inside = _lock._is_owned()  # type: ignore[attr-defined]
-        with _lock:
-            threads = list(self._threads.values())
-            if not self._buffer.closed:
-                if threads:
-                    self._wake_locked()
-                self._buffer.close()  # last: if this thread is interrupted before, closing again does it all
-        self._after_the_lock()
-        # A finalizer inside our lock would keep the flush threads from ending.
-        if wait and not inside and get_ident() not in self._threads:
-            with _blocked_on(self._life) as for_itself:
-                joined: list[Thread] = []
-                while threads and not for_itself:
-                    for thread in threads:
-                        thread.join()
-                    joined += threads  # meanwhile they may have hired others
-                    threads = [thread for thread in self._threads.copy().values() if thread not in joined]
-
-    @property
-    def batch_size(self) -> int:
-        return self.options.batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        with _lock:
-            self.options.batch_size = check_count(self.name, "batch_size", value)
-            self._buffer.adapt()
-            self._wake_if_due_locked()
-            for bell in self._bells:
-                _ring(bell)
-        self._after_the_lock()
-
-    @property
-    def timeout(self) -> float | None:
-        return self.options.timeout
-
-    @timeout.setter
-    def timeout(self, value: float | None) -> None:
-        with _lock:
-            self.options.timeout = check_timeout(self.name, value)
-            self._wake_if_due_locked()
-            for bell in self._bells:
-                _ring(bell)
-        self._after_the_lock()
+    def everywhere(self, act: Callable[..., object], *args: Any) -> None:
+        self.let(act, self, *args)
 
     @property
     def stats(self) -> Stats:
-        with _lock:
-            return self._tally.snapshot(len(self._buffer))
+        return self.tally.read(self.waiting)
 
-    def _check(self) -> None:
-        """Assert the lines above, as far as they can be seen from outside. For tests."""
-        with _lock:
-            self._buffer._check()
-            assert self._wakes_at <= self._due_at()
-            assert self._wakes_at <= self._others_wake_at()
-            assert set(self._asleep) <= set(self._threads)
-            assert len(self._threads) <= self.options.concurrency
-            assert self._threads or not len(self._buffer)
+    # Closing
 
-    # How items get in
+    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
+        """Refuse what comes, and wait until what was accepted is answered, and the threads have ended."""
+        threads = self._owner
+        self.begin_to_close(cancel_pending=cancel_pending)
+        if self._wait_until_answered(timeout):
+            for thread in list(threads.values()):
+                if thread not in self._owner.values():  # somebody may have opened it again
+                    thread.join()
 
-    def _ask(self, call: Call, constants: Mapping[str, Any]) -> None:
-        """Find out what options want to know of a call."""
-        call.group = self._buffer.group_of(self.options.ask(self.name, call, self.takes), constants)
+    def drain(self, timeout: float | None = None) -> None:
+        """Wait until what was accepted so far is answered."""
+        self._wait_until_answered(timeout)
 
-    def _put(self, calls: Sequence[Call]) -> None:
-        if not self._threads:
-            self._start_thread()
-        with _lock:
-            now = monotonic()
-            for call in calls:
-                self._check_open_locked(call)
-                if self._buffer.add(call, now) < self._wakes_at:
-                    self._wake_locked()
-        self._after_the_lock()
-
-    def _check_open_locked(self, call: Call) -> None:
-        if self._buffer.closed:
-            raise self._closed_error()
-        if call.limited and self._buffer.is_full:
-            self._tally.refused += 1
-            call.error = None  # as in withdraw()
-            raise self.options.full_error(self.name)
-
-    def _closed_error(self) -> ClosedError:
-        return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
-
-    def _start_thread(self) -> None:
-        if self._buffer.closed and not self._short:
-            return
-        # Before the item is accepted, so that where no thread can be started nobody waits for one. Not under the lock,
-        # since start() waits; so two callers may both come here, and the second one's thread is sent home.
-        begun, go = allocate_lock(), allocate_lock()
-        begun.acquire()
-        go.acquire()
+    def _wait_until_answered(self, timeout: float | None) -> bool:
+        """Return whether all is answered; False if this must not wait for it here."""
+        place = here()
+        call = Call()  # as whoever looks for a ring must see this
+        call.bell = allocate_lock()
+        call.bell.acquire()
         try:
-            try:
-                thread = Thread(
-                    target=_flush_forever,
-                    args=(self._bell, begun, go, self._threads, self._handed, weakref.ref(self), self._life),
-                    name=f"batchify flush thread of {self.name}()",
-                    daemon=True,
-                )
-                Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
-            except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
-                raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
-            begun.acquire()  # it stands in _flushing: until then a finalizer that it runs must not wait for it
-            with _lock:
-                if self._short or not (self._threads or self._buffer.closed):
-                    ident: Any = thread.ident
-                    self._threads[ident] = thread
-                    self._asleep[ident] = inf  # as good as: it finds the bell rung
-                    self._short = False
-                _ring(go)  # also if it is not hired
+            if place is not None:
+                place.note(self, (call,))
+            waits = place is None or not (needs(self, place) or _in_a_step(place))
+            if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
+                return True
+            if not waits:
+                return False
+            if not call.bell.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
+                raise TimeoutError(self.late_message(timeout))
+            return True
         finally:
-            _ring(go)  # again, in case that Ctrl-C came first
+            call.leave()
 
-    def _after_the_lock(self) -> None:
-        """Do what must not be done while holding the lock: start another thread where a batch could run at once."""
-        if _lock._is_owned():  # type: ignore[attr-defined]
-            return
-        self._buffer.let_go()
-        # The latter two: from Python 3.12 on, no thread can be started then.
-        if not self._short or _exiting or not main_thread().is_alive():
-            return
+    def when_answered(self, done: Callable[[], object]) -> bool:
+        if not self._owner:
+            return False
+        # Also if the last one has ended: there may be a next one.
+        Engine.let(self, self.until_answered, self.now(), done)
+        return bool(self._owner)  # else it has ended, with all answered
+
+    # The flush thread
+
+    @property
+    def threads(self) -> list[Thread]:
+        return list(self._owner.copy().values())
+
+    def _start(self) -> None:
+        """Start a flush thread, before anything of a call is accepted: where none can be started it just fails."""
+        begun = allocate_lock()
+        begun.acquire()
         try:
-            self._start_thread()
-        except RuntimeError:  # those that there are will do it
-            with _lock:
-                self._short = False
-                told, self._told = self._told, True
-            if not told:
+            self._start_thread(_own, weakref.ref(self), self.life, begun)
+        except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
+            raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
+        begun.acquire()
+        if self.closed:  # by somebody who found no flush thread to wait for
+            raise self.closed_error()
+
+    def _start_thread(self, target: Callable[..., None], *args: Any) -> Thread:
+        thread = Thread(target=target, args=args, name=f"batchify flush thread of {self.name}()", daemon=True)
+        Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
+        return thread
+
+    def become_owner(self, thread: Thread) -> bool:
+        """Let a thread be the flush thread. False if there is one."""
+        if self._owner.setdefault(0, thread) is not thread:
+            return False
+        self.buffer.ends = self.closed
+        return True
+
+    def _look_again(self, calls: Sequence[Call]) -> None:
+        """See to calls that were posted as the last flush thread ended: another one answers them, closed or not."""
+        try:
+            with suppress(ClosedError):
+                self._start()
+        except RuntimeError:
+            for call in calls:  # nobody may take them out again, as there may be an owner by now
+                call.leave()
+            raise
+
+    def claim(self, entries: list[Any]) -> list[Any]:
+        if self.options.dedupe and entries and type(entries[0]) is Equal:
+            return self.claim_equal(entries)
+        claimed = [call for call in entries if call.claim()]
+        if len(claimed) < len(entries):
+            for call in entries:
+                if call not in claimed:
+                    self.count_left(call)
+        return claimed
+
+    def give_to_a_runner(self, batch: ThreadBatch) -> bool:
+        """Let a runner run a batch. False if the owner is to do so."""
+        if self.options.concurrency == 1 or self.returns_futures:
+            return False
+        # The batches that have a turn keep one runner busy each.
+        if len(self._running) >= len(self._owner) and not self._start_runner():
+            return False
+        self._batches.put(batch)
+        return True
+
+    def _start_runner(self) -> bool:
+        try:
+            thread = self._start_thread(_run, self._batches, self.life)
+        except RuntimeError:
+            if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
+                self._complained = True
                 complain("%s() runs fewer batches at once than it might", self.name)
+            return False
+        self._owner[len(self._owner)] = thread
+        return True
 
-    def _due_at(self) -> float:
-        return -inf if self._parts else self._buffer.due_at
-
-    def _wake_if_due_locked(self) -> None:
-        if self._due_at() < self._wakes_at:
-            self._wake_locked()
-
-    def _wake_locked(self) -> None:
-        # _wakes_at last: if this thread is interrupted before, the next caller still rings.
-        self._handed.append(self)
-        _ring(self._bell)
-        if not self._asleep and self._blocks:
-            self._short = len(self._threads) < self.options.concurrency
-        self._wakes_at = -inf
-
-    # Calls from inside the function
-
-    def _call_inside(self, item: Any, constants: Mapping[str, Any]) -> Any:
-        inside_lock = _lock._is_owned()  # type: ignore[attr-defined]
-        call, lock = _blocking_call(item)
-        if self.asks:
-            self._ask(call, constants)
-        with _blocked_on(self._life) as for_itself:
-            # Run at once, here, what would wait for this very thread: for the batch it runs, or for the lock it holds;
-            # and at exit what a function still needs, whose flush thread has ended.
-            if for_itself or inside_lock or (_exiting and self._buffer.closed):
-                self._run_nested((call,))
-            else:
-                self._put((call,))
-            try:
-                lock.acquire()
-            except BaseException:  # Ctrl-C in a signal handler
-                self.withdraw(call)
-                raise
-        return call.outcome()
-
-    def _put_inside(self, calls: Sequence[Call]) -> None:
-        if not calls:
+    def ended(self, batch: Batch) -> None:
+        if not batch.takes_turn or batch.is_forgotten():
             return
-        # Not if it is a finalizer inside our lock that does not wait for the answer.
-        ident = get_ident()
-        if ident in _flushing and not _lock._is_owned():  # type: ignore[attr-defined]
-            with _blocked_on(self._life) as for_itself:
-                if for_itself:
-                    for batch in batches_at_once(calls, self.options) if self.asks else (calls,):
-                        self._run_nested(batch)
-                    return
-                passed = _passed.setdefault(ident, [])
-                passed.append((self._life, calls))
-                if len(passed) >= 64 and len(passed) & (len(passed) - 1) == 0:  # so it is done seldom
-                    passed[:] = [each for each in passed if not _answered(each[1])]
-        self._put(calls)
-
-    def _run_nested(self, calls: Sequence[Call], reason: Reason = "nested") -> None:
-        ident = get_ident()
-        now = monotonic()
-        with _lock:
-            if self._buffer.closed and ident not in _flushing:
-                raise self._closed_error()
-            for call in calls:
-                call.arrival = now
-            self._tally.begin(reason, [now] * len(calls), now)
-        # What this function submits and waits for is not a callback's.
-        with _for_now(_delivering, False), _for_now(_flushing, (*_flushing.get(ident, ()), self._life)):
-            batch = NestedBatch(self, calls, reason, now)
-            batch.run(self.function)
-            batch.run_parts()
-
-    def answer_now(self, call: Call) -> None:
-        """Answer a call for whose answer this very thread is needed, if that can be done."""
-        with _lock:
-            waits = self._buffer.remove(call)
-        if waits:
-            self._run_nested((call,))
-        elif hasattr(call, "error"):  # a callback of a neighbour's future waits for it
-            call.deliver_all((call,))
-
-    def _acquire(self, lock: LockType) -> None:
-        if get_ident() not in _flushing:
-            lock.acquire()
+        owner = self._owner.get(0)
+        if owner is not None and owner.ident == batch.thread:
+            self.turn_ended(batch)  # it runs it, and so is not about to sleep
         else:
-            with _blocked_on(self._life):
-                lock.acquire()
+            self.let(self.turn_ended, batch)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing here depends on the owner until somebody posts."""
+        return not len(self.buffer) and not self._drains
+
+    # Calls from inside
+
+    @property
+    def _ended_at_exit(self) -> bool:
+        return (_ending or _exiting) and not self._owner  # in Python 3.12 none can be started then
+
+    def run_now(self, calls: Sequence[Call]) -> None:
+        """Run calls here and now, past the buffer."""
+        for batch in self.at_once(calls):
+            batch.run(self.function)
+
+    def run_future_now(self, call: FutureCall) -> None:
+        """Run a call here and now that waits in the buffer, if it still does."""
+        other = copy(call)
+        if call.claim(alone=True):  # from now on the buffer passes over this one
+            self.run_now([other])
+            self.let(self.left, call)
 
     def _warn_on_event_loop(self) -> None:
         self._warned = True
@@ -694,213 +605,127 @@ class ThreadBatcher:
             stacklevel=4,  # the line of the user, who called __call__() or request(), which called call()
         )
 
-    # What the flush thread does
 
-    def _next(self, *, flushed: bool) -> ThreadBatch | float | None:
-        """Return the batch to run now, or for how many seconds to sleep (inf: until woken), or None: to end."""
-        ident = get_ident()
-        with _lock:
-            if self._life not in _flushing.get(ident, ()):
-                return None  # The function forked, and this is the child.
-            self._asleep.pop(ident, None)
-            self._short = False
-            waits = len(self._buffer) > 0 or len(self._parts) > 0
-            running = len(self._unfinished)
-            ends = self._buffer.closed and not waits
-            self._has_no_room = running >= self.options.concurrency or (ends and running > 0)
-            if self._has_no_room:
-                self._wakes_at = -inf
-                self._asleep[ident] = inf
-                return inf
-            # From here on whatever is added rings the bell, also by a finalizer on this thread.
-            self._wakes_at = inf
-            now = monotonic()
-            batch = self._take_locked(now) if waits else None
-            if batch is not None:
-                self._wakes_at = -inf
-                self._has_no_room = running + 1 >= self.options.concurrency
-                if not self._has_no_room and self._blocks:
-                    # Another batch may run beside this one: somebody else must look after what waits, and what comes.
-                    self._wakes_at = self._others_wake_at()
-                    self._wake_if_due_locked()
-                return batch
-            # Asked again: a finalizer may have submitted and closed since it was asked whether anything waits.
-            if self._buffer.closed and not len(self._buffer) and not self._parts:
-                return None
-            wakes_at = self._buffer.due_at
-            if wakes_at == inf and flushed and self.options.timeout:
-                # Once after each batch it sleeps for as long as an item may wait. An item that comes meanwhile is due
-                # later than that, so need not wake it to be timed: one wake-up per batch instead of two.
-                wakes_at = now + self.options.timeout
-            others = self._others_wake_at()
-            if self._asleep and not self._blocks:
-                self._threads.pop(ident)  # one thread is enough for a function that returns futures
-                self._wakes_at = others
-                return None  # as it ends it rings for another one, which sees to what waits
-            if others <= wakes_at:
-                wakes_at = inf  # one who wakes is enough
-            self._wakes_at = min(wakes_at, others)
-            self._asleep[ident] = wakes_at
-            return max(0.0, wakes_at - now)
-
-    def _others_wake_at(self) -> float:
-        return min(self._asleep.values()) if self._asleep else inf
-
-    def _before_a_batch(self) -> None:
-        self._after_the_lock()
-        if self._hint:
-            with _lock:
-                size, self._hint = self._hint, 0
-            advise(self.name, size, self.options.batch_size, self.options.timeout)
-
-    def _take_locked(self, now: float) -> ThreadBatch | None:
-        calls: Sequence[Call] = ()
-        reason: Reason = "isolate"
-        try:
-            if self._parts:
-                calls = self._parts.popleft()
-            else:
-                taken = self._buffer.take(now)
-                if taken is None:
-                    return None
-                calls, reason = taken
-            batch = ThreadBatch(self, calls, reason, now)
-        except BaseException:  # no memory, or from outside (PyThreadState_SetAsyncExc)
-            if reason != "isolate":
-                self._buffer.put_back(list(calls))
-            elif calls:
-                self._parts.appendleft(calls)
-            raise
-        arrivals = list(map(arrival_of, calls))
-        self._tally.begin(reason, arrivals, now)
-        if self._tally.too_few_callers(reason, arrivals, self.options.timeout):
-            self._hint = len(calls)
-        self._unfinished.add(id(batch))
-        return batch
-
-
-def _flush_forever(
-    bell: LockType,
-    begun: LockType,
-    go: LockType,
-    hired: dict[int, Thread],
-    handed: list[ThreadBatcher],
-    known: Callable[[], ThreadBatcher | None],
-    life: object,
-) -> None:
-    """Sleep on `bell`, and flush the batcher, `known` weakly; if hired, once it may `go`.
-
-    Whoever rings leaves the batcher in `handed`, which keeps it alive until a thread has looked.
-    """
-    ident = get_ident()
-    _flushing[ident] = (life,)
+def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType) -> None:
+    """Be the owner of an engine, `known` weakly."""
+    me = current_thread()
+    engine = known()
+    place = _working(life)
+    if engine is None or not engine.become_owner(me):
+        begun.release()
+        return  # two callers have each started one
+    # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
+    bell, inbox, batches = engine._bell, engine.inbox, engine._batches
     begun.release()
-    batcher: ThreadBatcher | None = None
-    batch: ThreadBatch | None = None
+    step: Any = None
     seconds = inf
-    go.acquire()
-    was_hired = ident in hired
-    while was_hired:
+    while True:
         try:
             bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
-            if batcher is None:
-                try:
-                    batcher = handed.pop()
-                except IndexError:  # nobody was handed over, or another thread has just looked after it
-                    batcher = known()
-                if batcher is None:
-                    break  # it is garbage
-            handed.clear()
-            flushed = False
-            while isinstance(step := batcher._next(flushed=flushed), ThreadBatch):
-                batch = step
-                batcher._before_a_batch()
-                batch.run(batcher.function)
-                batch = step = None
-                _passed.pop(ident, None)
-                flushed = True
+            if engine is None:
+                engine = known()
+            if engine is None:
+                break  # it is garbage
+            engine.places.add(place)
+            rested = True
+            while engine.inbox is inbox:
+                step = engine.next(monotonic(), rested=rested)
+                if not isinstance(step, ThreadBatch):
+                    break
+                if not engine.give_to_a_runner(step):
+                    step.run(engine.function)
+                step = None
+                rested = False
+            else:
+                break  # the function forked, and this is the child
+            place.passed = None
             if step is None:
-                break
-            batcher._after_the_lock()
+                drains = engine._drains
+                engine.begin_reign()
+                _ring(bell)  # for the next owner
+                if not (inbox or engine.news) or not engine.become_owner(me):
+                    engine.places.discard(place)
+                    for _, done in drains:
+                        done()
+                    break
+                # Somebody posted before it could see that this ends.
+                step, engine._drains = 0.0, drains
+                batches.put(None)
+                batches = engine._batches
             seconds = step
-            if seconds == inf or not len(batcher._buffer):
-                # Idle: who drops the function must not find it kept alive by its own thread. An item that comes just
-                # now keeps it alive by ringing, or by __del__.
-                batcher = None
+            if engine.is_idle:
+                engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
-            complain("the flush thread of %s() was disturbed", batcher.name if batcher is not None else "?")
-            if batch is not None:
-                batch.fail(error)
-            # Look again at once; but without a batcher there is nothing to look at until somebody hands one over.
-            seconds = 0.0 if batcher is not None or handed else inf
-    _flushing.pop(ident, None)
-    _passed.pop(ident, None)
-    if ident in hired:  # else others go on, and one of them may just have been handed the batcher
-        handed.clear()
-    _ring(bell)  # for the next one to end, or to look after what waits
-    if batcher is not None:
-        _dropped.discard(batcher)
-        batcher = None  # an error that the function raised knows this frame, and may be kept
+            _disturbed(step, error)
+            step = None
+            seconds = 0.0  # look again at once, as it may have struck just after the bell
+    batches.put(None)
+    place.thread = None
+    engine = None  # an error that the function raised knows this frame, and may be kept
+
+
+def _run(batches: "SimpleQueue[ThreadBatch | None]", life: object) -> None:
+    """Be a runner."""
+    place = _working(life)
+    batch: ThreadBatch | None = None
+    engine: Any = None
+    while True:
+        try:
+            while (batch := batches.get()) is not None:
+                engine = batch.engine
+                engine.places.add(place)
+                batch.run(engine.function)
+                place.passed = None
+                engine.places.discard(place)
+                if engine.life is not life:
+                    return  # the function forked, and this is the child
+                batch = engine = None
+            batches.put(None)
+            return
+        except BaseException as error:  # noqa: BLE001 - as in _own()
+            _disturbed(batch, error)
+            batch = engine = None
+
+
+def _disturbed(batch: Any, error: BaseException) -> None:
+    """Go on after an error on a thread of ours that nobody made there but ourselves, or another thread."""
+    complain("%s was disturbed", current_thread().name)
+    if isinstance(batch, ThreadBatch):
+        batch.fail(error)
+
+
+def _working(life: object) -> Place:
+    """Let this thread be one that works for an engine."""
+    place = Place()
+    place.life, place.thread, place.beneath, place.passed = life, get_ident(), None, None
+    _inside.place.set(place)
+    return place
 
 
 @contextmanager
-def _for_now(table: dict[int, T], entry: T) -> Generator[None, None, None]:
-    """Set this thread's entry for the time being."""
-    with _put_back(table):
-        table[get_ident()] = entry
-        yield
-
-
-@contextmanager
-def _blocked_on(awaited: object) -> Generator[bool, None, None]:
-    """Tell others that this thread waits for the batcher of that life; yields whether it would wait for itself."""
-    ident = get_ident()
-    held = _flushing.get(ident)
-    if held is None:
-        yield False
-        return
-    with _put_back(_waits_for):
-        with _lock:
-            for_itself = _needs(awaited, held)
-            if not for_itself:
-                _waits_for[ident] = awaited
-        yield for_itself
-
-
-def _needs(awaited: object, held: tuple[object, ...]) -> bool:
-    """Whether what is awaited can be answered only when one of the held ones goes on."""
-    seen: set[object] = set()
-    todo = [awaited]
-    while todo:
-        life = todo.pop()
-        if life in held:
-            return True
-        if life not in seen:
-            seen.add(life)
-            for ident, lives in _flushing.copy().items():
-                if life in lives:
-                    todo += [passed_to for passed_to, calls in tuple(_passed.get(ident, ())) if not _answered(calls)]
-                    if ident in _waits_for:
-                        todo.append(_waits_for[ident])
-    return False
-
-
-def _answered(calls: Sequence[Call]) -> bool:
-    return all(hasattr(call, "error") for call in calls)
-
-
-@contextmanager
-def _put_back(table: dict[int, T]) -> Generator[None, None, None]:
-    """At the end, put this thread's entry back as it was."""
-    ident = get_ident()
-    before = table.get(ident)
+def _working_for(engine: ThreadEngine) -> Generator[None, None, None]:
+    """Let this thread be one for the time being."""
+    beneath = here()
+    token = _inside.place.set(beneath)
+    place = _working(engine.life)
+    place.beneath = beneath
+    engine.places.add(place)
     try:
         yield
     finally:
-        if before is None:
-            table.pop(ident, None)
-        else:
-            table[ident] = before
+        engine.places.discard(place)
+        place.thread = None
+        _inside.place.reset(token)
+
+
+def _take_frames(number: int) -> None:
+    if number:
+        _take_frames(number - 1)
+
+
+def _in_a_step(place: Place) -> bool:
+    """Whether this is a finalizer in the midst of what others would have to wait for: so it must not wait for them."""
+    return not isinstance(place, Batch) and any(engine.tally.is_mine for engine in _all())
 
 
 def _running_loop() -> object:
@@ -913,15 +738,6 @@ def _running_loop() -> object:
     return find()
 
 
-def _blocking_call(item: Any) -> tuple[Call, LockType]:
-    """Make a call, and the lock that its caller sleeps on."""
-    lock = allocate_lock()
-    lock.acquire()
-    call = Call()
-    call.item, call.deliver = item, lock.release
-    return call, lock
-
-
 def _ring(bell: LockType) -> None:
     try:
         bell.release()
@@ -931,34 +747,37 @@ def _ring(bell: LockType) -> None:
         pass
 
 
+def _all() -> list[ThreadEngine]:
+    return [engine for reference in _live.keyrefs() if (engine := reference()) is not None]
+
+
 def _forget_parent() -> None:
-    """Begin anew in a forked child: the lock may be held by a thread that does not exist here."""
-    global _lock
-    _lock = RLock()
-    _flushing.clear()
-    _waits_for.clear()
-    _passed.clear()
-    _delivering.clear()
-    for batcher in _all_batchers():
-        closed = batcher._buffer.closed
-        batcher._start_clean()
-        if closed:
-            batcher._buffer.close()
+    """Begin anew in a forked child."""
+    for engine in _all():
+        engine.begin_anew()
+        engine.buffer.ends = engine.closed
+
+
+def _drain_all() -> None:
+    """Answer what was accepted until the main thread has ended. Twice, as functions pass items to each other."""
+    global _ending
+    _ending = True
+    for _ in range(2):
+        # The latest first, since it is likelier that it calls an earlier one than the other way round.
+        for engine in reversed(_all()):
+            engine.drain()
 
 
 def _close_all() -> None:
     """Answer at exit what was accepted. A function that has items to answer may still call another one."""
     global _exiting
     _exiting = True
-    # The latest first, since it is likelier that it calls an earlier one than the other way round.
-    for batcher in reversed(_all_batchers()):
-        batcher.close()
-
-
-def _all_batchers() -> list[ThreadBatcher]:
-    return [batcher for reference in _live.keyrefs() if (batcher := reference()) is not None] + list(_dropped)
+    for engine in reversed(_all()):
+        engine.close()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_parent)
 atexit.register(_close_all)
+with suppress(RuntimeError):  # it is too late, or this is a subinterpreter
+    threading._register_atexit(_drain_all)  # type: ignore[attr-defined]

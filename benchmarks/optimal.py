@@ -149,14 +149,13 @@ def poisson(mean: float, size: int) -> Vector:
 
 
 class Item:
-    """What the buffer sees of a call."""
+    """What the buffer must know of a call."""
 
-    __slots__ = ("arrival", "group", "weight")
+    def __init__(self, arrival: float) -> None:
+        self.arrival = arrival
 
-    limited = True
-    arrival: float
-    group: Any
-    weight: float
+    def has_left(self) -> bool:
+        return False
 
 
 Latencies = list[float]
@@ -164,14 +163,15 @@ Latencies = list[float]
 
 def by_buffer(arrivals: Sequence[float], costs: Costs, timeout: float) -> Latencies:
     """Let batchify's buffer form the batches."""
-    buffer: Buffer[Item] = Buffer(Options(batch_size=costs.batch_size, timeout=timeout))
+    inbox: deque[Item] = deque()
+    buffer = Buffer(Options(batch_size=costs.batch_size, timeout=timeout), inbox, print)
     latencies: Latencies = []
     free_at, number, now = 0.0, 0, 0.0
     while len(latencies) < len(arrivals):
-        due_at = max(buffer.due_at, free_at, now)
+        due_at = max(now if buffer.is_due(now) else buffer.due_at, free_at, now)
         if number < len(arrivals) and arrivals[number] <= due_at:
             now = arrivals[number]
-            buffer.add(Item(), now)
+            inbox.append(Item(now))
             number += 1
             continue
         taken = buffer.take(due_at)

@@ -12,7 +12,6 @@ and ask it about an image; this one it takes for a 1:
 """
 
 import argparse
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
@@ -41,8 +40,8 @@ class Digit(BaseModel):
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
     """Serve, with more threads than the usual 40 for `def` endpoints, and at the end answer what was accepted."""
     to_thread.current_default_thread_limiter().total_tokens = THREADS
-    yield
-    await asyncio.to_thread(predict.close)
+    async with predict:
+        yield
 
 
 app = FastAPI(lifespan=lifespan)

@@ -12,24 +12,27 @@ import sys
 import threading
 import weakref
 from _thread import get_ident
-from collections import Counter, OrderedDict
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import inf
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
-from batchify import Stats, _asyncio, _batch, _buffer, _threads
-from batchify._asyncio import LoopBatcher, LoopFlusher
-from batchify._batch import Batch, Call, advise, complain
-from batchify._buffer import Buffer, batches_at_once
+from batchify import Stats, _asyncio, _batch, _buffer, _engine, _stats, _threads
+from batchify._asyncio import LoopEngine, LoopEngines
+from batchify._batch import Batch, Call, MapCall, advise, complain
+from batchify._buffer import Buffer, Equal, GroupedBuffer
+from batchify._engine import Controls, Engine
+from batchify._errors import ClosedError
+from batchify._inside import Place
 from batchify._options import Options
 from batchify._stats import Tally
-from batchify._threads import ItemFuture, ThreadBatch, ThreadBatcher
+from batchify._threads import FutureCall, ItemFuture, ThreadBatch, ThreadEngine
 
-__all__ = ["Batch", "Buffer", "Call", "Options", "Tally", "advise", "batches_at_once", "complain"]
+__all__ = ["Batch", "Buffer", "Call", "Engine", "GroupedBuffer", "MapCall", "Options", "Tally", "advise", "complain"]
 
 Block = AbstractContextManager[Any]
 Fault = Callable[[], Block]
@@ -38,12 +41,18 @@ Function = tuple[Any, str]  # a class or a module, and a name in it
 
 def engine(f: Any) -> Any:
     """Return what gathers the calls of `f` and runs its function."""
-    return f._batcher if hasattr(f, "_batcher") else f._self_batcher
+    return f._engine if hasattr(f, "_engine") else f._self_engine
 
 
 def is_on_loops(f: Any) -> bool:
     """Whether it is an `async def` function."""
-    return isinstance(engine(f), LoopBatcher)
+    return isinstance(engine(f), LoopEngines)
+
+
+def engines(f: Any) -> list[Engine]:
+    """Return the engine of `f`; of an `async def` function, that of each event loop."""
+    it = engine(f)
+    return list(it._all()) if is_on_loops(f) else [it]
 
 
 # Questions
@@ -51,27 +60,39 @@ def is_on_loops(f: Any) -> bool:
 
 def threads_of(f: Any) -> list[threading.Thread]:
     """Return the flush threads that work for `f` now."""
-    return list(engine(f)._threads.values())
+    return list(engine(f).threads)
+
+
+def _is_asleep(it: ThreadEngine, thread: threading.Thread) -> bool:
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        if frame.f_code.co_filename in (_threads.__file__, _engine.__file__, _batch.__file__, _buffer.__file__):
+            if it._owner.get(0) is thread:
+                return frame.f_code.co_name == "_own" and it._bell.locked() and len(it.inbox) < it.wake_at
+            return frame.f_code.co_name == "_run" and frame.f_locals.get("batch") is None
+        frame = frame.f_back
+    return False
 
 
 def sleeping(f: Any) -> int:
     """How many of its flush threads sleep."""
-    return len(engine(f)._asleep)
+    return sum(_is_asleep(engine(f), thread) for thread in threads_of(f))
 
 
 def sleeps(f: Any) -> bool:
-    """Whether a flush thread sleeps, so that somebody would have to wake it for an item that is due at once."""
-    return bool(engine(f)._wakes_at > -inf and engine(f)._threads)
+    """Whether its flush thread sleeps, so that somebody would have to wake it for an item that is due at once."""
+    it = engine(f)
+    return bool(len(it.inbox) < it.wake_at < inf and it._owner and it._bell.locked() and not it.news)
 
 
 def sleeps_without_end(f: Any) -> bool:
-    """Whether no flush thread will wake by itself."""
-    return bool(engine(f)._wakes_at == inf)
+    """Whether its flush thread sleeps, and will not wake by itself."""
+    return sleeps(f) and bool(engine(f).wakes_at == inf)
 
 
 def sleeps_until_an_item_is_due(f: Any) -> bool:
-    """Whether a flush thread will wake by itself."""
-    return bool(-inf < engine(f)._wakes_at < inf)
+    """Whether its flush thread will wake by itself."""
+    return sleeps(f) and bool(engine(f).wakes_at < inf)
 
 
 def has_a_timer(f: Any) -> bool:
@@ -80,64 +101,88 @@ def has_a_timer(f: Any) -> bool:
 
 
 def waits_for_room(f: Any) -> bool:
-    """Whether its flush threads sleep while as many batches as may be are in flight elsewhere, at an engine."""
-    return bool(engine(f)._has_no_room and engine(f)._asleep)
+    """Whether its flush thread sleeps while as many batches as may be are in flight elsewhere, at an engine."""
+    it = engine(f)
+    owner = it._owner.get(0)
+    return it.turns == 0 and owner is not None and _is_asleep(it, owner) and not it.news
 
 
 def wake_by_themselves(f: Any) -> int:
     """How many of its flush threads that sleep will wake though nobody wakes them."""
-    return sum(moment < inf for moment in list(engine(f)._asleep.values()))
+    return int(sleeps_until_an_item_is_due(f))
 
 
 def is_at_rest(f: Any) -> bool:
     """Whether nothing will happen by itself before time goes by: each of its threads sleeps or is in the function."""
     it = engine(f)
-    with _threads._lock:
-        if not any(thread.is_alive() for thread in it._threads.values()):
-            return True
-        if len(it._threads) - len(it._asleep) > it._tally.in_flight or it._handed or not it._bell.locked():
+    threads = [thread for thread in threads_of(f) if thread.is_alive()]
+    owner = it._owner.get(0)
+    for thread in threads:
+        if thread is owner and _is_asleep(it, thread):
+            if it.news or (isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(1)):
+                return False
+            if it.turns and it.wake_at == inf:
+                return False
+        elif not _is_asleep(it, thread) and not _is_in_the_function(thread):
             return False
-        if isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(len(it._asleep)):
-            return False
-        return not it._asleep or it._has_no_room or it._wakes_at > -inf
+    if owner is not None and not it._bell.locked() and not _is_in_the_function(owner):
+        return False
+    return bool(it._batches.empty())
+
+
+def _is_in_the_function(thread: threading.Thread) -> bool:
+    frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
+    inner = frame
+    while frame is not None:
+        if frame.f_code.co_name == "run" and frame.f_code.co_filename == _threads.__file__:
+            return inner is not frame
+        frame = frame.f_back
+    return False
+
+
+def is_waited_for(future: Any) -> bool:
+    """Whether somebody waits for a future of the standard library's: the library knows its private names."""
+    return bool(future._condition._waiters)
 
 
 def is_closed(f: Any) -> bool:
-    """Whether its buffer accepts nothing any more, as seen from another thread while `close()` waits."""
-    return bool(engine(f)._buffer.closed)
+    """Whether it accepts nothing any more, as seen from another thread while `close()` waits."""
+    return bool(engine(f).closed)
 
 
 def groups_kept(f: Any) -> int:
     """How many groups its buffer remembers."""
-    return max(len(buffer_of(f)._groups), len(buffer_of(f)._full))
+    return groups_in(buffer_of(f))
 
 
-def groups_in(buffer: Buffer[Any]) -> int:
+def groups_in(buffer: Any) -> int:
     """How many groups a buffer alone remembers."""
-    return len(buffer._groups)
+    return max(len(buffer._groups), len(buffer._listed_full))
 
 
-def full_groups_listed(buffer: Buffer[Any]) -> int:
+def groups_listed(buffer: Any) -> int:
+    """How long the list is from which a buffer alone finds the group that has waited longest."""
+    return len(buffer._listed)
+
+
+def full_groups_listed(buffer: Any) -> int:
     """How many entries the list of full groups has, of a buffer alone."""
-    return len(buffer._full)
+    return len(buffer._listed_full)
 
 
-def buffer_of(f: Any) -> Buffer[Any]:
+def buffer_of(f: Any) -> Any:
     """Return the buffer of `f`; of an `async def` function, that of its first event loop."""
-    it = engine(f)
-    buffer: Buffer[Any] = next(iter(it._flushers.values())).buffer if is_on_loops(f) else it._buffer
-    return buffer
+    return engines(f)[0].buffer
 
 
 def maps_remembered(f: Any) -> int:
     """How many maps of `f` would be woken by a change of its settings."""
-    it = engine(f)
-    return sum(len(flusher.bells) for flusher in it._flushers.values()) if is_on_loops(f) else len(it._bells)
+    return sum(len(each.bells) for each in engines(f))
 
 
-def timers_set(f: Any) -> list[LoopFlusher]:
+def timers_set(f: Any) -> list[Any]:
     """Return, of an `async def` function, the event loops in which a timer of it is set."""
-    return [flusher for flusher in engine(f)._flushers.values() if flusher._timer is not None]
+    return [each for each in engines(f) if each._timer is not None]  # type: ignore[attr-defined]
 
 
 def options_of(f: Any) -> Options:
@@ -148,7 +193,7 @@ def options_of(f: Any) -> Options:
 
 def buffers_of_dead_instances(method: Any) -> int:
     """How many buffers a method of a class keeps for instances that are gone."""
-    return sum(reference() is None for reference, _ in method._self_batchers.values())
+    return sum(reference() is None for reference, _ in method._self_engines.values())
 
 
 def list_function_of(f: Any) -> Callable[..., Any]:
@@ -164,44 +209,48 @@ def reference_to_the_engine(f: Any) -> "weakref.ref[Any]":
 
 def figures_of_what_may_be_dropped(f: Any) -> Callable[[], Stats]:
     """Return what tells, once `f` is gone and all its items are answered, the figures that it had."""
-    tally: Tally = engine(f)._tally
-    return lambda: tally.snapshot(0)
+    tally: Tally = engine(f).tally
+    return lambda: tally.read(lambda: (0, 0))
 
 
 async def all_on_this_loop_is_answered(f: Any) -> None:
     """Wait until nothing of an `async def` function waits or runs on this loop, also for callers that have left."""
-    await engine(f).here()[1].closed()
+    await f.adrain()
 
 
 def holds_a_lock() -> bool:
     """Whether this thread holds a lock of ours."""
-    return bool(_threads._lock._is_owned() or _asyncio._lock._is_owned())  # type: ignore[attr-defined]
+    return any(it.tally.is_mine for it in _threads._all()) or any(it.tally.is_mine for it in _asyncio._live)
+
+
+def _place_of(ident: int) -> list[Any]:
+    return [place for it in _threads._all() for place in it.places.copy() if place.thread == ident]
 
 
 def works_for_a_function(ident: int) -> bool:
     """Whether that thread is known to run or answer batches."""
-    return ident in _threads._flushing
+    return bool(_place_of(ident))
 
 
 def waits_inside(ident: int) -> bool:
     """Whether that thread runs a batch and waits, in its function, for an answer of another one."""
-    return ident in _threads._waits_for
+    return any(place.unanswered() for place in _place_of(ident))
 
 
 def threads_that_wait_inside() -> list[int]:
     """Return the threads of which that is remembered."""
-    return list(_threads._waits_for)
+    return [place.thread for it in _threads._all() for place in it.places.copy() if place.unanswered()]
 
 
 def is_known(ident: int) -> bool:
     """Whether anything is remembered of that thread."""
-    tables = (_threads._flushing, _threads._delivering, _threads._passed, _threads._waits_for)
-    return any(ident in table for table in tables)
+    return bool(_place_of(ident))
 
 
 def check(f: Any) -> None:
     """Assert what the comments of the code say is true at any moment; of a buffer alone too."""
-    (f if isinstance(f, Buffer) else engine(f))._check()
+    buffer = f if isinstance(f, Buffer) else engine(f).buffer
+    buffer._check()
 
 
 # Places where something is counted
@@ -209,53 +258,56 @@ def check(f: Any) -> None:
 
 @contextmanager
 def rings(f: Any, *, instead: Callable[[], object] | None = None) -> Iterator[list[int]]:
-    """Yield a list that gets, for each ring that wakes a flush thread of `f`, how many items waited then.
+    """Yield a list that gets, for each ring that wakes the flush thread of `f`, how many items waited then.
 
     With `instead` that happens in place of a ring, until the end of the block.
     """
     it = engine(f)
     rung: list[int] = []
-    ring = it._wake_locked
+    ring = _threads._ring
 
-    def counted() -> None:
-        rung.append(len(it._buffer))
-        (ring if instead is None else instead)()
+    def counted(bell: Any) -> None:
+        if bell is not it._bell:
+            ring(bell)
+            return
+        rung.append(it.waiting()[0])
+        if instead is None:
+            ring(bell)
+        else:
+            instead()
 
-    it._wake_locked = counted
-    try:
+    with patch.object(_threads, "_ring", counted):
         yield rung
-    finally:
-        it._wake_locked = ring
 
 
 def looks(f: Any) -> list[Any]:
-    """Return a list that gets what each look of a flush thread at the buffer comes to, from now on.
+    """Return a list that gets what each look of the flush thread at the buffer comes to, from now on.
 
     That is the batch to be run, the seconds to sleep (inf: until woken), or None, to end.
     """
     it = engine(f)
     found: list[Any] = []
-    step = it._next
+    step = it.next
 
-    def look(*, flushed: bool) -> Any:
-        what = step(flushed=flushed)
+    def look(now: float, **rested: bool) -> Any:
+        what = step(now, **rested)
         found.append(what)
         return what
 
-    it._next = look
+    it.next = look
     return found
 
 
 def before_looks(f: Any, do: Callable[[], object]) -> None:
-    """Let flush threads of `f` call this before each look at the buffer, from now on."""
+    """Let the flush thread of `f` call this before each look at the buffer, from now on."""
     it = engine(f)
-    step = it._next
+    step = it.next
 
-    def look(*, flushed: bool) -> Any:
+    def look(now: float, **rested: bool) -> Any:
         do()
-        return step(flushed=flushed)
+        return step(now, **rested)
 
-    it._next = look
+    it.next = look
 
 
 @contextmanager
@@ -277,40 +329,6 @@ def seconds_slept() -> Iterator[list[float]]:
 
     with patch.object(_threads, "allocate_lock", Lock):
         yield seconds
-
-
-@contextmanager
-def changes_of_what_threads_share() -> Iterator[tuple[set[str], set[str]]]:
-    """Yield the names of what is changed under the lock, and of what is changed without it and should not be."""
-    locked: set[str] = set()
-    unlocked: set[str] = set()
-
-    def note(what: str) -> None:
-        if what != "ThreadBatcher.aio":  # it only saves making the same once more
-            (locked if _threads._lock._is_owned() else unlocked).add(what)  # type: ignore[attr-defined]
-
-    def watch(stack: ExitStack, kind: type, *methods: str) -> None:
-        def field_is_set(self: Any, name: str, value: Any) -> None:
-            if name in vars(self):  # not while it is made
-                note(f"{kind.__name__}.{name}")
-            object.__setattr__(self, name, value)
-
-        def noted(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
-            def called(*args: Any, **options: Any) -> Any:
-                note(f"{kind.__name__}.{name}()")
-                return method(*args, **options)
-
-            return called
-
-        stack.enter_context(patch.object(kind, "__setattr__", field_is_set))
-        for name in methods:
-            stack.enter_context(patch.object(kind, name, noted(name, getattr(kind, name))))
-
-    with ExitStack() as stack:
-        watch(stack, _threads.ThreadBatcher)
-        watch(stack, Buffer, "add", "remove", "take", "flush", "close")
-        watch(stack, Tally, "begin", "answer", "snapshot")
-        yield locked, unlocked
 
 
 class CountedLock:
@@ -427,34 +445,23 @@ def waits_at_a_lock() -> Iterator[threading.Event]:
         yield waits
 
 
-def fails_as_it_hands_out(buffer: Buffer[Any], *, nth: int) -> None:
-    """Let no memory be left when a buffer alone is about to hand out the n-th item of a batch."""
+def fails_as_it_hands_out(buffer: Buffer, *, nth: int) -> None:
+    """Let no memory be left, once, when a buffer alone is about to hand out the n-th item of a batch."""
 
-    class Fails(OrderedDict[Any, None]):
+    class Fails(deque[Any]):
         pops = 0
 
-        def popitem(self, last: bool = True) -> tuple[Any, None]:
+        def popleft(self) -> Any:
             self.pops += 1
             if self.pops == nth:
                 raise MemoryError
-            return super().popitem(last)
+            return super().popleft()
 
-    buffer._waiting = Fails(buffer._waiting)
-
-
-def changes_as_it_is_looked_at(buffer: Buffer[Any]) -> None:
-    """Let a finalizer change a buffer alone just as its oldest item is looked for, once."""
-
-    class ChangedOnce(OrderedDict[Any, None]):
-        looks = 0
-
-        def __iter__(self) -> Iterator[Any]:
-            self.looks += 1
-            if self.looks == 1:
-                raise RuntimeError("OrderedDict mutated during iteration")
-            return super().__iter__()
-
-    buffer._waiting = ChangedOnce(buffer._waiting)
+    if not isinstance(buffer, GroupedBuffer):
+        buffer._calls = Fails(buffer._calls)
+        return
+    for group in buffer._groups.values():
+        group.entries = Fails(group.entries)
 
 
 def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object]) -> None:
@@ -473,17 +480,15 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
 
 @contextmanager
 def no_memory_to_store_a_result(batch: Batch) -> Iterator[None]:
-    """Let no memory be left when a batch alone is about to put a first result into its place."""
-    store = batch._store
+    """Let no memory be left when a batch alone is about to give its calls their answers."""
 
-    def fail(call: Any, result: Any) -> bool:
+    def fail(*_: object) -> None:
         stack.close()
         raise MemoryError
 
     with ExitStack() as stack:
-        stack.enter_context(patch.object(type(batch), "_store", lambda _, call, result: fail(call, result)))
+        stack.enter_context(patch.object(type(batch), "tell", fail))
         yield
-    assert store == batch._store
 
 
 @contextmanager
@@ -496,7 +501,9 @@ def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[M
 
     def failing_once(kind: Any) -> Any:
         class FailsOnce(kind):  # type: ignore[misc]
-            def __new__(cls, _: Any, calls: Any, *__: Any) -> Any:
+            __slots__ = ()
+
+            def __new__(cls, _: Any, calls: Any, *__: Any, **___: Any) -> Any:
                 if errors and not runs and of in (0, len(calls)):
                     raise errors.pop()
                 return super().__new__(cls)
@@ -509,16 +516,16 @@ def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[M
         return FailsOnce
 
     with (
-        patch.object(_threads, "ThreadBatch", failing_once(_threads.ThreadBatch)),
-        patch.object(_asyncio, "LoopBatch", failing_once(_asyncio.LoopBatch)),
+        patch.object(ThreadEngine, "make_batch", failing_once(ThreadEngine.make_batch)),
+        patch.object(LoopEngine, "make_batch", failing_once(LoopEngine.make_batch)),
     ):
         yield errors
 
 
 def no_memory_for_a_look(f: Any, *, at_the_buffer: bool) -> None:
-    """Let the next look of a flush thread of `f` for a batch fail, once; at the buffer, or before that."""
+    """Let the next look of the flush thread of `f` for a batch fail, once; at the buffer, or before that."""
     it = engine(f)
-    owner, name = (it._buffer, "take") if at_the_buffer else (it, "_next")
+    owner, name = (it.buffer, "take") if at_the_buffer else (it, "next")
     look = getattr(owner, name)
 
     def fail(*args: Any, **options: Any) -> Any:
@@ -538,10 +545,10 @@ def no_memory_to_fall_asleep() -> Iterator[list[MemoryError]]:
             self.lock = threading.Lock()
             self.locked, self.release = self.lock.locked, self.lock.release
 
-        def acquire(self, *how: Any) -> bool:
-            if how and errors:  # only the bell is waited for with a limit
+        def acquire(self, *how: Any, **limit: Any) -> bool:
+            if how and errors:  # so the bell is waited for
                 raise errors.pop()
-            return self.lock.acquire(*how)
+            return self.lock.acquire(*how, **limit)
 
     with patch.object(_threads, "allocate_lock", Lock):
         yield errors
@@ -551,30 +558,56 @@ def no_memory_to_fall_asleep() -> Iterator[list[MemoryError]]:
 def ctrl_c_in_calls_made_inside() -> Iterator[None]:
     """Let each call that blocks inside a function be interrupted as it begins to wait."""
 
-    class Interrupted:
-        def acquire(self) -> None:
-            raise KeyboardInterrupt
+    def allocate() -> Any:
+        return threading.Lock() if _threads.here() is None else Interrupted()  # type: ignore[attr-defined]
 
-    with patch.object(_threads, "_blocking_call", lambda item: (call_with(item, int), Interrupted())):
+    class Interrupted:
+        held = False
+
+        def acquire(self, *_: Any) -> bool:
+            if self.held:
+                raise KeyboardInterrupt
+            self.held = True
+            return True
+
+        def release(self) -> None:
+            """Do nothing."""
+
+    with patch.object(_threads, "allocate_lock", allocate):
         yield
+
+
+def before_posts(f: Any, do: Callable[[], object]) -> None:
+    """Do something whenever a caller of `f`, which is unused yet, has looked for a flush thread and is about to
+    post."""
+
+    class Inbox(deque[Any]):
+        def append(self, call: Any) -> None:
+            if isinstance(call, Call):
+                do()
+            super().append(call)
+
+    with patch.object(_engine, "deque", Inbox):
+        engine(f).begin_anew()
 
 
 @contextmanager
 def inside_the_lock(f: Any) -> Iterator[None]:
     """Do something as a finalizer would that strikes this thread where it holds a lock of ours."""
-    with _asyncio._lock if is_on_loops(f) else _threads._lock:
+    with engine(f).tally.lock:
         yield
 
 
 def as_it_falls_asleep(f: Any, do: Callable[[], object]) -> None:
-    """Do something, as a finalizer would, whenever a flush thread of `f` is about to sleep."""
+    """Do something, as a finalizer would, whenever the owner of the buffer of `f` is about to sleep."""
+    it = engines(f)[0]
+    sleep_until = it.sleep_until
 
-    class Asleep(dict[int, float]):
-        def __setitem__(self, ident: int, wakes_at: float) -> None:
-            super().__setitem__(ident, wakes_at)
-            do()
+    def asleep(moment: float) -> None:
+        sleep_until(moment)
+        do()
 
-    engine(f)._asleep = Asleep()
+    it.sleep_until = asleep  # type: ignore[method-assign]
 
 
 def at_line_of_the_flush_thread(f: Any, number: int, intrude: Callable[[], object]) -> Callable[[], bool]:
@@ -586,9 +619,9 @@ def at_line_of_the_flush_thread(f: Any, number: int, intrude: Callable[[], objec
 
     def trace(frame: FrameType, event: str, _: object) -> Any:
         nonlocal passed
-        if frame.f_code.co_filename != _threads.__file__:
+        if frame.f_code.co_filename not in (_threads.__file__, _engine.__file__, _buffer.__file__):
             return None
-        if event == "line" and frame.f_code.co_name in ("_next", "_flush_forever"):
+        if event == "line" and frame.f_code.co_name not in ("_start", "__init__"):
             passed += 1  # first, since another thread may be started, which is traced as well
             if passed == number:
                 intrude()
@@ -596,54 +629,27 @@ def at_line_of_the_flush_thread(f: Any, number: int, intrude: Callable[[], objec
 
     threading.settrace(trace)
     try:
-        engine(f)._start_thread()
+        with suppress(ClosedError):  # by what it did
+            engine(f)._start()
     finally:
         threading.settrace(None)
     return lambda: passed >= number or sleeps_without_end(f)
 
 
 @contextmanager
-def while_the_interpreter_exits() -> Iterator[None]:
-    """Let the library think so."""
-    with patch.object(_threads, "_exiting", True):
-        yield
-
-
-@contextmanager
 def after_the_main_thread() -> Iterator[None]:
-    """Let the library think that the main thread has ended."""
-    with patch.object(_threads, "main_thread", threading.Thread):  # a thread that was never started is not alive
+    """Let no thread be started any more, as when the main thread has ended."""
+
+    def start(_: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with patch.object(threading.Thread, "start", start), patch.object(_threads, "main_thread", threading.Thread):
         yield
-
-
-class Held:
-    """A thread that is stopped on its way: it `arrived` there, it `may_go_on`, it `went_on`."""
-
-    def __init__(self) -> None:
-        self.arrived, self.may_go_on, self.went_on = threading.Event(), threading.Event(), threading.Event()
-
-
-def hold_the_second_to_wake(f: Any) -> Held:
-    """Stop the second flush thread that is woken, when it has heard that and does not know yet what for."""
-    held, known = Held(), set[int]()
-
-    class Handed(list[Any]):
-        def pop(self, *position: Any) -> Any:
-            if threading.get_ident() not in known and len(known) == 1:
-                known.add(threading.get_ident())
-                held.arrived.set()
-                held.may_go_on.wait(100)
-                held.went_on.set()
-            known.add(threading.get_ident())
-            return super().pop(*position)
-
-    engine(f)._handed = Handed()
-    return held
 
 
 def leave_the_buffer_of(instance: object, *, to: object, method: Any) -> None:
     """Let a method of a class find the buffer of one instance for another, as if the first had died unnoticed."""
-    method._self_batchers[id(to)] = method._self_batchers[id(instance)]
+    method._self_engines[id(to)] = method._self_engines[id(instance)]
 
 
 def always_find_that_another_thread_made_the_buffer(method: Any) -> None:
@@ -653,66 +659,238 @@ def always_find_that_another_thread_made_the_buffer(method: Any) -> None:
         def get(self, key: Any, default: Any = None) -> Any:
             return None
 
-    method._self_batchers = NotFoundAtFirst()
+    method._self_engines = NotFoundAtFirst()
 
 
 # What is done for a test
 
 
+class _Bell:
+    def __init__(self, release: Callable[[], object]) -> None:
+        self.release = release
+
+
 def call_with(item: Any, deliver: Callable[[], object]) -> Call:
     """Return a call of an item, to be told by `deliver`."""
     call = Call()
-    call.item, call.deliver = item, deliver
+    call.item, call.bell, call.key = item, _Bell(deliver), None
     return call
+
+
+class HandBatch(Batch):
+    """A batch that nobody runs: a test lets it `settle()` or `fail()`."""
+
+    __slots__ = ("entries", "reason")
+
+    def __init__(self, engine: "HandEngine", entries: Any, reason: Any, now: float, *, takes_turn: bool) -> None:
+        if engine.fails:
+            engine.fails = False
+            raise MemoryError
+        super().__init__(engine, entries, reason, now, takes_turn=takes_turn)
+        self.entries, self.reason = list(entries), reason
+
+    @property
+    def callers(self) -> list[Call]:
+        """All whom it is to answer."""
+        return list(self.calls(self.entries))
+
+
+class HandBell:
+    """What a call, or a map, sleeps on; counts how often it was told."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def release(self) -> None:
+        self.told += 1
+
+    __call__ = release
+
+
+class HandEngine(Engine):
+    """An engine that nobody drives: a test posts calls, moves the clock and asks for the owner's `next()` step."""
+
+    make_batch = HandBatch
+
+    def __init__(self, options: Options, *, ended_by_news: bool = False) -> None:
+        self.moment = 1000.0
+        self.rung = 0  # how often
+        self.fails = False  # whether there is no memory for the next batch
+        self.ended_by_news = ended_by_news  # as where others than the owner run batches
+        super().__init__(list, "f", options, None, Tally())
+
+    def call(self, item: Any, *, limited: bool = True, arrival: float | None = None) -> Call:
+        """Return a call, of a map if it is not `limited`, that nobody has posted yet."""
+        call = Call() if limited else MapCall()
+        call.item, call.bell = item, HandBell()
+        call.arrival = self.moment if arrival is None else arrival
+        if self.asks:
+            self.ask(call)
+        return call
+
+    def post(self, call: Call) -> Call:
+        """Let a call wait, as the fourth of the numbered steps says."""
+        self.inbox.append(call)
+        if len(self.inbox) >= self.wake_at:
+            self.ring()
+        return call
+
+    def look(self, at: float | None = None) -> Any:
+        """Let the owner make its step, at that moment or at the one at which the clock stands."""
+        if at is not None:
+            self.moment = at
+        return self.next(self.moment)
+
+    def ring(self) -> None:
+        self.rung += 1
+
+    def now(self) -> float:
+        return self.moment
+
+    def closed_error(self) -> ClosedError:
+        return ClosedError("f() is closed")
+
+    def claim(self, entries: list[Any]) -> list[Any]:
+        if self.options.dedupe and entries and type(entries[0]) is Equal:
+            return self.claim_equal(entries)
+        claimed = []
+        for call in entries:
+            if call.claim():
+                claimed.append(call)
+            else:
+                self.count_left(call)
+        return claimed
+
+    def ended(self, batch: Batch) -> None:
+        if self.ended_by_news:
+            self.let(self.turn_ended, batch)
+        else:
+            self.turn_ended(batch)
 
 
 def begin_to_close(f: Any) -> None:
     """Refuse what comes, and make what waits due, without waiting for it."""
-    engine(f).close(wait=False)
+    engine(f).begin_to_close(cancel_pending=False)
 
 
 # For slow/schedules/: what a scheduler of threads must replace
 
 
-@contextmanager
-def other_threading(*, complain: Callable[..., object], **names: Any) -> Iterator[None]:
-    """Let the library use these in place of what it imported from `threading`, `_thread` and `time`.
+_blind: set[int] = set()  # threads to which shared deques look empty: a fault
 
-    It logs errors by `complain()`, and knows nothing of the threads and functions of before.
+
+def _switching(kind: type, switch: Callable[[], object], names: str) -> Any:
+    """Return a kind of container: before each of these uses of it another thread may go on."""
+
+    def switching(name: str) -> Callable[..., Any]:
+        use = getattr(kind, name)
+
+        def run(it: Any, *args: Any) -> Any:
+            switch()
+            return use(it, *args)
+
+        return run
+
+    return type(f"Shared{kind.__name__}", (kind,), {name: switching(name) for name in names.split()})
+
+
+class _Shared:
+    """An attribute that threads share; what is put there is replaced by what `make` makes of it."""
+
+    def __init__(self, name: str, switch: Callable[[], object], make: Callable[[Any], Any]) -> None:
+        self.name, self.switch, self.make = name, switch, make
+
+    def __get__(self, it: Any, _: Any) -> Any:
+        self.switch()
+        try:
+            return it.__dict__[self.name]
+        except KeyError:
+            raise AttributeError(self.name) from None
+
+    def __set__(self, it: Any, value: Any) -> None:
+        self.switch()
+        it.__dict__[self.name] = self.make(value)
+
+
+@contextmanager
+def other_threading(*, complain: Callable[..., object], switch: Callable[[], object], **names: Any) -> Iterator[None]:
+    """Let the library use these in place of what it imported from `threading`, `_thread`, `queue` and `time`.
+
+    It logs errors by `complain()`, knows nothing of the functions of before, and calls `switch()` before each use of
+    what threads share, also in the midst of a line.
     """
-    fresh: dict[str, Any] = {"_flushing": {}, "_waits_for": {}, "_passed": {}, "_delivering": {}, "_dropped": set()}
-    with (
-        patch.multiple(_threads, **fresh, **names, complain=complain, _lock=None, _live=WeakKeyDictionary()),
-        patch.object(_batch, "complain", complain),
-    ):
+    counted: Any = _switching(deque, switch, "append extend extendleft remove popleft copy __getitem__ __len__")
+
+    class Box(counted):  # type: ignore[misc]
+        def __len__(self) -> int:
+            found: int = super().__len__()
+            return 0 if get_ident() in _blind else found
+
+        __bool__ = lambda self: len(self) > 0  # noqa: E731
+
+    owners = _switching(dict, switch, "get setdefault pop values copy __len__")
+    sets = _switching(set, switch, "add discard copy")
+    made: dict[str, Callable[[Any], Any]] = {"inbox": Box, "news": Box, "_owner": owners, "places": sets, "bells": sets}
+    shared: dict[type, str] = {
+        Engine: "inbox news places bells wake_at",
+        ThreadEngine: "_owner closed returns_futures",
+        Tally: "_version answered failed cancelled running in_flight",
+    }
+
+    def switching(use: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(use)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            switch()
+            return use(*args, **kwargs)
+
+        return run
+
+    with ExitStack() as stack:
+        for module in (_threads, _engine, _stats, _batch):
+            for name, value in {**names, "complain": complain}.items():
+                if hasattr(module, name):
+                    stack.enter_context(patch.object(module, name, value))
+        stack.enter_context(patch.object(_threads, "_live", WeakKeyDictionary()))
+        for kind, attributes in shared.items():
+            for name in attributes.split():
+                it = _Shared(name, switch, made.get(name, lambda value: value))
+                stack.enter_context(patch.object(kind, name, it, create=True))
+        for owner, name in (
+            (Call, "claim"),
+            (Call, "leave"),
+            (Call, "has_left"),
+            (Call, "answer"),
+            (Batch, "_conclude"),
+        ):
+            stack.enter_context(_replaced(owner, name, switching))
         yield
 
 
-def begin_anew(lock: Any) -> None:
-    """Forget all threads and functions, and use that re-entrant lock; at the beginning of each schedule."""
-    _threads._lock = _make_lock(lock)
+def begin_anew() -> None:
+    """Forget all functions; at the beginning of each schedule."""
+    close_what_is_left()
     _threads._live = WeakKeyDictionary()
-    for table in _tables_of_threads():
-        table.clear()
+    _blind.clear()
 
 
 def remembers_a_thread() -> bool:
-    """Whether anything is left of a thread; when all have ended, nothing should be."""
-    return any(_tables_of_threads())
+    """Whether a function remembers a thread; when all have ended, none should."""
+    return any(it._owner or it.places or it.bells or it._running or it._drains for it in _threads._all())
 
 
 def close_what_is_left() -> None:
-    """Let the functions of a schedule that failed not close themselves when they are garbage."""
-    for batcher in _threads._all_batchers():
-        batcher._buffer.close()
+    """Let what a schedule left that failed answer nobody any more."""
+    for it in _threads._all():
+        it.begin_anew()
 
 
-def _tables_of_threads() -> tuple[Any, ...]:
-    return _threads._flushing, _threads._waits_for, _threads._passed, _threads._delivering, _threads._dropped
+def _replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Block:
+    """Replace a function by what is made of it."""
+    return patch.object(owner, name, make(getattr(owner, name)))
 
 
-# And faults: the library as it would be with a bug, as long as a block lasts. Something is left out, or looks
-# different, or is done without the lock, while a thread is in a certain function. These are the ways to do that.
+# And faults: the library as it would be with a bug, as long as a block lasts. Something is left out, or comes too early
+# or too late, perhaps only while a thread is in a certain function. These are the ways to do that.
 
 
 @contextmanager
@@ -736,11 +914,6 @@ def _threads_in(function: Function) -> Iterator[Callable[[], bool]]:
         yield lambda: depth[get_ident()] > 0
 
 
-def _replaced(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Block:
-    """Replace a function by what is made of it."""
-    return patch.object(owner, name, make(getattr(owner, name)))
-
-
 @contextmanager
 def _left_out(owner: Any, name: str, *, within: Function, result: Any = None) -> Iterator[None]:
     """A call of a function is left out in another one; `result` stands for what it would have returned."""
@@ -752,371 +925,394 @@ def _left_out(owner: Any, name: str, *, within: Function, result: Any = None) ->
         yield
 
 
-@contextmanager
-def _looks_like(
-    owner: type, attribute: str, value: Any, *, within: Function, when: Callable[[], bool] = lambda: True
-) -> Iterator[None]:
-    """A look at an attribute is left out in a function, which finds `value` in its place."""
-
-    class Look:
-        def __get__(self, it: Any, _: type) -> Any:
-            return value if inside() and when() else it.__dict__[attribute]
-
-        def __set__(self, it: Any, new: Any) -> None:
-            it.__dict__[attribute] = new
-
-    with _threads_in(within) as inside, patch.object(owner, attribute, Look(), create=True):
-        yield
+def _nothing(owner: Any, name: str, result: Any = None) -> Block:
+    """A function does nothing."""
+    return patch.object(owner, name, lambda *_, **__: result)
 
 
-def _made_with(attribute: str, make: Callable[[], Any]) -> Block:
-    """Each batcher has a table that somebody else made."""
+def _and_then(owner: Any, name: str, do: Callable[..., object]) -> Block:
+    """A function does something more at its end, with what it was called with."""
 
-    def made(start_clean: Callable[..., Any]) -> Callable[..., Any]:
-        def start(it: Any) -> None:
-            start_clean(it)
-            setattr(it, attribute, make())
-
-        return start
-
-    return _replaced(ThreadBatcher, "_start_clean", made)
-
-
-def _holds_the_lock() -> bool:
-    return bool(_threads._lock._is_owned())  # type: ignore[attr-defined]
-
-
-class _NoLock:
-    """A lock that is no lock for a thread in a certain function."""
-
-    def __init__(self, lock: Any, inside: Callable[[], bool]) -> None:
-        self._lock = lock
-        self._inside = inside
-
-    def __enter__(self) -> None:
-        if not self._inside():
-            self._lock.acquire()
-
-    def __exit__(self, *_: object) -> None:
-        if not self._inside():
-            self._lock.release()
-
-    def _is_owned(self) -> bool:
-        return bool(self._lock._is_owned())
-
-
-def _make_lock(lock: Any) -> Any:
-    """Return what is used for a lock; a fault replaces this."""
-    return lock
-
-
-@contextmanager
-def _no_lock(*, within: Function) -> Iterator[None]:
-    with (
-        _threads_in(within) as inside,
-        patch.object(sys.modules[__name__], "_make_lock", lambda lock: _NoLock(lock, inside)),
-    ):
-        yield
-
-
-# Faults: one flush thread
-
-
-def bell_that_does_not_ring() -> Block:
-    """Who wakes a flush thread does all that belongs to it, but does not ring."""
-    return _left_out(_threads, "_ring", within=(ThreadBatcher, "_wake_locked"))
-
-
-def call_that_asks_too_early() -> Block:
-    """A call looks whether the function is closed, and only then takes the lock."""
-    return _asks_too_early("call")
-
-
-def submit_that_asks_too_early() -> Block:
-    """As before, of a future."""
-    return _asks_too_early("_put")
-
-
-@contextmanager
-def _asks_too_early(method: str) -> Iterator[None]:
-    def too_early(original: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, *args: Any, **kwargs: Any) -> Any:
-            if it._buffer.closed:
-                raise it._closed_error()
-            return original(it, *args, **kwargs)
-
-        return run
-
-    with (
-        _left_out(ThreadBatcher, "_check_open_locked", within=(ThreadBatcher, method)),
-        _replaced(ThreadBatcher, method, too_early),
-    ):
-        yield
-
-
-def sleeper_that_says_too_late_when_to_wake_it() -> Block:
-    """A flush thread that looks, lets the lock go, and only then says from when on it must be woken."""
-
-    def too_late(look: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, *, flushed: bool) -> Any:
-            with _threads._lock:
-                before = it._wakes_at
-                found = look(it, flushed=flushed)
-                after, it._wakes_at = it._wakes_at, before
-            with _threads._lock:
-                it._wakes_at = after
+    def both(original: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            found = original(*args, **kwargs)
+            do(*args)
             return found
 
         return run
 
-    return _replaced(ThreadBatcher, "_next", too_late)
+    return _replaced(owner, name, both)
 
 
-def look_without_the_lock() -> Block:
-    """A flush thread looks at what waits, and takes a batch, without the lock."""
-    return _no_lock(within=(ThreadBatcher, "_next"))
+def _always_true(owner: Any, name: str) -> Block:
+    """A function does what it does, and says that it did."""
+    return _replaced(owner, name, lambda original: lambda *args: original(*args) or True)
 
 
-def figures_without_the_lock() -> Block:
-    """What was answered is counted without the lock."""
-    return _no_lock(within=(ThreadBatch, "answer"))
+def _step(change: Callable[[Any, list[Any]], object], restore: Callable[[Any, list[Any]], object]) -> Block:
+    """Between steps 2 and 3 the owner does `change`, and when it has made its step `restore`; both may note things."""
 
+    class Between:
+        def __init__(self, it: Any, notes: list[Any]) -> None:
+            self.it, self.notes = it, notes
 
-def flush_that_wakes_nobody() -> Block:
-    return _left_out(ThreadBatcher, "_wake_if_due_locked", within=(ThreadBatcher, "flush"))
+        def acquire(self, _: bool) -> bool:
+            change(self.it, self.notes)
+            return False
 
-
-def cancel_that_counts_an_item_in_a_batch() -> Block:
-    """An item counts as cancelled whether it waited or was taken already."""
-
-    def counted(withdraw: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, call: Any) -> bool:
-            waited: bool = withdraw(it, call)
-            if not waited:
-                with _threads._lock:
-                    it._tally.cancelled += 1
-            return waited
+    def both(next_step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, *args: Any, **kwargs: Any) -> Any:
+            notes: list[Any] = []
+            it._barrier = Between(it, notes)
+            try:
+                return next_step(it, *args, **kwargs)
+            finally:
+                restore(it, notes)
 
         return run
 
-    return _replaced(ThreadBatcher, "withdraw", counted)
+    return _replaced(Engine, "next", both)
 
 
-def cancel_that_does_not_ask() -> Block:
-    """A future says that it is cancelled, though it may be answered."""
-    return _replaced(ItemFuture, "cancel", lambda cancel: lambda future: cancel(future) or True)
+# Faults: the four steps
+
+
+def step_2_too_late() -> Block:
+    """The owner says when to ring when it has looked for the last time."""
+
+    def change(it: Any, notes: list[Any]) -> None:
+        notes[:] = [it.wake_at]
+        it.wake_at = inf
+
+    def restore(it: Any, notes: list[Any]) -> None:
+        if notes:
+            it.wake_at = notes[0]
+
+    return _step(change, restore)
+
+
+def step_3_left_out() -> Block:
+    """The owner says when to ring, and does not look again."""
+    return _step(lambda *_: _blind.add(get_ident()), lambda *_: _blind.discard(get_ident()))
+
+
+def step_4_left_out() -> Block:
+    """Who posts does not ring."""
+    return _left_out(_threads, "_ring", within=(ThreadEngine, "post"))
+
+
+def step_4_left_out_by_maps() -> Block:
+    """A map does not ring."""
+    return _left_out(_threads, "_ring", within=(ThreadEngine, "_post_all"))
 
 
 @contextmanager
-def second_thread_that_is_kept() -> Iterator[None]:
-    """Of two callers who both start the first flush thread, the second one does not find that of the first."""
+def step_4_reversed() -> Iterator[None]:
+    """Who posts asks whether to ring, and then appends."""
 
-    class LooksEmpty(dict[Any, Any]):
-        def __bool__(self) -> bool:
-            return len(self) > 0 and not inside()
+    def early(post: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, call: Any) -> None:
+            if len(it.inbox) + 1 >= it.wake_at:
+                it.ring()
+            post(it, call)
 
-    with _threads_in((ThreadBatcher, "_start_thread")) as inside, _made_with("_threads", LooksEmpty):
+        return run
+
+    with step_4_left_out(), _replaced(ThreadEngine, "post", early):
         yield
 
 
-def thread_that_is_kept_after_close() -> Block:
-    """A flush thread stays that was started before the function was closed, and is there only afterwards."""
-    return _looks_like(Buffer, "closed", False, within=(ThreadBatcher, "_start_thread"), when=_holds_the_lock)
+def step_4_left_out_for_news() -> Block:
+    """News do not ring."""
+    return _left_out(ThreadEngine, "ring", within=(Engine, "let"))
 
 
-def map_that_does_not_hear_of_a_batch_size() -> Block:
-    """A map does not read on when `batch_size` grows."""
+def drain_that_does_not_ring() -> Block:
+    """Who drains leaves a note, and does not ring."""
+    return _left_out(ThreadEngine, "ring", within=(ThreadEngine, "when_answered"))
 
-    class Forgets(set[Any]):
-        def add(self, _: Any) -> None:
+
+def wake_at_that_knows_no_groups() -> Block:
+    """The owner is rung for a full batch, however many of a group wait already."""
+    return patch.object(GroupedBuffer, "wake_at", property(lambda it: it._options.batch_size))
+
+
+def wake_at_that_knows_no_limit() -> Block:
+    """The owner is not rung for the last item that `max_pending` lets in."""
+
+    def lacking(it: Any) -> Any:
+        return max(1, it._options.batch_size - max(it._sizes, default=0))
+
+    return patch.object(GroupedBuffer, "wake_at", property(lacking))
+
+
+def owner_that_is_not_rung_for_the_first() -> Block:
+    """The owner is rung for a full batch only, also if nothing waits, so that it times nothing."""
+    return _step(lambda it, _: setattr(it, "wake_at", max(it.wake_at, it.options.batch_size)), lambda *_: None)
+
+
+def news_of_which_only_the_first_is_heard() -> Block:
+    """The owner hears one piece of news, and takes all for heard."""
+
+    def first(hear: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, now: float) -> None:
+            hear_first, it.news = it.news[0], type(it.news)()
+            hear_first()
+
+        return run
+
+    return _replaced(Engine, "_hear", first)
+
+
+# Faults: owners
+
+
+def owner_that_does_not_look_again() -> Block:
+    """An owner that ends does not look whether somebody posted who still saw it."""
+    return _and_then(ThreadEngine, "begin_reign", lambda _: _blind.add(get_ident()))
+
+
+def poster_that_does_not_look_again() -> Block:
+    """Who posts does not look whether the owner has just ended."""
+    return _nothing(ThreadEngine, "_look_again")
+
+
+def second_owner_that_stays() -> Block:
+    """Of two threads that are started at once, both work."""
+    return _always_true(ThreadEngine, "become_owner")
+
+
+def owner_that_is_remembered() -> Block:
+    """An owner that ends does not make room for the next one."""
+    return _replaced(ThreadEngine, "begin_reign", lambda begin: lambda it: None if hasattr(it, "_owner") else begin(it))
+
+
+def owner_that_does_not_know_that_it_is_closed() -> Block:
+    """A thread that is started while the function is closed waits for what will never come."""
+
+    def unknowing(become_owner: Callable[..., bool]) -> Callable[..., bool]:
+        def become(it: Any, me: Any) -> bool:
+            is_owner = become_owner(it, me)
+            if is_owner:
+                it.buffer.ends = False
+            return is_owner
+
+        return become
+
+    return _replaced(ThreadEngine, "become_owner", unknowing)
+
+
+# Faults: callers that leave
+
+
+def future_that_is_answered_though_cancelled() -> Block:
+    """Who takes a batch does not ask whether a future was cancelled."""
+    return _always_true(FutureCall, "claim")
+
+
+def call_that_is_answered_though_it_left() -> Block:
+    """As before, of a call or a map."""
+    return _always_true(Call, "claim")
+
+
+def call_that_leaves_twice() -> Block:
+    """A call that leaves counts at once, and again when it is met."""
+    return _and_then(Engine, "left", lambda it, call: it.count_left(call))
+
+
+def neighbours_that_are_lost() -> Block:
+    """Those with whom a call that left was taken are forgotten."""
+    return _nothing(Buffer, "put_back")
+
+
+def future_that_says_it_is_cancelled() -> Block:
+    """A future says that it is cancelled, though it may be answered."""
+    return _always_true(ItemFuture, "cancel")
+
+
+# Faults: batches that run elsewhere, and their turns
+
+
+def batch_that_ends_unheard() -> Block:
+    """Whoever ends a batch that ran elsewhere does not wake the owner."""
+    return _left_out(ThreadEngine, "ring", within=(ThreadEngine, "ended"))
+
+
+def turn_that_is_lost() -> Block:
+    """A batch that ends does not give its turn back."""
+
+    def lost(ended: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, batch: Any) -> None:
+            turns = it.turns
+            ended(it, batch)
+            it.turns = turns
+
+        return run
+
+    return _replaced(Engine, "turn_ended", lost)
+
+
+def one_turn_too_many() -> Block:
+    return _and_then(ThreadEngine, "begin_anew", lambda it: setattr(it, "turns", it.turns + 1))
+
+
+def runner_that_is_not_started() -> Block:
+    """The owner takes another runner for idle, which is not."""
+    return _nothing(ThreadEngine, "_start_runner", True)
+
+
+def runner_that_ends_unheard() -> Block:
+    """A runner that is sent home does not send home the next one."""
+
+    class Quiet:
+        def __init__(self, batches: Any) -> None:
+            self.get = batches.get
+
+        def put(self, _: object) -> None:
             """Do nothing."""
 
-    return _made_with("_bells", Forgets)
+    return _replaced(_threads, "_run", lambda run: lambda batches, *args: run(Quiet(batches), *args))
 
 
-def lock_that_is_let_go_before_the_note() -> Block:
-    """Of two threads that look whether the other one waits for them, and note that they wait, neither may see it."""
+# Faults: closing, draining, dropping
 
-    def let_go(needs: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            found = needs(*args)
-            _threads._lock.release()
-            _threads._lock.acquire()
-            return found
+
+def close_that_makes_nothing_due() -> Block:
+    """What waits when it is closed is not due."""
+    return _nothing(Engine, "all_is_due")
+
+
+def opening_that_is_not_heard() -> Block:
+    """What comes after it was opened again is still due at once."""
+    return _replaced(Engine, "all_is_due", lambda hear: lambda it, yes: hear(it, True))
+
+
+def close_that_does_not_wait() -> Block:
+    return _nothing(ThreadEngine, "_wait_until_answered", False)
+
+
+def drain_that_forgets_what_runs() -> Block:
+    """Who drains is told while a batch still runs."""
+
+    def early(say: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any) -> None:
+            kept, it._running = it._running, {}
+            try:
+                say(it)
+            finally:
+                it._running = kept
 
         return run
 
-    return _replaced(_threads, "_needs", let_go)
+    return _replaced(Engine, "_say_what_is_answered", early)
+
+
+def end_that_is_not_told() -> Block:
+    """Who closes is not told that the owner has ended."""
+
+    def forgets(begin: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any) -> None:
+            it._drains.clear()
+            begin(it)
+
+        return run
+
+    return _replaced(ThreadEngine, "begin_reign", forgets)
 
 
 def function_that_is_dropped_with_its_items() -> Block:
     """When nobody holds a function any more, what waits in it is forgotten."""
-    return patch.object(ThreadBatcher, "__del__", lambda _: None)
-
-
-def sleeping_thread_that_keeps_its_function() -> Block:
-    """An idle flush thread holds its function, so that nobody can drop it."""
-
-    def keeping(flush_forever: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> None:
-            kept = [arg() for arg in args if isinstance(arg, weakref.ref)]
-            flush_forever(*args)
-            kept.clear()
-
-        return run
-
-    return _replaced(_threads, "_flush_forever", keeping)
-
-
-# Faults: batches that run elsewhere
-
-
-def batch_that_ends_unheard() -> Block:
-    """Nobody is woken when a batch ends at an engine, for which others had to wait."""
-    return _left_out(ThreadBatcher, "_wake_locked", within=(ThreadBatch, "finish"))
-
-
-def batch_that_ends_without_the_lock() -> Block:
-    return _no_lock(within=(ThreadBatch, "finish"))
-
-
-# Faults: several flush threads
-
-
-def lack_of_a_thread_that_is_overlooked() -> Block:
-    """No second thread is started for what the first one cannot take, as it is in the function."""
-    return _looks_like(ThreadBatcher, "_short", False, within=(ThreadBatcher, "_after_the_lock"))
-
-
-def lack_of_a_thread_that_is_overlooked_before_a_batch() -> Block:
-    """As before, by who takes a batch and leaves another one."""
-    return _left_out(ThreadBatcher, "_after_the_lock", within=(ThreadBatcher, "_before_a_batch"))
-
-
-def sleeper_that_counts_as_asleep_for_ever() -> Block:
-    """A thread that is awake is still taken for one that can be woken."""
-
-    class Forgets(dict[Any, Any]):
-        def pop(self, *_: Any) -> None:
-            """Do nothing."""
-
-    return _made_with("_asleep", Forgets)
+    return _nothing(Controls, "drop")
 
 
 @contextmanager
-def rest_that_is_left_to_nobody() -> Iterator[None]:
-    """Who takes a batch lets no other thread look after what waits, and comes."""
-
-    def alone(look: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, *, flushed: bool) -> Any:
-            with _threads._lock:
-                found = look(it, flushed=flushed)
-                if isinstance(found, ThreadBatch):
-                    it._wakes_at = -inf
-            return found
-
-        return run
-
-    with (
-        _left_out(ThreadBatcher, "_wake_if_due_locked", within=(ThreadBatcher, "_next")),
-        _replaced(ThreadBatcher, "_next", alone),
-    ):
+def dropped_function_of_which_nobody_hears() -> Iterator[None]:
+    """The idle flush thread of a function that is garbage sleeps on."""
+    with function_that_is_dropped_with_its_items(), _nothing(ThreadEngine, "__del__"):
         yield
-
-
-def second_batch_that_is_left_to_nobody() -> Block:
-    """Who takes a batch does not look whether another one is due."""
-    return _left_out(ThreadBatcher, "_wake_if_due_locked", within=(ThreadBatcher, "_next"))
-
-
-def one_thread_too_many() -> Block:
-    """A thread is started for an item though there are as many as may be."""
-
-    def wakes(wake: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any) -> None:
-            wake(it)
-            it._short = it._short or not it._asleep
-
-        return run
-
-    return _replaced(ThreadBatcher, "_wake_locked", wakes)
-
-
-def one_batch_too_many() -> Block:
-    """One of the batches in flight is not counted."""
-
-    class OneLess(set[Any]):
-        def __len__(self) -> int:
-            return max(0, super().__len__() - 1)
-
-    return _made_with("_unfinished", OneLess)
-
-
-@contextmanager
-def thread_that_ends_unheard() -> Iterator[None]:
-    """A flush thread that ends does not wake the next one."""
-
-    def silent(ring: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda bell: None if inside() and get_ident() not in _threads._flushing else ring(bell)
-
-    with _threads_in((_threads, "_flush_forever")) as inside, _replaced(_threads, "_ring", silent):
-        yield
-
-
-def thread_that_ends_while_a_batch_runs() -> Block:
-    """After `close()` a flush thread ends as soon as nothing waits, though a batch may yet fail, and be run again."""
-
-    def hasty(look: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, *, flushed: bool) -> Any:
-            with _threads._lock:
-                if it._buffer.closed and not len(it._buffer) and not it._parts:
-                    it._asleep.pop(get_ident(), None)
-                    return None
-                return look(it, flushed=flushed)
-
-        return run
-
-    return _replaced(ThreadBatcher, "_next", hasty)
 
 
 # Faults: halves of batches that failed
 
 
-def halves_that_wake_nobody() -> Block:
-    """Halves are left to whoever comes, if there was room while their batch ran."""
-    return _looks_like(ThreadBatcher, "_parts", (), within=(ThreadBatch, "finish"))
+def halves_that_are_forgotten() -> Block:
+    return _nothing(Engine, "again")
 
 
-def halves_that_are_not_seen() -> Block:
-    """A flush thread that looks for a batch does not see that there are halves."""
-    return _looks_like(ThreadBatcher, "_parts", (), within=(ThreadBatcher, "_next"))
+def halves_that_come_too_late() -> Block:
+    """Halves are there only when their batch has ended already."""
 
-
-def halves_that_are_not_due() -> Block:
-    """Halves are due only when something else is."""
-    return patch.object(ThreadBatcher, "_due_at", lambda it: it._buffer.due_at)
-
-
-# Faults: what is due
-
-
-def limit_that_makes_nothing_due() -> Block:
-    """The last item that `max_pending` lets in does not make all due, as far as those know who pass items."""
-
-    def added(add: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any, *args: Any) -> Any:
-            due_at = add(it, *args)
-            return due_at if len(it) >= it._options.batch_size else inf
+    def late(finish: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any) -> None:
+            engine, parts = it.engine, kept.pop(it, ())
+            finish(it)
+            if parts:
+                again(engine, parts)
 
         return run
 
-    return _replaced(Buffer, "add", added)
+    again, kept = Engine.again, dict[Any, Any]()
+    stack = ExitStack()
+    stack.enter_context(patch.object(Batch, "again", lambda it, parts: kept.update({it: parts})))
+    stack.enter_context(_replaced(Batch, "finish", late))
+    return stack
+
+
+def halves_that_are_forgotten_inside() -> Block:
+    """Halves of a batch that was run at once are not run."""
+    return _nothing(ThreadBatch, "_run_parts")
+
+
+# Faults: the rest
+
+
+def map_that_does_not_hear_of_a_batch_size() -> Block:
+    """A map does not read on when `batch_size` grows."""
+    return _nothing(Engine, "settings_changed")
+
+
+def flush_that_comes_too_late() -> Block:
+    """flush() makes due only what came long before."""
+    return _replaced(Engine, "make_due", lambda due: lambda it, until, *args: due(it, until - 1e6, *args))
+
+
+def calls_inside_that_nobody_notes() -> Block:
+    """Of two functions that call each other neither knows that the other one waits."""
+    return _nothing(Place, "note")
+
+
+@contextmanager
+def figures_that_are_read_as_they_change() -> Iterator[None]:
+    with _nothing(Tally, "begin_change"), _nothing(Tally, "end_change"):
+        yield
+
+
+def figures_without_the_lock() -> Block:
+    """Two threads that end a batch count what they answered at the same time."""
+
+    class NoLock:
+        def __enter__(self) -> None:
+            """Do nothing."""
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing."""
+
+    return _and_then(Tally, "__init__", lambda it: setattr(it, "lock", NoLock()))
 
 
 def full_group_that_makes_nothing_due() -> Block:
-    return patch.object(_buffer, "heappush", lambda *_: None)
+    return _left_out(_buffer, "heappush", within=(GroupedBuffer, "_list"))
 
 
 def group_that_stays_full() -> Block:
     """A group that was full is taken for full, though one of it left."""
-    return _left_out(Buffer, "_is_full", within=(Buffer, "_oldest_full"), result=True)
+    return _left_out(GroupedBuffer, "_is_full", within=(GroupedBuffer, "_top"), result=True)
+
+
+def equal_items_of_which_one_is_answered() -> Block:
+    """Of the callers of equal items only the first is told."""
+
+    def first(calls: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda it, entries: [entry.callers[0] for entry in entries]
+
+    return _replaced(Batch, "calls", first)

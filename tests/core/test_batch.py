@@ -5,7 +5,6 @@ import itertools
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from operator import call as call_directly
 from threading import Lock
 from typing import Any
 
@@ -15,46 +14,93 @@ from .. import inside
 from ..inside import Options, advise, complain
 
 
-class Direct(inside.Batch):
-    """Writes down what it is told to do. `fails_at` names the step at which there is no memory, once."""
+class Counted(inside.Tally):
+    """Writes down what is counted."""
 
-    name = "f"
-    asks = False
+    def __init__(self, fail_at: Callable[[str], None]) -> None:
+        super().__init__()
+        self.fail_at = fail_at
+        self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
+
+    def answer(self, items: int, failed: int, ended_at: float | None) -> None:
+        self.fail_at("as it is counted")
+        self.counted.append((items, failed, ended_at is not None))
+        super().answer(items, failed, ended_at)
+
+
+class Direct(inside.HandEngine):
+    """Makes one batch of these items, and writes down what becomes of it.
+
+    `fails_at` names the step at which there is no memory, once.
+    """
 
     def __init__(self, *items: Any, fails_at: str = "", **options: Any) -> None:
-        self.options = Options(9, None, **options)
-        self.told: list[int] = []  # the items of callers that were told, once for each time
-        self.calls = [inside.call_with(item, partial(self.told.append, item)) for item in items]
-        self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
-        self.parts: list[Sequence[Any]] = []
-        self.finished = 0
+        super().__init__(Options(9, None, **options))
+        self.tally: Counted = Counted(self.fail_at)
         self.fails_at = fails_at
-        super().__init__(self, self.calls, call_directly, "full", 0.0)
+        self.told: list[int] = []  # the items of callers that were told, once for each time
+        self.finished = 0
+        self.calls = [self.call(item) for item in items]
+        for call in self.calls:
+            call.bell = self.Bell(self, call.item)
+            self.post(call)
+        self.flush()
+        self.make_batch = self.Batch
+        self.batch = self.look()
+        self.settle, self.fail, self.run = self.batch.settle, self.batch.fail, self.batch.run
+
+    class Bell:
+        def __init__(self, of: "Direct", item: int) -> None:
+            self.of, self.item = of, item
+
+        def release(self) -> None:
+            self.of.told.append(self.item)
+
+    class Batch(inside.HandBatch):
+        __slots__ = ()
+
+        engine: "Direct"
+
+        def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
+            if entries and hasattr(self.engine, "batch"):
+                self.engine.fail_at("before it is counted")
+            return super().calls(entries)
+
+        def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+            self.engine.fail_at("before anyone is told")
+            super().tell(calls, results, failed)
+            self.engine.fail_at("after all are told")
 
     def fail_at(self, step: str) -> None:
         if self.fails_at == step:
             self.fails_at = ""
             raise MemoryError
 
-    def answer(self, calls: Sequence[Any], failed: int, *, done: bool) -> None:
-        self.fail_at("before it is counted")
-        self.counted.append((len(calls), failed, done))
-        self.fail_at("before anyone is told")
-        self.deliver(calls)
-        self.fail_at("after all are told")
-
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         self.fail_at("again")
-        self.parts += parts
+        super().again(parts)
 
-    def finish(self) -> None:
+    def ended(self, batch: inside.Batch) -> None:
         self.finished += 1
+        super().ended(batch)
+
+    @property
+    def counted(self) -> list[tuple[int, int, bool]]:
+        return self.tally.counted
+
+    def parts(self) -> list[list[Any]]:
+        """Take the parts that are to run again; return their items."""
+        found = []
+        while isinstance(batch := self.look(), inside.HandBatch):
+            found.append([call.item for call in batch.callers])
+            batch.settle([0] * len(batch.entries))
+        return found
 
     def outcomes(self) -> list[Any]:
         return [call.value if call.error is None else call.error for call in self.calls]
 
 
-STEPS = pytest.mark.parametrize("step", ["before it is counted", "before anyone is told", "after all are told"])
+STEPS = pytest.mark.parametrize("step", ["as it is counted", "before anyone is told", "after all are told"])
 
 
 @STEPS
@@ -64,13 +110,13 @@ def test_batch_disturbed_as_it_answers_tells_every_caller_its_result(step: str) 
         batch.settle(["a", "b"])
     assert batch.outcomes() == ["a", "b"]
     assert set(batch.told) == {1, 2}
-    assert batch.counted == ([] if step == "before it is counted" else [(2, 0, True)])  # never twice
+    assert batch.counted == ([] if step == "as it is counted" else [(2, 0, True)])  # never twice
     assert batch.finished == 1
 
 
 def test_batch_disturbed_before_it_answers_gives_its_callers_an_error_that_is_counted() -> None:
-    batch = Direct(1, 2, 1, dedupe=True)
-    with inside.no_memory_to_store_a_result(batch), pytest.raises(MemoryError):
+    batch = Direct(1, 2, 1, dedupe=True, fails_at="before it is counted")
+    with pytest.raises(MemoryError):
         batch.run(lambda items: [ValueError(), 20])
     assert [type(error) for error in batch.outcomes()] == [MemoryError] * 3
     assert batch.told == [1, 1, 2]
@@ -83,7 +129,8 @@ def test_batch_disturbed_as_it_is_halved_gives_its_callers_an_error_that_is_coun
     with pytest.raises(MemoryError):
         batch.fail(ValueError())
     assert [type(error) for error in batch.outcomes()] == [MemoryError, MemoryError]
-    assert (batch.told, batch.counted, batch.finished) == ([1, 2], [(2, 2, True)], 1)
+    assert (batch.told, batch.finished) == ([1, 2], 1)
+    assert [sum(each) for each in zip(*batch.counted, strict=True)] == [2, 2, 1]
 
 
 @STEPS
@@ -111,11 +158,38 @@ def test_batch_disturbed_as_a_yielded_result_is_answered_leaves_no_caller_unansw
 @pytest.mark.parametrize("isolate", [False, True])
 def test_future_that_calls_back_twice_at_once_is_heard_once(isolate: bool) -> None:
     batch = Direct(1, 2, isolate=isolate)
-    inside.another_thread_takes_the_calls_first(batch, lambda: batch.fail(ValueError()))
+    inside.another_thread_takes_the_calls_first(batch.batch, lambda: batch.fail(ValueError()))
     batch.fail(KeyError())
     assert batch.finished == 1
     assert batch.told == ([] if isolate else [1, 2])
-    assert len(batch.parts) == (2 if isolate else 0)
+    assert batch.parts() == ([[1], [2]] if isolate else [])
+
+
+def test_error_reaches_each_caller_as_its_own_copy() -> None:
+    batch = Direct(1, 2)
+    original = ValueError("wrong")
+    batch.fail(original)
+    first, second = batch.outcomes()
+    assert [type(first), first.args, type(second), second.args] == [ValueError, ("wrong",)] * 2
+    assert len({id(original), id(first), id(second)}) == 3
+
+
+def test_call_gives_its_error_once_and_keeps_nothing_of_it() -> None:
+    batch = Direct(1)
+    batch.fail(ValueError())
+    (call,) = batch.calls
+    with pytest.raises(ValueError, match=r"^$"):
+        call.outcome()
+    assert call.error is None
+
+
+def test_calls_of_several_kinds_get_the_answers_of_their_own_items() -> None:
+    engine = inside.HandEngine(Options(4, None))
+    calls = [engine.post(engine.call(number, limited=number % 2 == 0)) for number in range(4)]
+    engine.look().settle([0, 10, ValueError(), 30])
+    assert [calls[0].outcome(), calls[1].outcome(), calls[3].outcome()] == [0, 10, 30]
+    assert type(calls[2].error) is ValueError
+    assert [call.bell.told for call in calls] == [1] * 4
 
 
 def test_generator_that_raises_after_its_last_result_is_not_run_again() -> None:
@@ -126,7 +200,7 @@ def test_generator_that_raises_after_its_last_result_is_not_run_again() -> None:
     batch = Direct(1, 2, isolate=True)
     batch.settle(results())
     assert batch.outcomes() == ["a", "b"]
-    assert (batch.told, batch.parts, batch.finished) == ([1, 2], [], 1)
+    assert (batch.told, batch.parts(), batch.finished) == ([1, 2], [], 1)
 
 
 def test_generator_that_never_ends_is_left_when_every_item_is_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -136,7 +210,7 @@ def test_generator_that_never_ends_is_left_when_every_item_is_answered(caplog: p
 
     batch, asynchronous = Direct(1, 2), Direct(1, 2)
     batch.settle(itertools.count())
-    asyncio.run(asynchronous.run_async(counted))
+    asyncio.run(asynchronous.batch.run_async(counted))
     assert batch.outcomes() == asynchronous.outcomes() == [0, 1]
     assert sum("yielded more results" in record.message for record in caplog.records) == 2
 
@@ -166,7 +240,7 @@ def test_log_handler_that_raises_disturbs_nobody(say: Callable[[], None]) -> Non
 def test_batch_forgets_its_error(isolate: bool) -> None:
     batch = Direct(1, 2, isolate=isolate)
     batch.fail(ValueError())
-    assert batch.error is None
+    assert batch.batch.error is None
 
 
 def test_answer_delivered_twice_does_no_harm() -> None:
@@ -174,7 +248,7 @@ def test_answer_delivered_twice_does_no_harm() -> None:
     batch = Direct(1, 2, fails_at="after all are told")
     for call, lock in zip(batch.calls, locks, strict=True):
         lock.acquire()
-        call.deliver = lock.release
+        call.bell = lock
     with pytest.raises(MemoryError):
         batch.settle(["a", "b"])
     assert all(lock.acquire(blocking=False) for lock in locks)

@@ -1,368 +1,372 @@
-"""Which items form the next batch, and when is it due? No thread, no sleep: time is an argument."""
+"""Which items form the next batch, and when is it due? No thread, no sleep: the clock is moved by hand."""
 
-import gc
 import math
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from .. import inside
-from ..inside import Buffer, Options
+from ..inside import Call, HandBatch, HandEngine, Options
+
+Step = tuple[list[Call], str] | float | None
+
+# The second one counts groups, weights, items of maps, and equal ones, none of which makes a difference.
+ALL_OPTIONS: dict[str, Any] = {"keys": "a" * 9, "weights": [0] * 9, "max_weight": 9, "max_pending": 9, "dedupe": True}
+PLAIN_AND_ALL = pytest.mark.parametrize("options", [{}, ALL_OPTIONS], ids=["plain", "all"])
 
 
-class Entry:
-    """Stands in for a call."""
+class Item:
+    """One of its own, in a group and of a weight."""
 
-    arrival: float
-
-    def __init__(self, number: int, group: Any = None, weight: float = 1.0, *, limited: bool = True) -> None:
-        self.limited = limited
-        self.number = number
-        self.group = group
-        self.weight = weight
-
-    def __repr__(self) -> str:
-        return f"Entry({self.number})"
+    def __init__(self, group: str = "", weight: float = 1.0) -> None:
+        self.group, self.weight = group, weight
 
 
-class BufferAgainstList(RuleBasedStateMachine):
-    """The buffer, with any options together, beside a plain list, and a sleeper that believes what add() tells it."""
-
-    @initialize(
-        grouped=st.booleans(),
-        max_weight=st.none() | st.integers(1, 9),
-        max_pending=st.none() | st.integers(1, 12),
-    )
-    def begin(self, grouped: bool, max_weight: float | None, max_pending: int | None) -> None:
-        self.options = Options(3, 1.0, max_weight=max_weight, max_pending=max_pending)
-        self.buffer: Buffer[Entry] = Buffer(self.options, grouped=grouped)
-        self.grouped = grouped
-        self.waiting: list[Entry] = []
-        self.flushed_at = -math.inf
-        self.closed = False
-        self.now = 0.0
-        self.number = 0
-        self.sleeps_until = math.inf
-
-    def of_group(self, group: object) -> list[Entry]:
-        return [entry for entry in self.waiting if entry.group is group]
-
-    def batch(self, group: object) -> list[Entry]:
-        """The batch that the group would have now."""
-        batch: list[Entry] = []
-        most = self.options.max_weight or math.inf
-        for entry in self.of_group(group)[: self.options.batch_size]:
-            if batch and sum(each.weight for each in batch) + entry.weight > most:
-                break
-            batch.append(entry)
-        return batch
-
-    def is_full(self, group: object) -> bool:
-        entries = self.of_group(group)
-        heavy = sum(entry.weight for entry in entries) >= (self.options.max_weight or math.inf)
-        return len(entries) >= self.options.batch_size or heavy
-
-    def refuses(self) -> bool:
-        return sum(entry.limited for entry in self.waiting) >= (self.options.max_pending or math.inf)
-
-    def full(self) -> list[Entry]:
-        """The oldest entries of full groups, the oldest first."""
-        firsts = {id(entry.group): entry for entry in reversed(self.waiting)}
-        return [entry for entry in self.waiting if firsts[id(entry.group)] is entry and self.is_full(entry.group)]
-
-    def due_at(self) -> float:
-        if not self.waiting:
-            return math.inf
-        arrival = self.waiting[0].arrival
-        if self.full() or self.refuses() or self.closed or arrival <= self.flushed_at:
-            return -math.inf
-        return math.inf if self.options.timeout is None else arrival + self.options.timeout
-
-    @rule(seconds=st.just(0.5) | st.floats(0.0, 2.0))
-    def time_passes(self, seconds: float) -> None:
-        self.now += seconds
-
-    @rule(
-        calls=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), min_size=1, max_size=5),
-        limited=st.booleans(),  # else they are those of a map
-    )
-    def add(self, calls: list[tuple[int, int]], limited: bool) -> None:
-        for key, weight in calls:
-            assert self.buffer.is_full == self.refuses()
-            if self.closed or (limited and self.refuses()):
-                return
-            group = self.buffer.group_of(key, {})
-            assert (group is not None) == self.grouped
-            assert group is self.buffer.group_of(float(key), {})  # an equal key
-            entry = Entry(self.number, group, weight, limited=limited)
-            self.number += 1
-            due_at = self.buffer.add(entry, self.now)
-            assert entry.arrival == self.now
-            self.waiting.append(entry)
-            at_once = self.is_full(group) or self.refuses() or self.now <= self.flushed_at
-            timeout = math.inf if self.options.timeout is None else self.options.timeout
-            assert due_at == (-math.inf if at_once else self.now + timeout)
-            self.sleeps_until = min(self.sleeps_until, due_at)
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data())
-    def remove(self, data: st.DataObject) -> None:
-        entry = data.draw(st.sampled_from(self.waiting))
-        self.waiting.remove(entry)
-        assert self.buffer.remove(entry)
-        assert not self.buffer.remove(entry)
-        self.sleeps_until = min(self.sleeps_until, self.buffer.due_at)
-
-    @rule()
-    def flush(self) -> None:
-        self.buffer.flush(self.now)
-        if self.waiting:
-            self.flushed_at = self.now
-        self.sleeps_until = self.buffer.due_at
-
-    @precondition(lambda self: self.number > 20)
-    @rule()
-    def close(self) -> None:
-        self.buffer.close()
-        self.closed = True
-        self.sleeps_until = self.buffer.due_at
-
-    @rule(batch_size=st.integers(1, 6), timeout=st.none() | st.floats(0.0, 3.0))
-    def set_options(self, batch_size: int, timeout: float | None) -> None:
-        self.options.batch_size, self.options.timeout = batch_size, timeout
-        self.buffer.adapt()
-        self.sleeps_until = self.buffer.due_at
-
-    @precondition(lambda self: self.waiting)
-    @rule()
-    def put_back(self) -> None:
-        """What was handed out is put back, as where there was no memory for a batch."""
-        taken = self.buffer.take(self.now)
-        if taken is not None:
-            self.buffer.put_back(taken[0])
-            self.waiting = [entry for entry in self.waiting if entry not in taken[0]]
-            self.waiting = sorted(taken[0] + self.waiting, key=lambda entry: entry.arrival)
-        self.sleeps_until = self.buffer.due_at
-
-    @rule()
-    def take(self) -> None:
-        taken = self.buffer.take(self.now)
-        due_at = self.due_at()
-        if due_at > self.now or due_at == math.inf:
-            assert taken is None
-        else:
-            assert taken is not None
-            calls, reason = taken
-            oldest, full = self.waiting[0], self.full()
-            if self.refuses() or full[:1] == [oldest]:
-                assert reason == "full"
-            elif oldest.arrival <= self.flushed_at or self.closed:
-                assert reason == ("close" if self.closed else "flush")
-            elif self.options.timeout is not None and oldest.arrival + self.options.timeout <= self.now:
-                assert reason == "timeout"
-            else:
-                assert reason == "full"
-                # Of two that came at the same moment either may be first.
-                assert calls[0].arrival == full[0].arrival
-                assert calls[0] in full
-                oldest = calls[0]
-            assert calls == self.batch(oldest.group)
-            self.waiting = [entry for entry in self.waiting if entry not in calls]
-        self.sleeps_until = self.buffer.due_at
-
-    @invariant()
-    def agrees_with_the_list(self) -> None:
-        inside.check(self.buffer)
-        assert len(self.buffer) == len(self.waiting)
-        assert self.buffer.due_at == self.due_at()
-
-    @invariant()
-    def owner_that_believes_add_never_oversleeps(self) -> None:
-        assert self.sleeps_until <= self.due_at()
-
-    @invariant()
-    def an_empty_group_leaves_nothing_behind(self) -> None:
-        self.buffer.let_go()
-        keys = {id(entry.group) for entry in self.waiting}
-        gc.collect(0)
-        assert inside.groups_in(self.buffer) <= len(keys) + inside.full_groups_listed(self.buffer)
+def engine_with(
+    *, batch_size: int = 3, timeout: float | None = 1.0, ended_by_news: bool = False, **options: Any
+) -> HandEngine:
+    """Return an engine whose clock stands at 0, and of which any number of batches may run."""
+    options = {"concurrency": 99, **options}
+    engine = HandEngine(Options(batch_size, timeout, **options), ended_by_news=ended_by_news)
+    engine.moment = 0.0
+    return engine
 
 
-TestBufferAgainstList = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11")(BufferAgainstList.TestCase)
-TestBufferAgainstList.settings = settings(max_examples=170, stateful_step_count=60, deadline=None)
+def filled(*arrivals: float, keys: str = "", weights: Any = (), **options: Any) -> tuple[HandEngine, list[Call]]:
+    """Return an engine in which items wait since then, in the groups that the letters name, of these weights."""
+    if keys:
+        options["group_by"] = lambda item: item.group
+    if weights:
+        options["weight"] = lambda item: item.weight
+    engine = engine_with(**options)
+    calls = []
+    for number, arrival in enumerate(arrivals):
+        item = Item(keys[number : number + 1], weights[number] if weights else 1.0)
+        calls.append(engine.post(engine.call(item, arrival=arrival)))
+    return engine, calls
 
 
-def filled(
-    *arrivals: float, batch_size: int = 3, timeout: float | None = 1.0, keys: str = "", **options: Any
-) -> tuple[Buffer[Entry], list[Entry]]:
-    """A buffer in which items wait since then, in the groups that the letters name."""
-    buffer: Buffer[Entry] = Buffer(Options(batch_size, timeout, **options), grouped=keys != "")
-    entries = [Entry(number) for number in range(len(arrivals))]
-    for number, (entry, arrival) in enumerate(zip(entries, arrivals, strict=True)):
-        entry.group = buffer.group_of(keys[number], {}) if keys else None
-        buffer.add(entry, arrival)
-    return buffer, entries
+def look(engine: HandEngine, at: float) -> Step:
+    """Let the owner look at that moment; return the calls of the batch and why it is due, or what else it does."""
+    step = engine.look(at)
+    inside.check(engine.buffer)
+    return (step.callers, step.reason) if isinstance(step, HandBatch) else step
 
 
-def test_batches_keep_the_order_of_arrival() -> None:
-    buffer, entries = filled(*[0.0] * 7)
-    batches = [buffer.take(0.0) for _ in range(2)]
-    assert batches == [(entries[:3], "full"), (entries[3:6], "full")]
+@PLAIN_AND_ALL
+def test_batches_keep_the_order_of_arrival(options: dict[str, Any]) -> None:
+    engine, calls = filled(*[0.0] * 7, **options)
+    assert [look(engine, 0.0) for _ in range(2)] == [(calls[:3], "full"), (calls[3:6], "full")]
 
 
-def test_full_batch_does_not_wait() -> None:
-    buffer, entries = filled(5.0, 5.0, 5.0, timeout=100.0)
-    assert buffer.take(5.0) == (entries, "full")
+@PLAIN_AND_ALL
+def test_full_batch_does_not_wait(options: dict[str, Any]) -> None:
+    engine, calls = filled(5.0, 5.0, 5.0, timeout=100.0, **options)
+    assert look(engine, 5.0) == (calls, "full")
 
 
-def test_oldest_item_never_waits_past_its_deadline() -> None:
-    buffer, entries = filled(0.0, 0.9)
-    assert buffer.take(0.999) is None
-    assert buffer.due_at == 1.0
-    assert buffer.take(1.0) == (entries, "timeout")
+@PLAIN_AND_ALL
+def test_oldest_item_never_waits_past_its_deadline(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.75, **options)
+    assert look(engine, 0.75) == 0.25
+    assert look(engine, 1.0) == (calls, "timeout")
 
 
-def test_later_arrivals_do_not_restart_the_timeout() -> None:
-    buffer, _ = filled(0.0, 0.5, timeout=1.0, batch_size=10)
-    assert buffer.due_at == 1.0
+@PLAIN_AND_ALL
+def test_later_arrivals_do_not_restart_the_timeout(options: dict[str, Any]) -> None:
+    engine, _ = filled(0.0, 0.5, timeout=1.0, batch_size=10, **options)
+    assert look(engine, 0.5) == 0.5
 
 
-def test_items_left_over_by_a_batch_keep_their_own_arrival() -> None:
-    buffer, entries = filled(0.0, 0.1, 0.2, 0.3)
-    buffer.take(0.9)
-    assert buffer.due_at == 0.3 + 1.0
-    assert buffer.take(1.3) == ([entries[3]], "timeout")
+@PLAIN_AND_ALL
+def test_items_left_over_by_a_batch_keep_their_own_arrival(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.125, 0.25, 0.5, **options)
+    assert look(engine, 0.75) == (calls[:3], "full")
+    assert look(engine, 0.75) == 0.75
+    assert look(engine, 1.5) == ([calls[3]], "timeout")
 
 
-def test_items_join_until_the_batch_is_taken() -> None:
-    buffer, entries = filled(0.0, 7.0, 8.0, batch_size=4)
-    assert buffer.take(9.0) == (entries, "timeout")
+@PLAIN_AND_ALL
+def test_items_join_until_the_batch_is_taken(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 7.0, 8.0, batch_size=4, **options)
+    assert look(engine, 9.0) == (calls, "timeout")
 
 
-def test_timeout_0_makes_all_that_waits_due() -> None:
-    buffer, entries = filled(3.0, timeout=0.0)
-    assert buffer.take(3.0) == (entries, "timeout")
+@PLAIN_AND_ALL
+def test_items_join_as_long_as_no_turn_is_free(options: dict[str, Any]) -> None:
+    engine, _ = filled(0.0, timeout=0.0, concurrency=1, **options)
+    batch = engine.look(0.0)
+    more = [engine.post(engine.call(Item("a"))) for _ in range(2)]
+    assert look(engine, 5.0) == math.inf
+    more.append(engine.post(engine.call(Item("a"))))
+    batch.settle([0])
+    assert look(engine, 5.0) == (more, "full")
 
 
-def test_timeout_none_leaves_only_a_full_batch_or_a_flush_due() -> None:
-    buffer, entries = filled(0.0, timeout=None)
-    assert buffer.due_at == math.inf
-    assert buffer.take(10**9) is None
-    buffer.flush(10**9)
-    assert buffer.take(10**9) == (entries, "flush")
+@PLAIN_AND_ALL
+def test_timeout_0_makes_all_that_waits_due(options: dict[str, Any]) -> None:
+    engine, calls = filled(3.0, timeout=0.0, **options)
+    assert look(engine, 3.0) == (calls, "timeout")
 
 
-def test_flush_is_for_items_that_wait_now() -> None:
-    buffer, _ = filled(0.0, 0.1)
-    buffer.flush(0.2)
-    buffer.take(0.2)
-    buffer.add(Entry(9), 0.3)
-    assert buffer.take(0.3) is None
+@PLAIN_AND_ALL
+def test_timeout_0_makes_due_whatever_the_clock_says(options: dict[str, Any]) -> None:
+    engine, calls = filled(1000.0, timeout=0.0, **options)
+    assert look(engine, 3.0) == (calls, "timeout")
 
 
-@pytest.mark.parametrize("options", [{}, {"max_pending": 9}], ids=["plain", "limited"])
-def test_flush_includes_items_that_arrive_at_the_same_clock_reading(options: dict[str, Any]) -> None:
-    buffer, entries = filled(0.0, timeout=None, **options)
-    buffer.flush(1.0)
-    assert buffer.take(1.0) == (entries, "flush")
-    assert buffer.add(entries[0], 1.0) == -math.inf
-    assert buffer.take(1.0) == (entries, "flush")
+@PLAIN_AND_ALL
+def test_arrival_that_is_later_than_the_clock_counts_as_now(options: dict[str, Any]) -> None:
+    engine, calls = filled(1000.0, **options)
+    assert look(engine, 3.0) == 1.0
+    assert look(engine, 4.0) == (calls, "timeout")
 
 
-def test_put_back_items_count_against_max_pending() -> None:
-    buffer, entries = filled(0.0, 0.0, batch_size=2, max_pending=2)
-    taken = buffer.take(0.0)
-    assert taken is not None
-    assert not buffer.is_full
-    buffer.put_back(taken[0])
-    assert buffer.is_full
-    assert buffer.take(0.0) == (entries, "full")
+@PLAIN_AND_ALL
+def test_arrival_that_is_later_than_the_clock_makes_no_flush_last_until_then(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 1000.0, timeout=None, **options)
+    engine.flush()
+    assert look(engine, 3.0) == (calls, "flush")
+    engine.post(engine.call(Item("a"), arrival=4.0))
+    assert look(engine, 5.0) == math.inf
 
 
-@pytest.mark.parametrize("options", [{}, {"keys": "aab", "max_weight": 9.0}], ids=["plain", "grouped and weighed"])
-def test_max_pending_counts_neither_items_of_map_nor_those_taken_or_left(options: dict[str, Any]) -> None:
-    buffer, entries = filled(0.0, 0.0, 0.0, batch_size=9, max_pending=3, **options)
-    assert buffer.is_full
-    assert buffer.due_at == -math.inf
-    buffer.remove(entries[0])
-    assert not buffer.is_full
-    assert buffer.due_at == 1.0
-    buffer.add(Entry(9, entries[0].group, limited=False), 0.5)
-    assert not buffer.is_full
-    assert buffer.due_at == 1.0
-    buffer.add(Entry(10, entries[0].group), 0.5)
-    assert buffer.is_full
-    assert buffer.take(0.5) is not None
-    assert not buffer.is_full
+@PLAIN_AND_ALL
+def test_item_posted_late_by_an_interrupted_caller_waits_no_longer_than_if_it_came_then(
+    options: dict[str, Any],
+) -> None:
+    engine, _ = filled(3.0, **options)
+    assert look(engine, 3.0) == 1.0
+    engine.post(engine.call(Item("a"), arrival=2.0))  # since it looked at the clock its caller was interrupted
+    assert engine.wakes_at == 4.0
+    taken = look(engine, 4.0)
+    assert isinstance(taken, tuple)
+    assert len(taken[0]) == 2
 
 
-def test_put_back_items_of_a_group_stand_where_they_stood() -> None:
-    buffer, entries = filled(0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, keys="caabbaa", batch_size=2, timeout=None)
-    batch = buffer.take(9.0)
-    assert batch == (entries[1:3], "full")
-    buffer.put_back(entries[1:3])
-    inside.check(buffer)
-    assert [buffer.take(9.0) for _ in range(4)] == [batch, (entries[3:5], "full"), (entries[5:], "full"), None]
-    buffer.close()
-    assert buffer.take(9.0) == (entries[:1], "close")
+def test_item_posted_late_by_an_interrupted_caller_stands_where_it_belongs() -> None:
+    engine, calls = filled(3.0, 2.0, 4.0, 2.0, keys="bbaa", timeout=None)
+    assert look(engine, 5.0) == math.inf
+    engine.flush()
+    assert [look(engine, 5.0) for _ in range(2)] == [
+        ([calls[1], calls[0]], "flush"),
+        ([calls[3], calls[2]], "flush"),
+    ]
 
 
-def test_group_by_lists_each_full_group_once() -> None:
-    buffer, _ = filled(*[0.0] * 7, 1.0, 1.0, keys="aaabbbcaa")
-    for number in range(3):
-        assert buffer.due_at == -math.inf
-        buffer.add(Entry(9, buffer.group_of("a", {})), 1.0 + number)
-        assert inside.full_groups_listed(buffer) == 2
-    assert buffer.take(0.0) is not None
-    assert buffer.due_at == -math.inf
-    assert inside.full_groups_listed(buffer) == 2
-    buffer, _ = filled(*[0.0] * 9, max_weight=99.0)
-    assert buffer.due_at == -math.inf
-    assert inside.full_groups_listed(buffer) == 0  # there is but one group
+@PLAIN_AND_ALL
+def test_timeout_none_leaves_only_a_full_batch_or_a_flush_due(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, timeout=None, **options)
+    assert look(engine, 10.0**9) == math.inf
+    engine.flush()
+    assert look(engine, 10.0**9) == (calls, "flush")
 
 
-def test_group_key_is_let_go_only_outside_the_lock() -> None:
-    dropped: list[bool] = []
-
-    class Key:
-        def __del__(self) -> None:
-            dropped.append(True)
-
-    buffer, (first,) = filled(0.0, keys="a", batch_size=1)
-    entry = Entry(1, buffer.group_of(Key(), {}))
-    buffer.add(entry, 1.0)
-    buffer.remove(first)
-    buffer.remove(entry)
-    del entry
-    gc.collect()
-    assert buffer.due_at == math.inf
-    assert dropped == []
-    buffer.let_go()
-    assert dropped == [True]
+@PLAIN_AND_ALL
+def test_flush_is_for_items_that_wait_now(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.125, **options)
+    engine.flush()
+    assert look(engine, 0.25) == (calls, "flush")
+    engine.post(engine.call(Item("a"), arrival=0.25))
+    assert look(engine, 0.25) == 1.0
 
 
-def test_flush_of_nothing_makes_nothing_due() -> None:
-    buffer: Buffer[Entry] = Buffer(Options(9, 1.0))
-    buffer.flush(0.0)
-    buffer.add(Entry(1), 0.0)  # some clocks stand still for long
-    assert buffer.take(0.0) is None
+@PLAIN_AND_ALL
+def test_flush_includes_what_the_owner_has_not_seen_yet(options: dict[str, Any]) -> None:
+    engine, _ = filled(0.0, timeout=None, **options)
+    assert look(engine, 0.0) == math.inf
+    second = engine.post(engine.call(Item("a"), arrival=1.0))
+    engine.flush()
+    taken = look(engine, 1.0)
+    assert isinstance(taken, tuple)
+    assert second in taken[0]
+
+
+@PLAIN_AND_ALL
+def test_flush_of_nothing_makes_nothing_due(options: dict[str, Any]) -> None:
+    engine, _ = filled(**options)
+    engine.flush()
+    look(engine, 0.0)
+    engine.post(engine.call(Item("a")))  # some clocks stand still for long
+    assert look(engine, 0.0) == 1.0
+
+
+@PLAIN_AND_ALL
+def test_flush_for_a_lonely_item_is_only_for_one_that_others_of_its_group_must_make_due(
+    options: dict[str, Any],
+) -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, timeout=None, **{**options, "keys": "aab" if options else ""})
+    engine.options.batch_size = 4
+    engine.flush(calls[2])  # which the owner has not seen yet
+    step = look(engine, 0.0)
+    assert isinstance(step, tuple) == bool(options)  # else all are of one group
+
+
+def test_flush_for_a_lonely_item_is_none_if_its_group_is_full_or_it_is_taken() -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, 0.0, keys="abbb", timeout=None)
+    engine.flush(calls[1])
+    assert look(engine, 0.0) == (calls[1:], "full")
+    engine.flush(calls[1])
+    assert look(engine, 0.0) == math.inf
 
 
 def test_batch_is_never_empty() -> None:
-    buffer, entries = filled(0.0)
-    buffer.flush(0.0)
-    buffer.close()
-    buffer.remove(entries[0])
-    assert buffer.take(10.0) is None
+    engine, calls = filled(0.0, 0.0)
+    calls[0].leave()  # without a word
+    engine.flush()
+    engine.withdraw(calls[1])
+    assert look(engine, 10.0) == math.inf
+
+
+# Groups
+
+
+def test_group_whose_oldest_item_has_waited_longest_goes_first() -> None:
+    engine, calls = filled(2.0, 1.0, 3.0, 1.5, 0.5, keys="ababc", timeout=0.0)
+    taken = [look(engine, 9.0) for _ in range(4)]
+    assert taken == [
+        ([calls[4]], "timeout"),
+        ([calls[1], calls[3]], "timeout"),
+        ([calls[0], calls[2]], "timeout"),
+        math.inf,
+    ]
+
+
+def test_group_that_is_full_goes_while_an_older_one_waits() -> None:
+    engine, calls = filled(0.0, 1.0, 1.0, 1.0, keys="abbb", timeout=None)
+    assert look(engine, 9.0) == (calls[1:], "full")
+    assert look(engine, 9.0) == math.inf
+
+
+def test_group_that_is_due_goes_before_a_younger_one_that_is_full() -> None:
+    engine, calls = filled(0.0, 1.0, 1.0, 1.0, keys="abbb")
+    assert look(engine, 1.0) == ([calls[0]], "timeout")
+    assert look(engine, 1.0) == (calls[1:], "full")
+
+
+def test_group_that_is_full_again_goes_by_its_oldest_item() -> None:
+    engine, calls = filled(0.0, 5.0, 5.0, 3.0, 3.0, keys="caabb", batch_size=2, timeout=None, concurrency=1)
+    running = engine.look(5.0)
+    assert running.callers == calls[3:]
+    calls[3:] = [engine.post(engine.call(Item("b"), arrival=3.0)) for _ in range(2)]
+    assert look(engine, 5.0) == math.inf
+    engine.options.batch_size = 4
+    calls.append(engine.post(engine.call(Item("a"), arrival=1.0)))  # by a caller who was interrupted
+    assert look(engine, 5.0) == math.inf
+    engine.options.batch_size = 2
+    engine.let(engine.settings_changed)
+    running.settle([0, 0])
+    assert look(engine, 5.0) == ([calls[5], calls[1]], "full")
+
+
+@pytest.mark.parametrize("keys", ["", "abb"])
+def test_smaller_batch_size_makes_due_what_is_full_then(keys: str) -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, keys=keys, batch_size=9, timeout=None)
+    assert look(engine, 0.0) == math.inf
+    engine.options.batch_size = 2
+    engine.let(engine.settings_changed)
+    assert look(engine, 0.0) == (calls[1:] if keys else calls[:2], "full")
+
+
+def test_group_is_one_again_after_some_of_its_batch_have_left_without_a_word() -> None:
+    engine, calls = filled(0.0, 0.0, keys="aa", batch_size=2, timeout=None)
+    calls[0].leave()
+    assert look(engine, 0.0) == math.inf
+    assert engine.waiting() == (1, 0)
+    late = engine.post(engine.call(Item("a")))
+    assert engine.rung == 3  # for the first, and for each that filled the batch as far as its caller could know
+    assert look(engine, 0.0) == ([calls[1], late], "full")
+
+
+def test_put_back_items_of_a_group_stand_where_they_stood() -> None:
+    engine, calls = filled(0.0, 1.0, 1.0, 2.0, 2.0, 3.0, 3.0, keys="caabbaa", batch_size=2, timeout=None)
+    engine.fails = True
+    with pytest.raises(MemoryError):
+        engine.look(9.0)
+    inside.check(engine.buffer)
+    taken = [look(engine, 9.0) for _ in range(4)]
+    assert taken == [(calls[1:3], "full"), (calls[3:5], "full"), (calls[5:], "full"), math.inf]
+    engine.let(engine.all_is_due, True)
+    assert look(engine, 9.0) == (calls[:1], "close")
+
+
+def test_groups_are_forgotten_with_their_last_item_also_while_an_older_one_waits() -> None:
+    engine, _ = filled(0.0, keys="a", timeout=None, concurrency=10**6)
+    for number in range(200):
+        for _ in range(3):
+            engine.post(engine.call(Item(str(number))))
+        assert isinstance(look(engine, 1.0), tuple)
+        left = engine.post(engine.call(Item(f"left {number}")))
+        look(engine, 1.0)
+        engine.withdraw(left)
+        look(engine, 1.0)
+    assert inside.groups_in(engine.buffer) < 20
+    assert inside.groups_listed(engine.buffer) < 20
+    engine.flush()
+    assert isinstance(look(engine, 1.0), tuple)
+    assert look(engine, 1.0) == math.inf
+    assert inside.groups_in(engine.buffer) == inside.groups_listed(engine.buffer) == 0
+
+
+def test_group_that_never_empties_is_listed_a_few_times_at_most() -> None:
+    engine, _ = filled(0.0, keys="a", timeout=None, concurrency=10**6)
+    for number in range(200):
+        gone = engine.post(engine.call(Item("a")))
+        engine.post(engine.call(Item("a"), arrival=-1.0 - number))  # so it is the oldest
+        gone.leave()
+        look(engine, 1.0)
+        for _ in range(2):
+            engine.post(engine.call(Item("a")))
+        assert isinstance(look(engine, 1.0), tuple)
+    assert inside.groups_listed(engine.buffer) < 20
+    assert inside.full_groups_listed(engine.buffer) < 20
+
+
+def test_group_by_lists_each_full_group_once() -> None:
+    engine, _ = filled(*[0.0] * 7, 1.0, 1.0, keys="aaabbbcaa", concurrency=1, timeout=None)
+    batch = engine.look(1.0)
+    for _ in range(3):
+        engine.post(engine.call(Item("a")))
+        engine.look(1.0)
+        assert inside.full_groups_listed(engine.buffer) <= 2
+    batch.settle([0] * 3)
+    assert isinstance(look(engine, 1.0), tuple)
+    assert inside.full_groups_listed(engine.buffer) <= 2
+
+
+# Weights
+
+
+def test_batch_is_full_at_its_weight_and_never_heavier() -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, weights=[2, 1, 2], max_weight=4, batch_size=9)
+    assert look(engine, 0.0) == (calls[:2], "full")
+    assert look(engine, 0.0) == 1.0
+
+
+def test_item_heavier_than_a_batch_may_be_goes_alone() -> None:
+    engine, calls = filled(0.0, 0.0, weights=[1, 9], max_weight=4, batch_size=9)
+    assert [look(engine, 0.0) for _ in range(2)] == [(calls[:1], "full"), (calls[1:], "full")]
+
+
+def test_weight_of_who_has_left_counts_no_more() -> None:
+    engine, calls = filled(0.0, 0.0, weights=[2, 2], max_weight=5, batch_size=9)
+    assert look(engine, 0.0) == 1.0
+    engine.withdraw(calls[0])
+    engine.post(engine.call(Item(weight=2)))
+    assert look(engine, 0.0) == 1.0
+    engine.post(engine.call(Item(weight=1)))
+    step = look(engine, 0.0)
+    assert isinstance(step, tuple)
+    assert step[1] == "full"
 
 
 def test_weights_cost_the_same_however_many_items_wait() -> None:
+    engine = HandEngine(Options(10**6, None, weight=lambda _: 1.0, max_weight=10, concurrency=10**6))
     looks = 0
 
-    class Weighed(Entry):
+    class Weighed(Call):
+        __slots__ = ()
+
         @property
         def weight(self) -> float:
             nonlocal looks
@@ -371,32 +375,274 @@ def test_weights_cost_the_same_however_many_items_wait() -> None:
 
         @weight.setter
         def weight(self, _: float) -> None:
-            pass
+            """Nothing."""
 
-    buffer: Buffer[Entry] = Buffer(Options(10**6, None, max_weight=10))
-    for number in range(1000):
-        buffer.add(Weighed(number), 0.0)
-    while batch := buffer.take(0.0):
-        assert len(batch[0]) == 10
+    for _ in range(1000):
+        call = Weighed()
+        call.item, call.bell, call.arrival, call.key = 0, None, 0.0, None
+        engine.post(call)
+    taken = 0
+    while isinstance(step := engine.look(), HandBatch):
+        assert len(step.callers) == 10
+        taken += 10
+    assert taken == 1000
     assert looks < 1000 * 10
 
 
-@given(
-    calls=st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 5)), max_size=12),
-    batch_size=st.integers(1, 4),
-    max_weight=st.none() | st.integers(1, 9),
-    grouped=st.booleans(),
-)
-def test_calls_from_inside_at_once_form_batches_by_the_same_rules(
-    calls: list[tuple[str, int]], batch_size: int, max_weight: float | None, grouped: bool
-) -> None:
-    buffer: Buffer[Entry] = Buffer(Options(batch_size, None, max_weight=max_weight), grouped=grouped)
-    entries = [Entry(number, buffer.group_of(key, {}), weight) for number, (key, weight) in enumerate(calls)]
-    at_once = inside.batches_at_once(entries, inside.options_of(buffer))
-    for entry in entries:
-        buffer.add(entry, 0.0)
-    buffer.close()
-    waited: list[list[Entry]] = []
-    while taken := buffer.take(0.0):
-        waited.append(taken[0])
-    assert at_once == sorted(waited, key=lambda batch: batch[0].number)
+# max_pending
+
+
+def test_put_back_items_count_against_max_pending() -> None:
+    engine, calls = filled(0.0, 0.0, batch_size=2, max_pending=2)
+    engine.fails = True
+    with pytest.raises(MemoryError):
+        engine.look(0.0)
+    assert engine.is_full()
+    assert look(engine, 0.0) == (calls, "full")
+    assert not engine.is_full()
+
+
+def test_items_are_due_when_max_pending_of_them_wait() -> None:
+    engine, calls = filled(0.0, 0.0, 1.0, keys="aba", batch_size=9, max_pending=3)
+    assert look(engine, 0.5) == ([calls[0], calls[2]], "full")
+    assert look(engine, 0.5) == 0.5
+    for number in range(2):  # it is three anew, and not one more
+        engine.post(engine.call(Item("c")))
+        assert isinstance(look(engine, 0.5), tuple) == (number == 1)
+
+
+@pytest.mark.parametrize("options", [{}, {"keys": "aab", "weights": [1, 1, 1], "max_weight": 9}], ids=["plain", "all"])
+def test_max_pending_counts_neither_items_of_map_nor_those_taken_or_left(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, batch_size=9, max_pending=3, concurrency=1, **options)
+    assert engine.is_full()
+    engine.withdraw(calls[0])
+    assert not engine.is_full()
+    engine.post(engine.call(Item("a"), limited=False))
+    assert not engine.is_full()
+    assert look(engine, 0.0) == 1.0
+    engine.post(engine.call(Item("a"), arrival=0.5))
+    assert engine.is_full()
+    batch = engine.look(0.5)
+    assert batch.reason == "full"
+    assert not engine.is_full()
+    batch.settle([0] * len(batch.callers))
+    assert look(engine, 0.5) in (0.5, math.inf)
+
+
+def test_max_pending_does_not_count_who_left_before_the_owner_saw_the_call() -> None:
+    engine, calls = filled(0.0, 0.0, batch_size=9, max_pending=2)
+    engine.withdraw(calls[1])
+    assert look(engine, 0.0) == 1.0
+    engine.post(engine.call(Item()))
+    assert isinstance(look(engine, 0.0), tuple)
+
+
+# No memory, and who leaves
+
+
+@PLAIN_AND_ALL
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_failed_take_puts_all_items_back_in_order(nth: int, options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, 0.0, batch_size=9, timeout=None, **options)
+    assert look(engine, 0.0) == math.inf
+    inside.fails_as_it_hands_out(engine.buffer, nth=nth)
+    engine.options.batch_size = 3
+    engine.let(engine.settings_changed)
+    with pytest.raises(MemoryError):
+        engine.look(1.0)
+    engine.options.batch_size = 4
+    assert look(engine, 1.0) == (calls, "full")
+
+
+@PLAIN_AND_ALL
+def test_who_left_without_a_word_is_counted_once_though_there_is_no_memory(options: dict[str, Any]) -> None:
+    engine, calls = filled(0.0, 0.0, timeout=0.0, **options)
+    calls[0].leave()
+    engine.fails = True
+    for _ in range(2):
+        try:
+            step = engine.look(0.0)
+        except MemoryError:
+            continue
+        assert step.callers == [calls[1]]
+    assert engine.tally.read(engine.waiting).cancelled == 1
+
+
+@PLAIN_AND_ALL
+def test_few_are_kept_of_those_who_have_left(options: dict[str, Any]) -> None:
+    options = {**options, "keys": "a" * 1000 if options else "", "weights": [], "max_weight": None}
+    options["max_pending"] = None
+    engine, calls = filled(*[0.0] * 1000, batch_size=10**6, timeout=None, **options)
+    engine.look(0.0)
+    for call in calls[1:-1]:
+        engine.withdraw(call)
+    engine.look(0.0)
+    pending, left = engine.waiting()
+    assert pending == 2
+    assert left <= 3
+    assert engine.tally.cancelled + left == 998
+    engine.flush()
+    assert look(engine, 0.0) == ([calls[0], calls[-1]], "flush")
+    assert engine.tally.cancelled == 998
+
+
+def test_who_leaves_as_those_who_left_are_sorted_out_is_counted_once() -> None:
+    class Leaves(Call):
+        __slots__ = ("asked",)
+
+        def has_left(self) -> bool:
+            self.asked = getattr(self, "asked", 0) + 1
+            return self.asked > 1
+
+    engine, calls = filled(0.0, 0.0, timeout=None)
+    leaves = Leaves()
+    leaves.item, leaves.bell, leaves.arrival = Item(), None, 0.0
+    engine.post(leaves)
+    for call in calls:
+        engine.withdraw(call)
+    look(engine, 0.0)
+    leaves.leave()
+    engine.flush()
+    assert look(engine, 0.0) == math.inf
+    assert engine.tally.cancelled == 3
+
+
+# Equal items
+
+
+def values(engine: HandEngine, *items: Any) -> list[Call]:
+    return [engine.post(engine.call(item)) for item in items]
+
+
+def test_dedupe_knows_items_by_type_and_value() -> None:
+    engine = engine_with(dedupe=True, batch_size=9, timeout=0.0)
+    calls = values(engine, 1, True, 1.0, 1, "1", 1.0)
+    batch = engine.look()
+    assert [entry.item for entry in batch.entries] == [1, True, 1.0, "1"]
+    batch.settle(["int", "bool", "float", "str"])
+    assert [call.outcome() for call in calls] == ["int", "bool", "float", "int", "str", "float"]
+
+
+def test_dedupe_counts_equal_items_that_wait_as_one() -> None:
+    engine = engine_with(dedupe=True, batch_size=2, timeout=1.0)
+    values(engine, *[7] * 100)
+    assert look(engine, 0.0) == 1.0
+    values(engine, 8, 7)
+    batch = engine.look()
+    assert (batch.reason, len(batch.entries), len(batch.callers)) == ("full", 2, 102)
+    assert values(engine, 7)  # those run, and wait no more
+    assert look(engine, 0.0) == 1.0
+
+
+def test_dedupe_counts_the_weight_of_equal_items_once() -> None:
+    engine = engine_with(dedupe=True, batch_size=9, weight=float, max_weight=5)
+    values(engine, 2, 2, 2, 1)
+    assert look(engine, 0.0) == 1.0
+    values(engine, 2, 3)
+    batch = engine.look()
+    assert [entry.item for entry in batch.entries] == [2, 1]
+
+
+def test_dedupe_keeps_equal_items_of_two_groups_apart() -> None:
+    groups = iter("ab")
+    engine = engine_with(dedupe=True, batch_size=9, timeout=0.0, group_by=lambda _: next(groups))
+    calls = values(engine, 1, 1)
+    assert [look(engine, 0.0) for _ in range(2)] == [([calls[0]], "timeout"), ([calls[1]], "timeout")]
+
+
+@pytest.mark.parametrize("says_so", [True, False])
+@pytest.mark.parametrize("leaving", [0, 1, 2])
+def test_dedupe_leaves_the_others_when_one_of_equal_items_leaves(leaving: int, says_so: bool) -> None:
+    engine = engine_with(dedupe=True, timeout=None)
+    calls = values(engine, 7, 7, 7)
+    look(engine, 0.0)
+    gone = calls.pop(leaving)
+    engine.withdraw(gone) if says_so else gone.leave()
+    engine.flush()
+    batch = engine.look()
+    assert batch.callers == calls
+    batch.settle(["seven"])
+    assert [call.outcome() for call in calls] == ["seven", "seven"]
+    assert engine.tally.read(engine.waiting).cancelled == 1
+
+
+def test_dedupe_forgets_an_item_that_all_have_left() -> None:
+    engine = engine_with(dedupe=True, batch_size=2, timeout=None)
+    calls = values(engine, 7, 7)
+    look(engine, 0.0)
+    for call in calls:
+        engine.withdraw(call)
+    (other,) = values(engine, 8)
+    assert look(engine, 0.0) == math.inf
+    (again,) = values(engine, 7)
+    assert look(engine, 0.0) == ([other, again], "full")
+
+
+class Moody:
+    """An item that can be compared as long as it is in the mood."""
+
+    mood = True
+
+    def __hash__(self) -> int:
+        return 1
+
+    def __eq__(self, other: object) -> bool:
+        if not self.mood:
+            raise ArithmeticError("not today")
+        return type(self) is type(other)
+
+
+class Bad(Moody):
+    """One that cannot be compared."""
+
+    mood = False
+    __hash__ = Moody.__hash__
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_dedupe_fails_alone_the_call_of_an_item_that_cannot_be_compared(busy: bool) -> None:
+    engine = engine_with(dedupe=True, batch_size=2, timeout=None)
+    first, bad, other = values(engine, Bad(), Bad(), 5)
+    if busy:  # so that something is due at each look
+        values(engine, *range(100, 120))
+    batch = engine.look()
+    assert isinstance(bad.error, ArithmeticError)
+    assert bad.bell.told == 1
+    assert (batch.callers, batch.reason) == ([first, other], "full")
+    batch.settle(["bad", "five"])
+    assert (first.outcome(), other.outcome()) == ("bad", "five")
+    stats = engine.tally.read(engine.waiting)
+    assert (stats.answered, stats.failed, stats.running) == (2, 1, 0)
+    inside.check(engine.buffer)
+
+
+def test_group_by_fails_alone_the_call_of_a_key_that_cannot_be_compared() -> None:
+    keys = iter([Bad(), Bad(), "sound"])
+    engine = engine_with(group_by=lambda _: next(keys), timeout=None)
+    first, bad, sound = (engine.post(engine.call(number)) for number in range(3))
+    assert look(engine, 0.0) == math.inf
+    assert isinstance(bad.error, ArithmeticError)
+    engine.flush()
+    assert [look(engine, 0.0) for _ in range(2)] == [([first], "flush"), ([sound], "flush")]
+
+
+def test_dedupe_survives_an_item_that_cannot_be_compared_any_more_when_its_caller_leaves() -> None:
+    class Once(Moody):
+        __hash__ = Moody.__hash__
+
+    engine = engine_with(dedupe=True, timeout=None)
+    first, second, other = values(engine, Once(), Once(), 5)
+    look(engine, 0.0)
+    Once.mood = False
+    engine.withdraw(second)
+    engine.flush()
+    assert look(engine, 0.0) == ([first, other], "flush")
+
+
+def test_dedupe_reports_no_batch_for_an_item_that_cannot_be_compared() -> None:
+    reports: list[Any] = []
+    engine = engine_with(dedupe=True, timeout=None, on_batch=reports.append)
+    _, bad = values(engine, Bad(), Bad())
+    look(engine, 0.0)
+    assert isinstance(bad.error, ArithmeticError)
+    assert reports == []  # since the function was not called

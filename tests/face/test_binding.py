@@ -364,7 +364,9 @@ def test_bound_method_can_be_batched() -> None:
 # Messages
 
 
-@pytest.mark.parametrize("attribute", ["submit", "aio", "map", "flush", "close", "aclose", "stats", "batch_size"])
+@pytest.mark.parametrize(
+    "attribute", ["submit", "aio", "map", "flush", "drain", "close", "aclose", "stats", "batch_size"]
+)
 def test_method_of_the_class_says_that_an_instance_must_be_asked(attribute: str) -> None:
     with pytest.raises(AttributeError) as raised:
         getattr(Scaler.scale, attribute)

@@ -144,21 +144,19 @@ def test_cancelled_future_lets_go_of_its_instance() -> None:
         async def fetch(self, xs: list[Any]) -> list[Any]:
             return xs
 
-    async def submitted(one: One) -> Any:
-        return one.fetch.submit(1)
-
-    def check(submit: Callable[[One], Any]) -> None:
+    async def check(submit: Callable[[One], Any]) -> None:
         one = One()
         gone = weakref.ref(one)
         future = submit(one)
         del one
         assert gone() is not None
         assert future.cancel()
-        gc.collect()
-        until(lambda: gone() is None)
+        while gone() is not None:
+            gc.collect()
+            await asyncio.sleep(0)
 
-    check(lambda one: one.scale.submit(1))
-    check(lambda one: asyncio.run(submitted(one)))
+    asyncio.run(check(lambda one: one.scale.submit(1)))
+    asyncio.run(check(lambda one: one.fetch.submit(1)))
 
 
 def test_finalizer_of_an_instance_may_call_its_method() -> None:

@@ -1,6 +1,5 @@
 """Every message says the rule, the value and whose function; what the decorated object says of itself is true."""
 
-import asyncio
 import collections
 import functools
 import inspect
@@ -155,22 +154,15 @@ def test_message_of_a_closed_function(kit: Kit) -> None:
 
 
 def test_message_of_the_wrong_way_to_close() -> None:
-    plain, coroutine = batched(batch_size=2)(lambda xs: xs), batched(batch_size=2)(fetch)
-
-    async def enter() -> None:
-        async with plain:  # type: ignore[attr-defined]
-            pass
-
-    message = r"^<lambda>\(\) is a `def` function: close it by `with` or close\(\)$"
-    with pytest.raises(TypeError, match=message):
-        asyncio.run(enter())
-    with pytest.raises(TypeError, match=message):
-        plain.aclose()  # type: ignore[attr-defined]
-    message = r"^fetch\(\) is `async def`: close it by `async with` or `await` aclose\(\)$"
+    coroutine = batched(batch_size=2)(fetch)
+    message = r"^fetch\(\) is `async def`: use `async with`, or `await` aclose\(\) or adrain\(\)$"
     with pytest.raises(TypeError, match=message), coroutine:
         pass
-    with pytest.raises(TypeError, match=message):
-        coroutine.close()
+    for wrong in (coroutine.close, coroutine.drain):
+        with pytest.raises(TypeError, match=message):
+            wrong()
+        with pytest.raises(TypeError, match=message):
+            wrong(timeout=1.0)
 
 
 @pytest.mark.usefixtures("no_noise")

@@ -32,6 +32,8 @@ assert_type(from_list.batch_size, int)
 assert_type(from_list.timeout, float | None)
 from_list.batch_size = 3
 from_list.timeout = None
+from_list.drain(1.0)
+from_list.close(timeout=None, cancel_pending=True)
 with from_list as opened:
     assert_type(opened, BatchedFunction[int, float])
 
@@ -99,6 +101,10 @@ assert_type(Doubler(batch_size=2, timeout=0.1).request(x=1), int)
 async def from_a_coroutine() -> None:
     assert_type(await from_list.aio(3), float)
     assert_type(await from_mapping.aio(3), str)
+    await from_list.adrain(1.0)
+    await from_list.aclose(1.0, cancel_pending=True)
+    async with from_list as opened:
+        assert_type(opened, BatchedFunction[int, float])
     await from_list.aio("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
 
@@ -139,6 +145,7 @@ async def from_coroutines() -> None:
     assert_type([result async for result in coroutine.map(from_async_iterable())], list[float])
     async with coroutine as opened:
         assert_type(opened, BatchedCoroutineFunction[int, float])
+    await coroutine.adrain(timeout=1.0)
     await coroutine.aclose()
     assert_type(coroutine.stats, Stats)
     assert_type(await coroutine_of_mapping(3), str)
@@ -148,6 +155,7 @@ async def from_coroutines() -> None:
     coroutine(3)  # type: ignore[unused-coroutine]  # pyright: ignore[reportUnusedCoroutine]
     await coroutine("3")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     coroutine.close()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+    coroutine.drain()  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 async def from_async_iterable() -> AsyncIterator[int]:

@@ -94,7 +94,7 @@ def test_aio_answers_go_home_in_one_message_per_batch_and_loop(monkeypatch: pyte
         send = loop.call_soon_threadsafe
 
         def count(*args: Any, **options: Any) -> Any:
-            messages.append(len(args[-1]))
+            messages.append(len(args[1]))
             return send(*args, **options)
 
         monkeypatch.setattr(loop, "call_soon_threadsafe", count)

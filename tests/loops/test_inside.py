@@ -359,12 +359,13 @@ def test_calls_from_inside_at_once_are_counted_as_nested_and_as_no_time_waited(w
 def test_batch_from_inside_whose_task_is_cancelled_before_it_begins_fails() -> None:
     async def function(items: list[int]) -> list[int]:
         if items == [1]:
-            future = f.submit(2)
+            (call,) = tasks([f(2)])
+            await asyncio.sleep(0)
             for task in our_tasks():
                 if task is not asyncio.current_task():
                     task.cancel()
             with pytest.raises(BatchError):
-                await future
+                await call
         return items
 
     f = batched(batch_size=1)(function)

@@ -4,13 +4,14 @@ And the task of a batch itself, which somebody else may cancel: its callers hear
 """
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from batchify import BatchError
 
-from ..kit import AsyncGated, anegate, batched, here, move, outcomes, run, settle, tasks
+from ..kit import AsyncGated, anegate, batched, here, move, outcomes, run, settle, tasks, together
 
 pytestmark = pytest.mark.usefixtures("no_noise")
 
@@ -55,21 +56,66 @@ def test_oldest_item_cancelled_at_its_deadline_leaves_the_next_one_its_own_deadl
     run(main())
 
 
-@pytest.mark.parametrize("how", ["task", "future"])
-def test_running_batch_that_all_callers_left_goes_on_to_its_end(how: str) -> None:
+@pytest.mark.parametrize("how", ["task", "future", "both"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_running_batch_is_cancelled_once_all_callers_have_left(how: str, order: int) -> None:
     async def main() -> None:
-        waiting = tasks(map(f, range(3))) if how == "task" else [f.submit(item) for item in range(3)]
+        ways = {"task": [True] * 3, "future": [False] * 3, "both": [False, True, False]}[how]
+        waiting = [tasks([f(item)])[0] if way else f.submit(item) for item, way in enumerate(ways)]
+        await settle()
+        for caller in waiting[::order]:
+            assert gated.running == 1
+            caller.cancel()
+            await settle()
+        assert gated.running == 0
+        for outcome in await outcomes(waiting):
+            assert isinstance(outcome, asyncio.CancelledError)
+        await gated.go_on()
+        assert await f(3) == -3
+
+    gated = AsyncGated()
+    f = batched(batch_size=3)(gated)
+    run(main())
+    assert f.stats.in_flight == 0
+
+
+def test_running_batch_goes_on_for_a_caller_that_was_shielded() -> None:
+    async def main() -> None:
+        waiting = tasks([wait_shielded(), f(2)])
         await settle()
         for caller in waiting:
             caller.cancel()
+        await settle()
         await gated.go_on()
         for outcome in await outcomes(waiting):
             assert isinstance(outcome, asyncio.CancelledError)
-        assert f.stats.answered == 3
+
+    async def wait_shielded() -> None:
+        await asyncio.shield(f.submit(1))
 
     gated = AsyncGated()
-    f = batched(batch_size=3, timeout=None)(gated)
+    f = batched(batch_size=2, timeout=None)(gated)
     run(main())
+    assert f.stats.answered == 2
+
+
+def test_generator_goes_on_behind_its_last_result_though_all_callers_have_theirs() -> None:
+    ended: list[bool] = []
+
+    async def function(items: list[int]) -> AsyncIterator[int]:
+        for item in items:
+            yield -item
+        await settle()
+        ended.append(True)
+
+    async def main() -> None:
+        assert await together(*map(f.submit, (1, 2))) == [-1, -2]
+        await settle()
+        await settle()
+
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+    assert ended == [True]
 
 
 def test_timeouts_task_groups_shields_and_waits_take_calls_and_futures() -> None:
@@ -122,7 +168,9 @@ def test_dropped_coroutine_leaves_no_item_and_no_timer() -> None:
         coroutine.send(None)
         assert f.stats.pending == 1
         coroutine.close()
-        assert (f.stats.pending, here().timers()) == (0, 0)
+        assert f.stats.pending == 0
+        await settle()
+        assert here().timers() == 0
         f(2).close()
 
     f = batched(batch_size=9, timeout=1.0)(anegate)

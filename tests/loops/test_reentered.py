@@ -7,6 +7,7 @@ may hear nothing, the next call works. `asyncio.run` turns the first Ctrl-C into
 import asyncio
 import gc
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, suppress
 from typing import Any
@@ -99,7 +100,7 @@ def test_finalizer_at_any_line_leaves_nobody_without_a_timer(
 
         with lines.intruder_doing(intrude).on_this_thread():
             scenario(f)
-        await settle()
+            await settle()
         for _ in range(4):
             await move(1.0)
         assert f.stats.pending == 0, lines.where
@@ -109,8 +110,33 @@ def test_finalizer_at_any_line_leaves_nobody_without_a_timer(
             await move(1.0)
         assert following.done(), lines.where
 
-    for lines in at_each_line(at_least=20):
+    for lines in at_each_line(at_least=10):
         run(main(batched(batch_size=4, timeout=2.0)(anegate), lines))
+
+
+@pytest.mark.parametrize("options", [{}, MOST_OPTIONS], ids=["plain", "with all options"])
+def test_recursion_limit_reached_as_an_item_is_passed_spares_those_who_wait(options: dict[str, Any]) -> None:
+    """Nobody passes another item: what waits must be answered when its time has come."""
+
+    def deeply(f: Any, depth: int) -> "asyncio.Future[int]":
+        return deeply(f, depth - 1) if depth else f.submit(2)
+
+    async def main(f: Any, depth: int) -> bool:
+        waits = [f.submit(1)]
+        with suppress(RecursionError):
+            waits.append(deeply(f, depth))
+        for _ in range(3):
+            await move(1.0)
+        assert [future.done() and future.result() for future in waits] == [-1, -2][: len(waits)], depth
+        return len(waits) == 2
+
+    limit = sys.getrecursionlimit()
+    passed = [
+        run(main(batched(**{**options, "batch_size": 3, "timeout": 1.0})(anegate), depth))
+        for depth in range(limit - 80, limit)
+    ]
+    assert passed[0]
+    assert not passed[-1]
 
 
 # Ctrl-C on a loop that is run by hand
@@ -190,7 +216,7 @@ def go_on_after_ctrl_c(loop: asyncio.AbstractEventLoop, f: Any, where: str) -> N
 
     f.timeout = 0.0
     for _ in range(3):  # Ctrl-C comes once more through each task that waits for the one it came to
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt, RuntimeError):  # the latter if it came to a loop that was about to stop
             loop.run_until_complete(turns(10))
     loop.run_until_complete(afterwards())
     for task in asyncio.all_tasks(loop):

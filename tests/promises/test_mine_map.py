@@ -150,6 +150,13 @@ def test_map_ends_though_its_items_are_of_more_groups_than_it_reads_ahead(way: W
     assert way.kit.batches == [[item] for item in range(20)]
 
 
+def test_map_ends_though_its_items_are_equal(way: Way) -> None:
+    f = way.kit(echo, batch_size=4, timeout=None, dedupe=True)
+    assert list(way.map(f, [7] * 50)) == [7] * 50
+    assert f.stats.sizes.keys() == {1}
+    way.kit.consistent(f)
+
+
 @pytest.mark.parametrize("as_iterator", [False, True])
 def test_map_fills_the_batches_of_a_group_without_a_timeout(way: Way, as_iterator: bool) -> None:
     f = way.kit(echo, batch_size=5, timeout=None, group_by=lambda x: "all")

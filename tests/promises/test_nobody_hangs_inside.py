@@ -209,6 +209,25 @@ def test_closed_function_refuses_calls_from_inside_another_one(kit: Kit, way: st
     assert type(kit.outcome(kit.start(f, 1))) is ClosedError
 
 
+@pytest.mark.parametrize("links", [lambda x: [x + 1], lambda x: [2 * x + 1, 2 * x + 2]], ids=["chain", "tree"])
+def test_crawler_that_submits_what_it_finds_gets_full_batches_and_no_deeper(
+    kit: Kit, links: Callable[[int], list[int]]
+) -> None:
+    def crawl(xs: list[int]) -> list[int]:
+        pages.extend(f.submit(link) for x in xs for link in links(x) if link < 1000)
+        return xs
+
+    pages: list[Any] = []
+    f = kit(crawl, batch_size=10)
+    pages.append(kit.submit(f, 0))
+    kit.until(lambda: f.stats.answered == 1000)
+    assert sorted(kit.outcomes(pages)) == list(range(1000))
+    assert kit.most == 1
+    assert "nested" not in f.stats.reasons
+    assert len(links(0)) == 1 or f.stats.sizes[10] >= 98
+    kit.consistent(f)
+
+
 # Rings: functions that call each other
 
 

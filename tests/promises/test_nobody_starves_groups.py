@@ -198,6 +198,7 @@ def test_keys_and_items_and_on_batch_are_never_called_under_a_lock(kit: Kit, as_
 
     for _ in range(3):
         handles = [submit(number) for number in range(32)]
+        kit.flush(f)
         kit.outcomes(handles)
         del handles
         lone = [submit(number) for number in range(0, 400, 4)]

@@ -312,19 +312,20 @@ def test_future_does_not_keep_its_item(kit: Kit, watched: Watched, when: str) ->
 def test_future_does_not_keep_a_result_that_came_after_it_was_cancelled(
     coroutines: Coroutines, watched: Watched, when: str
 ) -> None:
-    def function(items: list[Thing]) -> list[Thing]:
+    def function(items: list[Thing]) -> list[Thing | None]:
         coroutines.calls.clear()
-        return [watched.thing()]
+        return [watched.thing(), None]
 
-    f = coroutines(function, gated=True, batch_size=1)
+    f = coroutines(function, gated=True, batch_size=2, timeout=None)
     with no_collector():
-        future = coroutines.submit(f, watched.thing())
+        future, neighbour = coroutines.submit(f, watched.thing()), coroutines.submit(f, None)
         coroutines.until_runs(1)
         if when == "cancelled":
             assert future.cancel()
         coroutines.go_on()
         coroutines.until_idle(f)
         assert future.done()
+        assert neighbour.result() is None
         item, result = watched.references
         assert item() is None
         assert (result() is None) == (when == "cancelled")

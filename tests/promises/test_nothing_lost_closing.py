@@ -156,7 +156,7 @@ def test_close_from_inside_the_function_does_not_wait_for_itself(kit: Kit) -> No
 # While it closes
 
 
-@pytest.mark.parametrize("how", ["call", "submit", "map"])
+@pytest.mark.parametrize("how", ["call", "map"])
 def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> None:
     closes, acloses = threading.Event(), asyncio.Event()
 
@@ -165,9 +165,7 @@ def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> No
             return items
         closes.wait()
         rest = [item - 1 for item in items]
-        if how == "map":
-            return list(f.map(rest))
-        return [f(item) if how == "call" else f.submit(item).result() for item in rest]
+        return list(f.map(rest)) if how == "map" else [f(item) for item in rest]
 
     async def coroutine_function(items: list[int]) -> list[int]:
         if items == [0]:
@@ -176,7 +174,7 @@ def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> No
         rest = [item - 1 for item in items]
         if how == "map":
             return [item async for item in f.map(rest)]
-        return [await (f(item) if how == "call" else f.submit(item)) for item in rest]
+        return [await f(item) for item in rest]
 
     f = decorate(kit, function, coroutine_function, batch_size=9, timeout=None)
     handle = kit.submit(f, 3)
@@ -186,6 +184,27 @@ def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> No
     assert kit.outcome(closer) is None
     assert handle.done()
     assert kit.outcome(handle) == 0
+    kit.consistent(f)
+
+
+def test_function_that_is_being_closed_cannot_submit_to_itself_or_it_would_never_end(kit: Kit) -> None:
+    closes, acloses = threading.Event(), asyncio.Event()
+
+    def function(items: list[int]) -> list[Any]:
+        closes.wait()
+        return [f.submit(item) for item in items]
+
+    async def coroutine_function(items: list[int]) -> list[Any]:
+        await acloses.wait()
+        return [f.submit(item) for item in items]
+
+    f = decorate(kit, function, coroutine_function, batch_size=9, timeout=None)
+    handle = kit.submit(f, 3)
+    closer = kit.start_close(f)
+    closes.set()
+    acloses.set()
+    assert kit.outcome(closer) is None
+    assert type(kit.outcome(handle)) is ClosedError
     kit.consistent(f)
 
 

@@ -42,18 +42,17 @@ def test_items_of_a_dropped_function_are_answered(kit: Kit, timeout: float) -> N
         assert kit.outcomes(futures) == [0, -1, -2]
 
 
-def test_items_of_a_dropped_function_wait_for_their_timeout(kit: Kit) -> None:
+@pytest.mark.parametrize("timeout", [5.0, None])
+def test_items_of_a_dropped_function_do_not_wait_for_their_timeout(kit: Kit, timeout: float | None) -> None:
     reports: list[Any] = []
     kit.stop_the_clock()
-    future = kit.submit(kit(batch_size=2, timeout=5.0, on_batch=reports.append), 1)
+    future = kit.submit(kit(batch_size=2, timeout=timeout, on_batch=reports.append), 1)
     kit.settle()
+    assert not future.done()
     kit.made.clear()
     gc.collect()
-    kit.move(4.0)
-    assert not future.done()
-    kit.move(1.0)
     assert kit.outcome(future) == -1
-    assert [(report.reason, report.waits) for report in reports] == [("timeout", (5.0,))]
+    assert [(report.reason, report.waits) for report in reports] == [("close", (0.0,))]
 
 
 def test_item_keeps_a_dropped_function_alive_until_it_is_answered(kit: Kit) -> None:

@@ -95,7 +95,7 @@ def test_arrivals_are_all_answered() -> None:
         ("await 32/32", "batchify", 32),
         ("aio 256/64", "batchify", 64),
         ("map def", "batchify", 64),
-        ("option dedupe", "batchify", 32),  # 64 calls, of which 32 items are left
+        ("option dedupe", "batchify", 64),  # of twice as many calls
     ],
 )
 def test_process_reports_what_a_call_costs(name: str, scheme: str, size: int) -> None:

@@ -91,10 +91,12 @@ def test_ctrl_c_in_a_call_from_inside_takes_the_item_out() -> None:
             inner(1)
         return items
 
-    inner = batched(batch_size=2, timeout=None)(echo)
-    with inside.ctrl_c_in_calls_made_inside(), batched(batch_size=1)(function) as f:
-        assert f(0) == 0
-    assert (inner.stats.pending, inner.stats.cancelled) == (0, 1)
+    with batched(batch_size=2, timeout=None)(echo) as inner:
+        waiting = inner.submit(0)
+        with inside.ctrl_c_in_calls_made_inside(), batched(batch_size=1)(function) as f:
+            assert f(0) == 0
+        assert (inner.stats.pending, inner.stats.cancelled) == (1, 1)
+    assert waiting.result() == 0
 
 
 def test_signal_handler_may_call_at_any_time() -> None:

@@ -54,18 +54,19 @@ def test_exit_answers_what_was_accepted_however_the_program_ends(caller: str, st
 def _answers_all(caller: str, state: str, end: str, status: int) -> None:
     done = run_script(
         f"""
-import asyncio, signal, sys
-from threading import Event, Thread, main_thread
+import asyncio, signal, sys, threading
+from threading import Event, Thread
 from batchify import batched
 sys.excepthook = lambda *error: None
 def show(result): sys.stdout.write(f"{{result}}\\n")  # print() writes in two steps, between which others may write
-entered = Event()
+entered, ended = Event(), Event()
+threading._register_atexit(ended.set)  # before ours, as it is registered later
 
 @batched(batch_size=3 if {state == "running"} else 4, timeout=None)
 def function(items):
     entered.set()
     if {state == "running"}:
-        main_thread().join()
+        ended.wait()
     return items
 
 function.timeout = None if {state == "waiting"} else 0.0
@@ -74,8 +75,6 @@ while function.stats.accepted < 3:
     pass
 if {state == "running"}:
     entered.wait()
-elif {caller != "submit"}:
-    Thread(target=lambda: (main_thread().join(), function.flush())).start()  # they keep the process alive
 {end}
 """,
         status=status,
@@ -106,8 +105,11 @@ def test_exit_answers_a_running_batch_of_a_dropped_function() -> None:
         import threading
         from batchify import batched
 
+        ended = threading.Event()
+        threading._register_atexit(ended.set)  # before ours, as it is registered later
+
         def function(items):
-            threading.main_thread().join()
+            ended.wait()
             return items
 
         f = batched(batch_size=9, timeout=None)(function)

@@ -19,28 +19,30 @@ from ..tools import Gated, batched, in_threads
 # Cancelling
 
 
-def test_future_can_be_cancelled_while_its_batch_runs() -> None:
+def test_future_can_be_cancelled_until_its_batch_runs() -> None:
+    """As with every executor: who hears True knows that the function has not got the item, and never will."""
     function = Gated()
-    with batched(batch_size=3, timeout=None)(function) as f:
-        first, second, third = [f.submit(number) for number in range(3)]
+    with batched(batch_size=2, timeout=None)(function) as f:
+        waiting, *running = [f.submit(number) for number in range(3)]
+        assert not waiting.running()
+        assert waiting.cancel()
         function.entered.acquire()
-        assert second.cancel()
+        for future in running:
+            assert future.running()
+            assert not future.cancel()
         function.open()
-        assert (first.result(), third.result()) == (0, 2)
+        assert [future.result() for future in running] == [1, 2]
+        assert function.batches == [[1, 2]]
         with pytest.raises(CancelledError):
-            second.result()
+            waiting.result()
 
 
 def test_wait_is_told_of_cancelled_futures(caplog: pytest.LogCaptureFixture) -> None:
-    function = Gated()
-    with batched(batch_size=2, timeout=None)(function) as f:
-        waiting = f.submit(0)
-        waiting.cancel()
-        running = [f.submit(1), f.submit(2)]
-        function.entered.acquire()
-        running[0].cancel()
-        function.open()
-        done, _ = concurrent.futures.wait([waiting, *running])
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        futures = [f.submit(0)]
+        futures[0].cancel()
+        futures += [f.submit(1), f.submit(2)]
+        done, _ = concurrent.futures.wait(futures)
         assert len(done) == 3
     assert not caplog.records
 
@@ -94,6 +96,14 @@ def test_callback_that_raises_disturbs_nobody(error: type[BaseException], caplog
         assert in_threads(f, [3, 4]) == [3, 4]
     if not issubclass(error, Exception):  # else the future tells of it
         assert caplog.messages == ["a callback of a future raised"]
+
+
+def test_callback_that_takes_long_holds_up_nobody_else_of_its_batch() -> None:
+    let_on = threading.Event()
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        f.submit(1).add_done_callback(lambda _: let_on.wait())
+        assert f.submit(2).result() == 2
+        let_on.set()
 
 
 def test_chain_of_callbacks_that_submit_is_no_recursion() -> None:

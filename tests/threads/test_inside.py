@@ -278,44 +278,21 @@ def test_map_from_inside_is_reported_before_the_halves_it_is_split_into() -> Non
     assert [size for _, size in reports] == [4, 2, 1, 1, 2, 1, 1, 1]
 
 
-@pytest.mark.parametrize("form", ["list", "generator"])
-def test_future_cancelled_and_asked_for_in_its_own_batch_leaves_the_others_their_results(
-    form: str, threads: Threads, caplog: pytest.LogCaptureFixture
-) -> None:
-    def function(items: list[int]) -> Any:
-        all_there.wait(100)
-        futures[0].cancel()
-        with pytest.raises(concurrent.futures.CancelledError):
-            futures[0].result()
-        return iter(items) if form == "generator" else items
-
-    all_there = threading.Event()
-    f = threads(function, batch_size=3, timeout=None)
-    futures = [f.submit(item) for item in range(3)]
-    all_there.set()
-    assert [future.result() for future in futures[1:]] == [1, 2]
-    threads.until_idle(f)
-    assert caplog.messages == []
-
-
-def test_wait_inside_for_a_cancelled_future_whose_batch_calls_back_is_answered(threads: Threads) -> None:
-    """`wait()` hears of a cancelled future of a running batch when that ends; and that calls the waiting function."""
-
+def test_wait_inside_for_a_future_whose_batch_calls_back_is_answered(threads: Threads) -> None:
     def first_function(items: list[str]) -> list[str]:
         if items == ["outer"]:
             future = second.submit("")
             began.wait(100)
-            future.cancel()
-            cancelled.set()
+            waits.set()
             concurrent.futures.wait([future])
         return items
 
     def second_function(items: list[str]) -> list[str]:
         began.set()
-        cancelled.wait(100)
+        waits.wait(100)
         assert first("inner") == "inner"
         return items
 
-    began, cancelled = threading.Event(), threading.Event()
+    began, waits = threading.Event(), threading.Event()
     first, second = threads(first_function, batch_size=1), threads(second_function, batch_size=1)
     assert first("outer") == "outer"

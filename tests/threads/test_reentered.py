@@ -131,7 +131,7 @@ def function_and_neighbour(scenario: str, options: dict[str, Any], *, started: b
 @PLAIN_AND_ALL
 @pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "aio"])
 def test_ctrl_c_at_any_line_of_a_caller_loses_nothing(scenario: str, options: dict[str, Any]) -> None:
-    for lines in at_each_line(at_least=15):
+    for lines in at_each_line(at_least=5):
         f, neighbour = function_and_neighbour(scenario, options, started=lines.tried % 2 == 0)
         with suppress(KeyboardInterrupt), lines.intruder_doing(ctrl_c).on_this_thread():
             SCENARIOS[scenario](f, neighbour)
@@ -139,7 +139,7 @@ def test_ctrl_c_at_any_line_of_a_caller_loses_nothing(scenario: str, options: di
 
 
 def test_ctrl_c_at_any_line_of_the_first_call_loses_nothing() -> None:
-    for lines in at_each_line(at_least=15):
+    for lines in at_each_line(at_least=5):
         f = batched(batch_size=2, timeout=0.0)(negate)
         with suppress(KeyboardInterrupt), lines.intruder_doing(ctrl_c).on_this_thread():
             f(1)
@@ -178,7 +178,7 @@ def intrusion(action: str, f: Any, futures: list[Any]) -> Callable[[], object]:
 )
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_finalizer_at_any_line_of_a_caller_is_answered(scenario: str, action: str, options: dict[str, Any]) -> None:
-    for lines in at_each_line(at_least=15):
+    for lines in at_each_line(at_least=5):
         f, neighbour = function_and_neighbour(scenario, options, started=lines.tried % 2 == 0)
         futures = [neighbour]
         intruder = lines.intruder_doing(intrusion(action, f, futures))

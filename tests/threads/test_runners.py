@@ -1,12 +1,11 @@
-"""Nothing runs without a reason: with `concurrency` a thread is started when a batch is due and all others are busy.
+"""Nothing runs without a reason: with `concurrency` a runner is started when a batch is due and all others are busy.
 
-Where none can be started, the threads that there are run all batches.
+The flush thread gives them their batches. Where no runner can be started it runs a batch itself.
 """
 
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
@@ -25,7 +24,8 @@ def test_thread_is_started_only_when_all_others_are_busy(threads: Threads) -> No
     f = threads(batch_size=2, concurrency=8)
     for number in range(20):
         assert f(number) == -number
-    assert len(inside.threads_of(f)) == 1
+        threads.until_idle(f)
+    assert len(inside.threads_of(f)) == 2
     assert len(threads.idents) == 1
 
 
@@ -48,7 +48,7 @@ def test_concurrency_has_at_most_one_idle_thread_that_wakes_by_itself(threads: T
     threads.until(lambda: threads.running == 3)
     threads.go_on(3)
     assert threads.outcomes(handles) == [0, -1, -2]
-    threads.until(lambda: inside.sleeping(f) == 3)
+    threads.until(lambda: inside.sleeping(f) == 1 + 3)
     assert inside.wake_by_themselves(f) <= 1
 
 
@@ -71,58 +71,17 @@ def test_concurrency_starts_no_second_thread_while_one_is_starting(threads: Thre
     assert threads.outcomes(handles) == [0, -1]
 
 
-def test_no_thread_is_started_for_an_item_that_a_running_thread_has_found(threads: Threads) -> None:
-    f = threads(batch_size=1, concurrency=2)
-    late: list[Any] = []
-
-    def submit_as_a_finalizer() -> None:
-        if threads.calls and not late:  # after the first batch
-            with inside.inside_the_lock(f):  # where no thread is started
-                late.append(f.submit(1))
-
-    inside.before_looks(f, submit_as_a_finalizer)
-    assert f(0) == 0
-    threads.until(lambda: len(late) == 1)
-    assert threads.outcomes(late) == [-1]
-    assert len(inside.threads_of(f)) == 1
-
-
-def test_thread_that_wakes_late_still_runs_batches(threads: Threads) -> None:
-    """1. Two threads are woken. 2. Before the second one looks what for, the first, woken again, looks for both."""
-    f = threads(gated=True, batch_size=1, concurrency=2)
-    held = inside.hold_the_second_to_wake(f)
-
-    def until_all_sleep() -> None:
-        threads.until(lambda: f.stats.in_flight == 0 and inside.sleeping(f) == len(inside.threads_of(f)))
-
-    handles = threads.submits(f, [0, 1])
-    assert held.arrived.wait(100)
-    threads.go_on(2)
-    assert threads.outcomes(handles) == [0, -1]
-    until_all_sleep()
-    threads.go_on(1)
-    assert f(2) == -2  # the first thread is woken, and looks
-    until_all_sleep()
-    held.may_go_on.set()
-    assert held.went_on.wait(100)
-    handles = threads.submits(f, [3, 4])
-    threads.until(lambda: threads.running == 2)
-    threads.go_on(2)
-    assert threads.outcomes(handles) == [-3, -4]
-    assert all(thread.is_alive() for thread in inside.threads_of(f))
-
-
-@pytest.mark.parametrize("when", [inside.while_the_interpreter_exits, inside.after_the_main_thread])
-def test_no_thread_is_started_at_exit(when: Any, threads: Threads, caplog: pytest.LogCaptureFixture) -> None:
-    """From Python 3.12 on, no thread can be started then; that is nothing to complain of."""
+def test_thread_that_cannot_be_started_at_exit_is_nothing_to_complain_of(
+    threads: Threads, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From Python 3.12 on, none can be started then."""
     f = threads(gated=True, batch_size=1, concurrency=2)
     handles = [threads.busy(f, 0)]
-    with when():
+    with inside.after_the_main_thread():
         handles.append(f.submit(1))
-        assert len(inside.threads_of(f)) == 1
         threads.go_on(2)
         assert threads.outcomes(handles) == [0, -1]
-        assert len(inside.threads_of(f)) == 1
+        assert len(inside.threads_of(f)) == 2
     assert not caplog.records
 
 
@@ -132,19 +91,16 @@ def test_concurrency_falls_back_to_running_threads_where_none_can_start(
 ) -> None:
     f = threads(gated=True, batch_size=1, concurrency=concurrency)
     handles = [threads.busy(f, 0)]
-    attempts: list[threading.Thread] = []
 
-    def refuse(thread: threading.Thread) -> None:
-        attempts.append(thread)
+    def refuse(_: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     handles += threads.submits(f, [1, 2, 3])
-    assert len(attempts) == 1
+    threads.until(lambda: threads.running == 2)
     threads.go_on(4)
     assert threads.outcomes(handles) == [0, -1, -2, -3]
-    assert threads.most == 1
-    assert len(attempts) > 1
+    assert threads.most == 2
     assert [record.message for record in caplog.records] == ["negate() runs fewer batches at once than it might"]
     monkeypatch.undo()
     handles = threads.submits(f, [4, 5])
@@ -171,8 +127,23 @@ def test_close_joins_the_threads_that_are_started_meanwhile(threads: Threads, mo
         threads.go_on(2)
         join(closer)
     assert threads.outcomes(handles) == [0, -1]
-    assert {thread.ident for thread in joined} == threads.idents
+    assert {thread.ident for thread in joined} > threads.idents
+    assert len(joined) == 1 + 2
     assert not any(thread.is_alive() for thread in joined)
+
+
+def test_function_that_is_opened_again_has_as_many_runners_again(threads: Threads) -> None:
+    f = threads(gated=True, batch_size=1, concurrency=2)
+    for _ in range(3):
+        with f:
+            runs = len(threads.calls)
+            handles = threads.submits(f, [1, 2])
+            threads.until_runs(runs + 2)
+            threads.go_on(2)
+            assert threads.outcomes(handles) == [-1, -2]
+            assert len(inside.threads_of(f)) == 1 + 2
+        assert not inside.threads_of(f)
+    assert threads.most == 2
 
 
 def test_close_starts_no_thread_beyond_concurrency(threads: Threads, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""A function that returns futures needs one thread only: `concurrency` limits how many of its futures are unfinished.
+"""A function that returns futures needs no runners: `concurrency` limits how many of its futures are unfinished.
 
-A function that returns futures for some batches and blocks in others keeps that limit too.
+From its first future on the flush thread alone runs it. Until then it is not known, and a runner does.
 """
 
 import threading
@@ -19,7 +19,7 @@ def finished(xs: list[int]) -> Future[list[int]]:
     return future
 
 
-def test_concurrency_of_returned_futures_needs_one_thread(threads: Threads) -> None:
+def test_concurrency_of_returned_futures_needs_one_runner_at_most(threads: Threads) -> None:
     pending: list[tuple[list[int], Future[list[int]]]] = []
 
     def function(xs: list[int]) -> Any:
@@ -31,43 +31,20 @@ def test_concurrency_of_returned_futures_needs_one_thread(threads: Threads) -> N
     for number in range(3):
         handles.append(f.submit(number))
         threads.until_runs(number + 1)
+        threads.settle(f)
     assert f.stats.in_flight == 3
     handles += threads.submits(f, [3, 4])
-    assert len(inside.threads_of(f)) == 1
     for number in range(5):
         xs, future = pending[number]
         future.set_result([-x for x in xs])
         threads.until_runs(min(number + 4, 5))
     assert threads.outcomes(handles) == [0, -1, -2, -3, -4]
-    assert len(inside.threads_of(f)) == 1
-    assert len(threads.idents) == 1
+    assert len(inside.threads_of(f)) == 1 + 1
     threads.until_idle(f)
     threads.consistent(f)
 
 
-def test_function_that_blocks_after_it_returned_futures_runs_at_once_with_itself(threads: Threads) -> None:
-    blocks = False
-    gate = threading.Event()
-
-    def function(xs: list[int]) -> Any:
-        if blocks:
-            gate.wait(100)
-            return xs
-        return finished(xs)
-
-    f = threads(function, batch_size=1, concurrency=2)
-    assert f(1) == 1
-    blocks = True
-    gate.set()
-    assert f(2) == 2
-    gate.clear()
-    handles = threads.submits(f, [3, 4])
-    threads.until(lambda: threads.running == 2)
-    gate.set()
-    assert threads.outcomes(handles) == [3, 4]
-
-
-def test_function_that_returns_futures_after_it_blocked_needs_one_thread_again(threads: Threads) -> None:
+def test_function_that_returns_futures_after_it_blocked_needs_one_thread(threads: Threads) -> None:
     gate = threading.Event()
 
     def function(xs: list[int]) -> Any:
@@ -81,40 +58,11 @@ def test_function_that_returns_futures_after_it_blocked_needs_one_thread_again(t
     threads.until(lambda: threads.running == 2)
     gate.set()
     assert threads.outcomes(handles) == [0, 1]
-    for item in range(2, 6):
+    assert f(2) == 2
+    threads.idents.clear()
+    for item in range(3, 7):
         assert f(item) == item
-    threads.until(lambda: len(inside.threads_of(f)) == 1)
-    assert f(6) == 6
-
-
-def one_unfinished_and_one_answered(threads: Threads, f: Any) -> list[Future[Any]]:
-    """Submit 0, for which the function returns a future, and then 1, for which it does not, until a thread sleeps."""
-    handles = [f.submit(0)]
-    threads.until(lambda: f.stats.in_flight == inside.sleeping(f) == 1)
-    handles.append(f.submit(1))
-    threads.until(lambda: f.stats.answered == 1 and inside.sleeping(f) > 0)
-    return handles
-
-
-def test_finished_future_makes_room_for_a_batch_beside_one_that_blocks(threads: Threads) -> None:
-    unfinished: Future[list[int]] = Future()
-    gate = threading.Event()
-
-    def function(xs: list[int]) -> Any:
-        if xs == [0]:
-            return unfinished
-        if xs != [1]:
-            gate.wait(100)
-        return xs
-
-    f = threads(function, batch_size=1, concurrency=2)
-    handles = one_unfinished_and_one_answered(threads, f)
-    handles += threads.submits(f, [2, 3])
-    threads.until_runs(3)
-    unfinished.set_result([0])
-    threads.until_runs(4)
-    gate.set()
-    assert threads.outcomes(handles) == [0, 1, 2, 3]
+    assert len(threads.idents) == 1
 
 
 def test_finished_future_starts_no_thread_where_nothing_waits(threads: Threads) -> None:
@@ -127,13 +75,14 @@ def test_finished_future_starts_no_thread_where_nothing_waits(threads: Threads) 
         return unfinished if xs == [0] else xs
 
     f = threads(function, batch_size=1, concurrency=3)
-    handles = one_unfinished_and_one_answered(threads, f)
+    handles = [f.submit(0)]
+    threads.settle(f)
     handles.append(f.submit(2))
-    threads.until_runs(3)
+    threads.until_runs(2)
     unfinished.set_result([0])
-    assert len(inside.threads_of(f)) == 1
+    assert len(inside.threads_of(f)) == 1 + 1
     gate.set()
-    assert threads.outcomes(handles) == [0, 1, 2]
+    assert threads.outcomes(handles) == [0, 2]
 
 
 def test_halves_of_a_failed_future_are_run_though_another_batch_might_have_run_before(threads: Threads) -> None:
@@ -148,12 +97,14 @@ def test_halves_of_a_failed_future_are_run_though_another_batch_might_have_run_b
 def test_item_that_comes_while_a_future_is_returned_starts_no_thread(threads: Threads) -> None:
     counted: list[int] = []
     handles: list[Any] = []
+    first = [True]
 
     class Submits(Future[Any]):
         """Submits an item when the library asks it to tell of its end, which is before the batch is over."""
 
         def add_done_callback(self, callback: Callable[[Any], Any]) -> None:
-            if not counted:
+            if first:
+                first.clear()
                 handles.extend(in_threads(f.submit, [1]))
                 counted.append(len(inside.threads_of(f)))
             super().add_done_callback(callback)
@@ -164,14 +115,13 @@ def test_item_that_comes_while_a_future_is_returned_starts_no_thread(threads: Th
         return future
 
     f = threads(function, batch_size=1, concurrency=2)
-    first = f.submit(0)
-    assert threads.outcome(first) == 0
-    assert counted == [1]
+    assert threads.outcome(f.submit(0)) == 0
+    assert counted == [1 + 1]
     assert threads.outcomes(handles) == [1]
 
 
-def test_timeout_holds_though_the_thread_that_watched_it_ends(threads: Threads) -> None:
-    """One thread is enough for a function that returns futures: the other one must wake up, and sleep until then."""
+def test_timeout_holds_for_what_came_while_all_turns_were_taken_by_futures(threads: Threads) -> None:
+    """The flush thread, which slept without end, must wake up when there is a turn, and sleep until then."""
     threads.stop_the_clock()
     unfinished: dict[int, Future[list[int]]] = {0: Future(), 1: Future()}
     gate = threading.Event()
@@ -184,7 +134,7 @@ def test_timeout_holds_though_the_thread_that_watched_it_ends(threads: Threads) 
     handles = [threads.busy(f, 0), threads.busy(f, 1)]
     threads.move(1.0)  # what comes at the very moment of a flush is flushed too
     gate.set()
-    threads.until(lambda: f.stats.in_flight == inside.sleeping(f) == 2)
+    threads.until(lambda: f.stats.in_flight == 2 and inside.waits_for_room(f))
     handles.append(f.submit(2))
     unfinished[0].set_result([0])
     assert threads.outcome(handles[0]) == 0
@@ -203,7 +153,8 @@ def test_close_waits_for_a_future_though_another_batch_might_run_beside_it(threa
     threads.until_runs(1)
     closer = threading.Thread(target=f.close)
     closer.start()
-    threads.until(lambda: inside.waits_for_room(f) or not closer.is_alive())
+    threads.until(lambda: inside.is_closed(f))
+    threads.settle(f)
     assert closer.is_alive()
     future.set_result([2])
     closer.join()

@@ -47,7 +47,7 @@ def test_sqlite_callers_share_one_query(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sqlite3, "connect", connect_traced)
     with recipe.name_of as name_of:
-        name_of.batch_size, name_of.timeout = len(ASKED), None
+        name_of.batch_size, name_of.timeout = len(set(ASKED)), None
         _only_one_is_missing(in_threads(name_of, ASKED))
     (query,) = queries
     assert sorted(map(int, re.findall(r"\d+", query))) == sorted(set(ASKED))  # each but once
@@ -91,7 +91,7 @@ def on_a_loop(reached: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_postgres_callers_in_threads_share_one_query(reached: Server, in_threads_of: ModuleType) -> None:
     before = len(reached.queries())
     with in_threads_of.name_of as name_of:
-        name_of.batch_size, name_of.timeout = len(ASKED), None
+        name_of.batch_size, name_of.timeout = len(set(ASKED)), None
         _only_one_is_missing(in_threads(name_of, ASKED))
     (ids,) = reached.queries()[before:]
     assert sorted(ids) == sorted(set(ASKED))

@@ -4,8 +4,9 @@ A scenario asserts what its callers see. `Watched.end()` asserts the rest: each 
 `isolate`: in one that was not run again), no more batches are in flight than may, and the figures are right.
 """
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import CancelledError, Future
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError, Future, wait
+from contextlib import suppress
 from typing import Any
 
 import interleave_test as tool
@@ -65,8 +66,8 @@ class Watched:
 
     def end(self) -> None:
         """Close, and check what must be true at the end of every life."""
-        inside.check(self.f)
         self.f.close()
+        inside.check(self.f)
         self.check()
 
     def check(self) -> None:
@@ -211,13 +212,13 @@ def giving_up() -> None:
 
 
 def closing() -> None:
-    """Two close while two call: who is accepted is answered, before either close returns."""
+    """Two close while two call: what was accepted before is answered before either returns, and all in the end."""
     f = Watched(2, None)
+    first = f.submit(3)
 
     def close() -> None:
         f.f.close()
-        stats = f.f.stats
-        assert (stats.pending, stats.running) == (0, 0)
+        assert first.done()
 
     at_once(lambda: f.call(1), lambda: f.call(2), close, close)
     f.end()
@@ -496,8 +497,8 @@ def calling_each_other() -> None:
 
 
 def callbacks() -> None:
-    """A callback of a future submits the next item, and waits for its neighbour."""
-    f = Watched(2)
+    """A callback of a future submits the next item, and waits for one that waits itself."""
+    f = Watched(1)
     submitted: list[Future[Any]] = []
     called_back = tool.Event()
 
@@ -506,7 +507,8 @@ def callbacks() -> None:
         assert second.result() == 20
         called_back.set()
 
-    first, second = f.submit(1), f.submit(2)
+    second = f.submit(2)
+    first = f.submit(1)
     first.add_done_callback(submit_next)
     at_once(lambda: f.call(4), lambda: _own_or_cancelled(second, 2))
     called_back.wait()
@@ -647,11 +649,11 @@ def _stopping_at_one(entered: Any, go_on: Any) -> Work:
 def closing_two() -> None:
     """It is closed while both threads are hired, run or sleep."""
     f = Watched(1, concurrency=2)
+    first = f.submit(3)
 
     def close() -> None:
         f.f.close()
-        stats = f.f.stats
-        assert (stats.pending, stats.running) == (0, 0)
+        assert first.done()
 
     at_once(lambda: f.call(1), lambda: f.call(2), close, close)
     f.end()
@@ -930,6 +932,375 @@ def reporting() -> None:
     assert all(0 <= report.in_flight <= 1 for report in reports)
 
 
+def cancelling_before_it_is_taken() -> None:
+    """What was cancelled while another batch ran is not computed."""
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, work=_stopping_at_one(entered, go_on))
+    f.submit(1)
+    entered.acquire()
+    futures = [f.submit(item) for item in (2, 3, 4, 5)]
+    assert futures[0].cancel()
+    go_on.release()
+    assert [future.result() for future in futures[1:]] == [30, 40, 50]
+    f.end()
+    assert f.batches == [[1], [3, 4], [5]]
+
+
+def cancelling_in_groups() -> None:
+    """As cancelling(), where the owner keeps groups, and one item more would be due."""
+    f = Watched(2, None, group_by=lambda item: item % 2)
+    first, second = f.submit(1), f.submit(2)
+    gone: list[bool] = []
+    at_once(lambda: gone.append(first.cancel()), lambda: f.call(4), f.f.close)
+    _own_or_cancelled(first, 1)
+    _own_or_cancelled(second, 2)
+    f.end()
+    assert gone[0] == first.cancelled()
+
+
+def many_leave() -> None:
+    """More leave than stay, so what waits is sorted out while others post."""
+    f = Watched(3, 1.0)
+    futures = [f.submit(item) for item in (1, 2)]
+    at_once(futures[0].cancel, futures[1].cancel, lambda: f.call(3), lambda: f.call(4), lambda: f.call(5))
+    for item, future in enumerate(futures, 1):
+        _own_or_cancelled(future, item)
+    f.end()
+    assert {3, 4, 5} <= set(f.accepted)
+
+
+def deduping() -> None:
+    """Equal items that wait at once are one; they are full by two others."""
+    f = Watched(2, None, dedupe=True)
+    results: list[int] = []
+
+    def call(item: int) -> None:
+        with suppress(ClosedError):
+            results.append(f.f(item))
+            assert results[-1] == 10 * item
+
+    at_once(lambda: call(1), lambda: call(1), lambda: call(2), f.f.close)
+    stats = f.f.stats
+    assert (stats.pending, stats.running, stats.cancelled) == (0, 0, 0), stats
+    assert stats.accepted == stats.answered == len(results), stats
+
+
+def deduping_and_cancelling() -> None:
+    """One of two callers of the same item leaves: the other one is answered."""
+    f = Watched(2, None, dedupe=True)
+    futures = [f.submit(1), f.f.submit(1)]
+    at_once(futures[0].cancel, lambda: f.call(2))
+    _own_or_cancelled(futures[0], 1)
+    assert futures[1].result() == 10
+    f.f.close()
+    inside.check(f.f)
+    stats = f.f.stats
+    assert (stats.accepted, stats.cancelled) == (3, futures[0].cancelled()), stats
+
+
+def draining() -> None:
+    """What was accepted before is answered when drain() returns; it stays open."""
+    _drain(Watched(3, None))
+
+
+def draining_two() -> None:
+    """As before: the batch of the one item may run while that of the other one is told."""
+    _drain(Watched(1, concurrency=2))
+
+
+def draining_an_engine() -> None:
+    """As before: it runs elsewhere."""
+    _drain(Watched(1, work=sending(2), concurrency=2))
+
+
+def draining_halves() -> None:
+    """A batch that failed is answered when its halves are."""
+    f = Watched(2, None, _without_two, isolate=True)
+
+    def drain(item: int) -> None:
+        future = f.submit(item)
+        f.f.drain()
+        assert future.done()
+
+    at_once(lambda: drain(1), lambda: drain(2))
+    f.end()
+
+
+def _drain(f: Watched) -> None:
+    def drain(item: int) -> None:
+        future = f.submit(item)
+        f.f.drain()
+        assert future.done()
+        assert future.result() == 10 * item
+
+    at_once(lambda: drain(1), lambda: drain(2))
+    f.end()
+    assert len(f.accepted) == 2
+
+
+def draining_and_closing() -> None:
+    """Whoever drains hears of the end, whichever owner it is that tells."""
+    f = Watched(2, None)
+    at_once(lambda: f.call(1), f.f.drain, f.f.close, lambda: f.call(2))
+    f.end()
+
+
+def reopening() -> None:
+    """It is opened again while it closes: what is accepted is answered, by one owner at a time."""
+    f = Watched(2)
+
+    def again() -> None:
+        with f.f:
+            f.call(2)
+
+    at_once(lambda: f.call(1), f.f.close, again, lambda: f.call(3))
+    f.end()
+
+
+def reopening_with_two() -> None:
+    """Each time it starts its own threads, and leaves none."""
+    f = Watched(1, concurrency=2)
+
+    def again(item: int) -> None:
+        with f.f:
+            f.call(item)
+
+    f.call(1)
+    f.f.close()
+    at_once(lambda: again(2), lambda: again(3))
+    at_once(lambda: again(4), lambda: f.call(5))
+    f.end()
+    assert f.f.stats.accepted >= 2
+
+
+def reopened() -> None:
+    """Once it is open again, items wait for each other again."""
+    f = Watched(2, None)
+    f.f.close()
+    with f.f:
+        at_once(lambda: f.call(1), lambda: f.call(2))
+    assert sorted(f.batches[0]) == [1, 2]
+    f.end()
+
+
+def closed_while_posting() -> None:
+    """It is open for an instant, again and again: who is accepted is answered, who is refused is not computed."""
+    f = Watched(1)
+
+    def twice() -> None:
+        for _ in range(2):
+            with f.f:
+                pass
+
+    at_once(lambda: f.call(1), twice, lambda: f.call(2))
+    f.end()
+
+
+def refusing_what_waits() -> None:
+    """close(cancel_pending=True): each has its result or an error."""
+    f = Watched(2, None)
+    ends: list[str] = []
+
+    def call(item: int) -> None:
+        try:
+            assert f.f(item) == 10 * item
+        except ClosedError:
+            ends.append("refused")
+        else:
+            ends.append("answered")
+
+    at_once(lambda: call(1), lambda: call(2), lambda: call(3), lambda: f.f.close(cancel_pending=True))
+    stats = f.f.stats
+    assert len(ends) == 3
+    assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
+    assert stats.answered == ends.count("answered") == sum(map(len, f.batches)), stats
+    assert stats.accepted == stats.answered + stats.failed, stats
+
+
+def waiting_inside() -> None:
+    """The function waits for a future of its own: that item is run at once, and is counted once."""
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        if items[0] < 100:
+            future = f.submit(items[0] + 100)
+            assert future.result() == 10 * (items[0] + 100)
+        return times_ten(items)
+
+    f = Watched(1, work=work)
+
+    def read() -> None:
+        for _ in range(3):
+            stats = f.f.stats
+            assert stats.cancelled == 0, stats
+            assert stats.accepted <= 4, stats
+
+    at_once(lambda: f.call(1), lambda: f.call(2), read)
+    f.wrong.clear()  # it runs inside itself
+    f.end()
+
+
+def waiting_inside_for_many() -> None:
+    """As before, by wait()."""
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        if items[0] < 100:
+            futures = [f.submit(items[0] + 100), f.submit(items[0] + 200)]
+            wait(futures)
+            assert all(future.done() for future in futures)
+        return times_ten(items)
+
+    f = Watched(1, work=work)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.wrong.clear()
+    f.end()
+
+
+def isolating_inside() -> None:
+    """A batch that was run at once is run again in halves."""
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        if items == [100]:
+            with suppress(ValueError):
+                f.f.map([1, 2, 3]).__next__()
+            f.accepted += (1, 2, 3)
+        return _without_two(items)
+
+    f = Watched(3, None, work, isolate=True)
+    at_once(lambda: f.call(100), f.f.flush, f.f.close)
+    stats = f.f.stats
+    assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
+
+
+def closing_inside() -> None:
+    """The function closes itself, while others call and close."""
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        f.f.close()
+        return times_ten(items)
+
+    f = Watched(1, work=work)
+    at_once(lambda: f.call(1), lambda: f.call(2), f.f.close)
+    f.end()
+
+
+def mapping_by_groups() -> None:
+    """No timeout: a map asks for what waits for nobody but itself."""
+    f = Watched(2, None, group_by=lambda item: item % 2)
+    f.accepted += (1, 2, 3)
+    at_once(lambda: _equal(f.f.map([1, 2, 3]), [10, 20, 30]), lambda: f.submit(4))
+    f.end()
+
+
+def _equal(results: Iterable[Any], expected: list[Any]) -> None:
+    assert list(results) == expected
+
+
+def mapping_only() -> None:
+    """No timeout: a map fills its batches itself, and nobody else rings."""
+    f = Watched(2, None)
+    f.accepted += (1, 2, 3, 4)
+    _equal(f.f.map([1, 2, 3, 4]), [10, 20, 30, 40])
+    f.end()
+
+
+def lone_timeout() -> None:
+    """Nobody else comes: the owner must time the first item that it finds."""
+    f = Watched(2, 0.5)
+    f.call(1)
+    f.call(2)
+    f.end()
+
+
+def limited_groups() -> None:
+    """`max_pending` items wait, in two groups: the older one is due, the other one when its time has come."""
+    f = Watched(2, 1.0, group_by=lambda item: item % 2, max_pending=2)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.end()
+    assert len(f.accepted) == 2
+
+
+def leaving_a_map() -> None:
+    """What a map has read ahead when it is interrupted is not computed."""
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, work=_stopping_at_one(entered, go_on))
+    f.submit(1)
+    entered.acquire()
+    others = [f.submit(item) for item in (4, 5)]
+
+    def items() -> Iterator[int]:
+        yield from (2, 3)
+        raise KeyboardInterrupt
+
+    with suppress(KeyboardInterrupt):
+        list(f.f.map(items()))
+    others.append(f.submit(6))
+    go_on.release()
+    assert [future.result() for future in others] == [40, 50, 60]
+    f.accepted += (2, 3)
+    f.end()
+    assert f.batches == [[1], [4, 5], [6]]
+
+
+def reopening_while_it_runs() -> None:
+    """It is opened again while its last batch runs: what comes then waits for its neighbour again."""
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, None, _stopping_at_one(entered, go_on))
+    first = f.submit(1)
+    f.f.flush()
+    entered.acquire()
+    inside.begin_to_close(f.f)
+    with f.f:
+        at_once(go_on.release, lambda: f.call(2), lambda: f.call(3))
+    assert first.result() == 10
+    assert sorted(f.batches[1]) == [2, 3]
+    f.end()
+
+
+def three_for_two_slowly() -> None:
+    """Each batch lasts, so that a third one would be seen."""
+
+    def work(items: list[int]) -> list[int]:
+        for _ in range(20):
+            switch()
+        return times_ten(items)
+
+    f = Watched(1, work=work, concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3))
+    f.end()
+
+
+def draining_halves_of_two() -> None:
+    """Halves are put back by one thread while another one drains."""
+    f = Watched(2, 0.5, _without_two, isolate=True, concurrency=2)
+
+    def drain(item: int) -> None:
+        future = f.submit(item)
+        f.f.drain()
+        assert future.done()
+
+    at_once(*(lambda item=item: drain(item) for item in (1, 2, 3)))
+    f.end()
+
+
+def dropping_an_instance() -> None:
+    """An instance is dropped just when the flush thread of its method goes to sleep."""
+    with tool.no_interleave():
+
+        class Model:
+            @batched(batch_size=1)  # type: ignore[arg-type]  # without types, so that it is not known as a method
+            def method(self, items: list[int]) -> list[int]:
+                return times_ten(items)
+
+        model = Model()
+        method = model.method
+    assert method(1) == 10
+    del model, method
+
+
 SCENARIOS: list[Callable[[], None]] = [
     lone_call,
     calls,
@@ -995,4 +1366,32 @@ SCENARIOS: list[Callable[[], None]] = [
     two_groups_and_leaving,
     weighing,
     reporting,
+    cancelling_before_it_is_taken,
+    cancelling_in_groups,
+    many_leave,
+    deduping,
+    deduping_and_cancelling,
+    draining,
+    draining_two,
+    draining_an_engine,
+    draining_halves,
+    draining_and_closing,
+    reopening,
+    reopening_with_two,
+    reopened,
+    closed_while_posting,
+    refusing_what_waits,
+    waiting_inside,
+    waiting_inside_for_many,
+    isolating_inside,
+    closing_inside,
+    mapping_by_groups,
+    mapping_only,
+    lone_timeout,
+    limited_groups,
+    leaving_a_map,
+    reopening_while_it_runs,
+    three_for_two_slowly,
+    draining_halves_of_two,
+    dropping_an_instance,
 ]

@@ -23,144 +23,102 @@ class Planted:
 
 
 PLANTED = [
-    Planted("the flush thread is not woken", faults.bell_that_does_not_ring, scenarios.full_batch),
     Planted(
-        "call() asks outside the lock whether it is closed",
-        faults.call_that_asks_too_early,
-        scenarios.first_call_and_close,
+        "step 2: it says when to ring when it has looked for the last time",
+        faults.step_2_too_late,
+        scenarios.full_batch,
+    ),
+    Planted("step 3: it does not look again", faults.step_3_left_out, scenarios.full_batch),
+    Planted("step 4: a caller does not ring", faults.step_4_left_out, scenarios.full_batch),
+    Planted("step 4: a map does not ring", faults.step_4_left_out_by_maps, scenarios.mapping_only),
+    Planted("step 4: a caller asks whether to ring before it posts", faults.step_4_reversed, scenarios.full_batch),
+    Planted("news do not ring: flush()", faults.step_4_left_out_for_news, scenarios.flushing),
+    Planted("news do not ring: a setting", faults.step_4_left_out_for_news, scenarios.settings),
+    Planted("news do not ring: close()", faults.step_4_left_out_for_news, scenarios.closing),
+    Planted("news do not ring: drain()", faults.drain_that_does_not_ring, scenarios.draining),
+    Planted("it is not rung for a full group", faults.wake_at_that_knows_no_groups, scenarios.two_groups_and_one_full),
+    Planted("it is not rung when max_pending wait", faults.wake_at_that_knows_no_limit, scenarios.full_by_pending),
+    Planted(
+        "it is not rung for the first, which it is to time",
+        faults.owner_that_is_not_rung_for_the_first,
+        scenarios.lone_timeout,
+    ),
+    Planted("of several news one is heard", faults.news_of_which_only_the_first_is_heard, scenarios.closing),
+    Planted("who ends does not look again", faults.owner_that_does_not_look_again, scenarios.reopening),
+    Planted("who posts does not look again", faults.poster_that_does_not_look_again, scenarios.reopening),
+    Planted("two first callers start two owners", faults.second_owner_that_stays, scenarios.first_calls),
+    Planted("an owner that ended is remembered", faults.owner_that_is_remembered, scenarios.reopening),
+    Planted(
+        "an owner does not know that it is closed", faults.owner_that_does_not_know_that_it_is_closed, scenarios.closing
     ),
     Planted(
-        "submit() asks outside the lock whether it is closed",
-        faults.submit_that_asks_too_early,
-        scenarios.submitting_and_closing,
+        "a cancelled future is answered",
+        faults.future_that_is_answered_though_cancelled,
+        scenarios.cancelling_before_it_is_taken,
+    ),
+    Planted("a call that left is answered", faults.call_that_is_answered_though_it_left, scenarios.leaving_a_map),
+    Planted("who leaves is counted twice", faults.call_that_leaves_twice, scenarios.cancelling),
+    Planted("the neighbours of who left are lost", faults.neighbours_that_are_lost, scenarios.cancelling),
+    Planted(
+        "a future in a batch says that it is cancelled", faults.future_that_says_it_is_cancelled, scenarios.cancelling
+    ),
+    Planted("a batch that ends is not heard of: runners", faults.batch_that_ends_unheard, scenarios.three_for_two),
+    Planted("a batch that ends is not heard of: an engine", faults.batch_that_ends_unheard, scenarios.on_an_engine),
+    Planted("a turn is lost", faults.turn_that_is_lost, scenarios.three_for_two),
+    Planted("more batches run than may: runners", faults.one_turn_too_many, scenarios.three_for_two_slowly),
+    Planted("more batches run than may: an engine", faults.one_turn_too_many, scenarios.three_for_two_on_an_engine),
+    Planted("a runner is taken for idle", faults.runner_that_is_not_started, scenarios.two_at_once),
+    Planted(
+        "a runner that ends does not send home the next one", faults.runner_that_ends_unheard, scenarios.closing_two
+    ),
+    Planted("close() makes nothing due", faults.close_that_makes_nothing_due, scenarios.closing),
+    Planted("close() does not wait", faults.close_that_does_not_wait, scenarios.closing),
+    Planted("the end is not told", faults.end_that_is_not_told, scenarios.closing),
+    Planted("opening again is not heard", faults.opening_that_is_not_heard, scenarios.reopening_while_it_runs),
+    Planted("drain() forgets what runs", faults.drain_that_forgets_what_runs, scenarios.draining_an_engine),
+    Planted(
+        "a dropped function is forgotten with its items",
+        faults.function_that_is_dropped_with_its_items,
+        scenarios.dropping,
     ),
     Planted(
-        "a sleeper says too late when it must be woken",
-        faults.sleeper_that_says_too_late_when_to_wake_it,
-        scenarios.calls,
+        "a dropped function that is idle is not heard of",
+        faults.dropped_function_of_which_nobody_hears,
+        scenarios.dropping_idle,
     ),
-    Planted("the flush thread looks without the lock", faults.look_without_the_lock, scenarios.calls),
-    Planted("figures are changed without the lock", faults.figures_without_the_lock, scenarios.reading_stats),
-    Planted("flush() wakes nobody", faults.flush_that_wakes_nobody, scenarios.flushing),
+    Planted("halves are forgotten", faults.halves_that_are_forgotten, scenarios.isolating),
     Planted(
-        "an item in a batch is counted as cancelled",
-        faults.cancel_that_counts_an_item_in_a_batch,
-        scenarios.cancelling,
+        "halves come when their batch has ended", faults.halves_that_come_too_late, scenarios.isolating_and_closing
     ),
-    Planted("cancel() does not ask whether it is answered", faults.cancel_that_does_not_ask, scenarios.cancelling),
-    Planted("two first callers start two threads", faults.second_thread_that_is_kept, scenarios.first_calls),
-    Planted(
-        "a thread that starts while it is closed is kept",
-        faults.thread_that_is_kept_after_close,
-        scenarios.first_call_and_close,
-    ),
+    Planted("halves are forgotten inside", faults.halves_that_are_forgotten_inside, scenarios.isolating_inside),
     Planted(
         "a map does not hear that batch_size has changed",
         faults.map_that_does_not_hear_of_a_batch_size,
         scenarios.map_and_settings,
     ),
-    Planted(
-        "who waits for whom: the look and the note under two holds",
-        faults.lock_that_is_let_go_before_the_note,
-        scenarios.calling_each_other,
-    ),
-    Planted(
-        "what a dropped function holds is forgotten",
-        faults.function_that_is_dropped_with_its_items,
-        scenarios.dropping,
-    ),
-    Planted(
-        "the idle flush thread keeps its function alive",
-        faults.sleeping_thread_that_keeps_its_function,
-        scenarios.dropping_idle,
-    ),
-    # Batches that run elsewhere
-    Planted("a batch that ends wakes nobody", faults.batch_that_ends_unheard, scenarios.on_an_engine),
-    Planted("a batch ends without the lock", faults.batch_that_ends_without_the_lock, scenarios.on_an_engine),
-    # Several flush threads
-    Planted(
-        "that a thread is lacking is overlooked",
-        faults.lack_of_a_thread_that_is_overlooked,
-        scenarios.two_at_once,
-    ),
-    Planted(
-        "that a thread is lacking is overlooked before a batch",
-        faults.lack_of_a_thread_that_is_overlooked_before_a_batch,
-        scenarios.two_in_one_step,
-    ),
-    Planted(
-        "a thread that is awake counts as asleep",
-        faults.sleeper_that_counts_as_asleep_for_ever,
-        scenarios.two_at_once,
-    ),
-    Planted(
-        "who takes a batch leaves the rest to nobody",
-        faults.rest_that_is_left_to_nobody,
-        scenarios.two_in_one_step,
-    ),
-    Planted(
-        "what comes while a thread runs is timed by nobody",
-        faults.rest_that_is_left_to_nobody,
-        scenarios.timing_while_one_runs,
-    ),
-    Planted(
-        "who takes a batch does not look for another one",
-        faults.second_batch_that_is_left_to_nobody,
-        scenarios.two_in_one_step,
-    ),
-    Planted("more threads are started than may be", faults.one_thread_too_many, scenarios.two_at_once_again),
-    Planted("more batches run than may", faults.one_batch_too_many, scenarios.three_for_two_on_an_engine),
-    Planted("a thread that ends does not wake the next one", faults.thread_that_ends_unheard, scenarios.closing_two),
-    Planted(
-        "a thread that ends with its function does not wake the next one",
-        faults.thread_that_ends_unheard,
-        scenarios.dropping_idle_two,
-    ),
-    Planted(
-        "a thread that is no longer needed leaves what it timed to nobody",
-        faults.thread_that_ends_unheard,
-        scenarios.timing_for_an_engine,
-    ),
-    Planted(
-        "a thread ends while a batch may still be run again",
-        faults.thread_that_ends_while_a_batch_runs,
-        scenarios.isolating_and_closing,
-    ),
-    # Halves of batches that failed
-    Planted(
-        "halves are left to whoever comes, if there was room",
-        faults.halves_that_wake_nobody,
-        scenarios.isolating_with_room_on_an_engine,
-    ),
-    Planted("halves are not seen", faults.halves_that_are_not_seen, scenarios.isolating_on_an_engine),
-    Planted(
-        "halves are due only when something else is",
-        faults.halves_that_are_not_due,
-        scenarios.isolating_with_two_that_wait,
-    ),
-    # What is due
-    Planted(
-        "that nobody else may join makes nothing due",
-        faults.limit_that_makes_nothing_due,
-        scenarios.full_by_pending,
-    ),
+    Planted("flush() comes too late", faults.flush_that_comes_too_late, scenarios.flushing),
+    Planted("who waits for whom is not noted", faults.calls_inside_that_nobody_notes, scenarios.calling_each_other),
+    Planted("figures are read as they change", faults.figures_that_are_read_as_they_change, scenarios.reading_stats),
+    Planted("figures are changed by two at once", faults.figures_without_the_lock, scenarios.three_for_two),
     Planted(
         "a full group does not make a batch due",
         faults.full_group_that_makes_nothing_due,
         scenarios.two_groups_and_one_full,
     ),
     Planted("a group that was full is taken for full", faults.group_that_stays_full, scenarios.two_groups_and_leaving),
+    Planted("of equal items one is answered", faults.equal_items_of_which_one_is_answered, scenarios.deduping),
 ]
 
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("planted", PLANTED, ids=lambda planted: planted.what)
 def test_planted_fault_is_found(planted: Planted, table: Table) -> None:
-    strategies = (Seldom(), tool.PCTStrategy())
+    ways = (tool.PCTStrategy(), "shared"), (Seldom(), "shared"), (tool.PCTStrategy(), "line"), (Seldom(), "line")
     count = 0
     with planted.fault():
         for turn in range(40):
-            result = explore(planted.scenario, schedules=50, seed=turn // 2, strategy=strategies[turn % 2])
+            strategy, granularity = ways[turn % 4]
+            result = explore(planted.scenario, schedules=50, seed=turn // 4, strategy=strategy, granularity=granularity)
             count += result.schedules_run
             failure = result.failure
             if failure is not None:

@@ -51,7 +51,7 @@ class State:
 
     def __init__(self, callers: int) -> None:
         State.current = self
-        faults.begin_anew(modelled.CooperativeRLock())
+        faults.begin_anew()
         self.started: list[Thread | None] = []
         self.more = modelled.CooperativeSemaphore(0)
         self.callers = callers
@@ -158,7 +158,7 @@ def explore(*actions: Action, executions: int) -> Any:
         return act
 
     with faults.other_threading(
-        allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic(), complain=complain
+        allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic(), complain=complain, switch=lambda: None
     ):
         result = frontrun.explore(
             setup=lambda: State(len(actions)),
@@ -195,7 +195,10 @@ def test_second_tool_finds_no_broken_promise(actions: tuple[Action, ...], table:
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("fault", "actions"),
-    [(faults.bell_that_does_not_ring, (call, call)), (faults.thread_that_is_kept_after_close, (call, close))],
+    [
+        (faults.step_4_left_out, (call, call)),
+        (faults.end_that_is_not_told, (call, close)),
+    ],
     ids=lambda parameter: getattr(parameter, "__name__", ""),
 )
 def test_second_tool_finds_a_planted_fault(fault: faults.Fault, actions: tuple[Action, ...], table: Table) -> None:
