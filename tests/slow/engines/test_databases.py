@@ -3,6 +3,7 @@
 import asyncio
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -30,6 +31,21 @@ def _only_one_is_missing(outcomes: list[Any]) -> None:
     assert type(outcomes[ASKED.index(MISSING)]) is MissingResultError
 
 
+def _all_at_once(f: Any) -> list[Any]:
+    """Ask from a thread each, and cut the batch when all wait: equal ones that come later would be another batch."""
+    f.batch_size, f.timeout = len(ASKED), None
+
+    def flush() -> None:
+        until(lambda: f.stats.pending == len(ASKED))
+        f.flush()
+
+    flusher = threading.Thread(target=flush)
+    flusher.start()
+    outcomes = in_threads(f, ASKED)
+    flusher.join()
+    return outcomes
+
+
 def test_sqlite_callers_share_one_query(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with closing(sqlite3.connect("people.db")) as database:
@@ -47,8 +63,7 @@ def test_sqlite_callers_share_one_query(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(sqlite3, "connect", connect_traced)
     with recipe.name_of as name_of:
-        name_of.batch_size, name_of.timeout = len(set(ASKED)), None
-        _only_one_is_missing(in_threads(name_of, ASKED))
+        _only_one_is_missing(_all_at_once(name_of))
     (query,) = queries
     assert sorted(map(int, re.findall(r"\d+", query))) == sorted(set(ASKED))  # each but once
 
@@ -91,8 +106,7 @@ def on_a_loop(reached: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_postgres_callers_in_threads_share_one_query(reached: Server, in_threads_of: ModuleType) -> None:
     before = len(reached.queries())
     with in_threads_of.name_of as name_of:
-        name_of.batch_size, name_of.timeout = len(set(ASKED)), None
-        _only_one_is_missing(in_threads(name_of, ASKED))
+        _only_one_is_missing(_all_at_once(name_of))
     (ids,) = reached.queries()[before:]
     assert sorted(ids) == sorted(set(ASKED))
 
