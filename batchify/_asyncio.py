@@ -259,7 +259,7 @@ class LoopBatch(Batch):
         self.task.cancel()
 
     def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
-        if self.engine.has_maps:
+        if self.engine.has_others:
             super().tell(calls, results, failed)
         else:
             LoopCall.tell(calls, results, failed)
@@ -297,7 +297,7 @@ class LoopEngine(Engine):
         self._takes = False  # whether it is just taking it
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self._watched: SubmitCall | None = None
-        self.has_maps = False  # whether there may be other calls than LoopCall
+        self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
@@ -470,7 +470,7 @@ class LoopEngine(Engine):
     def claim(self, entries: list[Any]) -> list[Any]:
         if self.options.dedupe and entries and type(entries[0]) is Equal:
             return self.claim_equal(entries)
-        if self.has_maps:
+        if self.has_others:
             claimed = [call for call in entries if not call.has_left()]
         else:
             claimed = [call for call in entries if not call.future.done()]
@@ -517,7 +517,7 @@ class LoopEngine(Engine):
 
     def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
         """Let calls of a map wait."""
-        self.has_maps = True
+        self.has_others = True
         place = here()
         if place is not None:
             place.note(self, calls)
@@ -547,7 +547,7 @@ class LoopEngine(Engine):
         """Run a call at once that waits."""
         if call in self.buffer.calls() and not call.is_over():
             alone = copy(call)
-            call.is_alone = True
+            self.has_others = call.is_alone = True
             self.buffer.leave(call)
             self.run_now([alone])
 

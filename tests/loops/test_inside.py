@@ -43,6 +43,33 @@ def counts_down(way: str, own: list[Any]) -> Function:
     return function
 
 
+def test_item_that_is_waited_for_inside_is_in_one_batch_alone(coroutines: Coroutines) -> None:
+    """It stands in the buffer between others, and runs past it while they are taken."""
+    gate = asyncio.Event()
+    batches: list[list[int]] = []
+    passed: list[asyncio.Future[int]] = []
+
+    async def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        if items == [0]:
+            passed.extend(f.submit(item) for item in (1, 2, 3))
+            passed[1].add_done_callback(lambda _: None)  # as whoever waits for it does
+        if items == [2]:
+            await gate.wait()
+        return [-item for item in items]
+
+    async def main() -> None:
+        assert await f(0) == 0
+        await asyncio.gather(passed[0], passed[2])
+        gate.set()
+        assert await asyncio.gather(*passed) == [-1, -2, -3]
+
+    f = batched(batch_size=8)(function)
+    run(main())
+    assert sorted(batches) == [[0], [1, 3], [2]]
+    coroutines.consistent(f)
+
+
 class Items:
     """Makes items that negate() takes, and knows which of them are still kept."""
 
