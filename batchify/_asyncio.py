@@ -39,7 +39,6 @@ from typing import Any
 
 from . import _inside
 from ._batch import Ahead, Batch, Call, MapCall, is_sound
-from ._buffer import Equal
 from ._engine import Controls, Engine
 from ._inside import Place, here, needs
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
@@ -107,13 +106,11 @@ class AioCall(Call):
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
         # One message for each batch and loop: a message wakes the loop, and costs several times what the rest does.
         loops = set(map(loop_of, calls))
-        if len(loops) == 1:
-            with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
-                loops.pop().call_soon_threadsafe(LoopCall.tell, calls, results, failed)
-            return
         for loop in loops:
-            mine = [each for each in zip(calls, results, strict=True) if each[0].loop is loop]
-            there, answers = zip(*mine, strict=True)
+            there, answers = calls, results
+            if len(loops) > 1:
+                mine = [each for each in zip(calls, results, strict=True) if each[0].loop is loop]
+                there, answers = zip(*mine, strict=True)
             with suppress(RuntimeError):  # the loop is closed, so nobody waits; asking beforehand would be a race
                 loop.call_soon_threadsafe(LoopCall.tell, there, answers, failed)
 
@@ -289,7 +286,6 @@ class LoopEngine(Engine):
     def __init__(self, of: "LoopEngines", loop: asyncio.AbstractEventLoop) -> None:
         self.of = of
         self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
-        self.wakes_at = inf
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio holds them weakly
@@ -308,7 +304,7 @@ class LoopEngine(Engine):
 
     def forget(self) -> None:
         """Count what has no answer, and let go of it: the loop is closed."""
-        failed = sum(len(entry.callers) if self.options.dedupe else 1 for part in self._parts for entry in part)
+        failed = sum(len(self.callers(part)) for part in self._parts)
         with self.tally.lock:
             self.tally.cancelled += len(self.buffer.calls())
             self.tally.answer(failed, failed, None)
@@ -327,10 +323,12 @@ class LoopEngine(Engine):
             else:
                 loop.call_soon_threadsafe(self.look, loop, context=self.context)
 
-    def post(self, call: Any, loop: asyncio.AbstractEventLoop) -> None:
-        """Let a call wait, in its own loop. See `Engine` for the steps."""
-        call.arrival = now = loop.time()
-        self.inbox.append(call)
+    def post(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
+        """Let calls wait, in their own loop. See `Engine` for the steps."""
+        now = loop.time()
+        for call in calls:
+            call.arrival = now
+        self.inbox.extend(calls)
         if len(self.inbox) >= self.wake_at or now >= self.wakes_at:
             self.wake(loop)
 
@@ -467,18 +465,10 @@ class LoopEngine(Engine):
 
     # Batches
 
-    def claim(self, entries: list[Any]) -> list[Any]:
-        if self.options.dedupe and entries and type(entries[0]) is Equal:
-            return self.claim_equal(entries)
+    def claim_calls(self, calls: list[Any]) -> list[Any]:
         if self.has_others:
-            claimed = [call for call in entries if not call.has_left()]
-        else:
-            claimed = [call for call in entries if not call.future.done()]
-        if len(claimed) < len(entries):
-            for call in entries:
-                if call not in claimed:
-                    self.count_left(call)
-        return claimed
+            return super().claim_calls(calls)
+        return [call for call in calls if not call.future.done()]  # the same, a step less for each
 
     ended = Engine.turn_ended
 
@@ -504,16 +494,14 @@ class LoopEngine(Engine):
             if waits and needs(self, place):
                 self.run_now([call])
                 return
-        if self.of.closed and not (waits and place is not None and not self.has_ended):
-            raise self.closed_error()
-        if self.options.max_pending is not None:
-            self.refuse_if_full(call)
-        self.post(call, loop)
+        self.refuse_if_closed(inside=waits and place is not None)
+        self.refuse_if_full(call)
+        self.post((call,), loop)
 
-    @property
-    def has_ended(self) -> bool:
-        """Whether it is closed, and all is answered."""
-        return self.of.closed and not (self._running or len(self.buffer) or self._parts)
+    def refuse_if_closed(self, *, inside: bool) -> None:
+        """Raise if nothing is accepted; while it closes, a call is that waits inside a function."""
+        if self.of.closed and not (inside and (self._running or len(self.buffer) or self._parts)):
+            raise self.closed_error()
 
     def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
         """Let calls of a map wait."""
@@ -524,14 +512,8 @@ class LoopEngine(Engine):
             if needs(self, place):
                 self.run_now(calls)
                 return
-        if self.of.closed and (place is None or self.has_ended):
-            raise self.closed_error()
-        now = loop.time()
-        for call in calls:
-            call.arrival = now
-        self.inbox.extend(calls)
-        if len(self.inbox) >= self.wake_at or now >= self.wakes_at:
-            self.wake(loop)
+        self.refuse_if_closed(inside=place is not None)
+        self.post(calls, loop)
 
     def run_now(self, calls: Sequence[Any]) -> None:
         """Run calls at once, past the buffer."""

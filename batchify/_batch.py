@@ -82,7 +82,7 @@ class Call:
 
     def claim(self) -> bool:
         """Whether it is to be answered. From here on its caller cannot leave without an answer being made for it."""
-        return not hasattr(self, "left")
+        return not self.has_left()
 
     @staticmethod
     def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
@@ -418,7 +418,8 @@ class Batch(Place):
 
     def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
         """Return the calls that these entries stand for."""
-        return [call for entry in entries for call in entry.callers] if self.engine.options.dedupe else entries
+        calls: Sequence[Any] = self.engine.callers(entries)
+        return calls
 
     def _answer(
         self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0

@@ -45,8 +45,8 @@ class Buffer:
     size = 0  # how many entries wait that are not in the inbox any more
 
     @property
-    def seen(self) -> int:
-        """How many calls at the left end of the inbox are known here."""
+    def known(self) -> int:
+        """How many entries wait of which the owner has taken notice."""
         return len(self._calls)
 
     def __len__(self) -> int:
@@ -247,8 +247,8 @@ class GroupedBuffer(Buffer):
         self._numbers = count()
 
     @property
-    def seen(self) -> int:
-        return 0
+    def known(self) -> int:
+        return self.size
 
     def __len__(self) -> int:
         return self.size + len(self._calls)

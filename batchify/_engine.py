@@ -16,7 +16,7 @@ from math import inf
 from typing import Any
 
 from ._batch import Batch, Call, advise
-from ._buffer import Buffer, GroupedBuffer, arrival_of
+from ._buffer import Buffer, Equal, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
 from ._options import NO_CONSTANTS, Options, Takes, check_count, check_timeout
 from ._stats import Reason, Tally
@@ -176,8 +176,8 @@ class Engine:
 
     def is_full(self) -> bool:
         """Whether `max_pending` calls wait that count."""
-        calls, most = self.buffer.calls(), self.options.max_pending
-        return most is not None and sum(call.limited and not call.has_left() for call in calls) >= most
+        most = self.options.max_pending
+        return most is not None and sum(call.limited and not call.has_left() for call in self.buffer.calls()) >= most
 
     def refuse_if_full(self, call: Call) -> None:
         """Raise if the call finds too many waiting."""
@@ -229,9 +229,7 @@ class Engine:
     def refuse_waiting(self) -> None:
         """Let all that waits have an error; it is due, as the function is closed."""
         while (taken := self.buffer.take(inf)) is not None:
-            entries = taken[0]
-            calls = [call for entry in entries for call in entry.callers] if self.options.dedupe else entries
-            self._refused.append((calls, self.closed_error()))
+            self._refused.append((self.callers(taken[0]), self.closed_error()))
 
     def until_answered(self, until: float, done: Callable[[], object]) -> None:
         """Make due what arrived until then, and call `done` when all of that is answered."""
@@ -246,15 +244,27 @@ class Engine:
 
     make_batch: type[Batch]
 
+    def callers(self, entries: Sequence[Any]) -> Sequence[Any]:
+        """Return the calls that these entries stand for."""
+        return [call for entry in entries for call in entry.callers] if self.options.dedupe else entries
+
     def claim(self, entries: list[Any]) -> list[Any]:
         """Return the entries whose callers have not left, and count those who have."""
-        raise NotImplementedError
+        if entries and type(entries[0]) is Equal:
+            for entry in entries:
+                entry.callers = self.claim(entry.callers)
+            return [entry for entry in entries if entry.callers]
+        claimed = self.claim_calls(entries)
+        if len(claimed) < len(entries):
+            kept = set(map(id, claimed))
+            for call in entries:
+                if id(call) not in kept:
+                    self.count_left(call)
+        return claimed
 
-    def claim_equal(self, entries: list[Any]) -> list[Any]:
-        """As claim(), where each entry stands for several calls."""
-        for entry in entries:
-            entry.callers = self.claim(entry.callers)
-        return [entry for entry in entries if entry.callers]
+    def claim_calls(self, calls: list[Any]) -> list[Any]:
+        """Return those of the calls whose callers have not left."""
+        return [call for call in calls if call.claim()]
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
@@ -283,7 +293,7 @@ class Engine:
         with self.tally.lock:
             for each in entries:
                 batches.append(self.make_batch(self, each, reason, now, takes_turn=False))
-                self.tally.begin(reason, len(each), [now] * len(batches[-1].calls(each)), now)
+                self.tally.begin(reason, len(each), [now] * len(self.callers(each)), now)
         for call, error in refused:
             self.refuse(call, error)
         return batches
@@ -321,8 +331,7 @@ class Engine:
                 self._disturbed = False
                 return batch
             buffer, timeout = self.buffer, self.options.timeout
-            seen = buffer.seen
-            waits = seen + buffer.size > 0
+            waits = buffer.known > 0
             if buffer.ends and not (waits or self._running or self._parts or self.news):
                 self.wake_at = 1  # for the next owner, if there will be one
                 self._disturbed = False
@@ -376,7 +385,7 @@ class Engine:
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
-                arrivals = list(map(arrival_of, batch.calls(entries)))
+                arrivals = list(map(arrival_of, self.callers(entries)))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = batch.oldest

@@ -35,7 +35,6 @@ from typing import Any
 
 from . import _inside
 from ._batch import Ahead, Batch, Call, MapCall, complain
-from ._buffer import Equal
 from ._engine import Controls, Engine
 from ._errors import BatchError, ClosedError
 from ._inside import Place, here, needs
@@ -532,16 +531,6 @@ class ThreadEngine(Controls, Engine):
             for call in calls:  # nobody may take them out again, as there may be an owner by now
                 call.leave()
             raise
-
-    def claim(self, entries: list[Any]) -> list[Any]:
-        if self.options.dedupe and entries and type(entries[0]) is Equal:
-            return self.claim_equal(entries)
-        claimed = [call for call in entries if call.claim()]
-        if len(claimed) < len(entries):
-            for call in entries:
-                if call not in claimed:
-                    self.count_left(call)
-        return claimed
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""

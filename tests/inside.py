@@ -24,7 +24,7 @@ from weakref import WeakKeyDictionary
 from batchify import Stats, _asyncio, _batch, _buffer, _engine, _stats, _threads
 from batchify._asyncio import LoopEngine, LoopEngines
 from batchify._batch import Batch, Call, MapCall, advise, complain
-from batchify._buffer import Buffer, Equal, GroupedBuffer
+from batchify._buffer import Buffer, GroupedBuffer
 from batchify._engine import Controls, Engine
 from batchify._errors import ClosedError
 from batchify._inside import Place
@@ -479,19 +479,6 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
 
 
 @contextmanager
-def no_memory_to_store_a_result(batch: Batch) -> Iterator[None]:
-    """Let no memory be left when a batch alone is about to give its calls their answers."""
-
-    def fail(*_: object) -> None:
-        stack.close()
-        raise MemoryError
-
-    with ExitStack() as stack:
-        stack.enter_context(patch.object(type(batch), "tell", fail))
-        yield
-
-
-@contextmanager
 def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[MemoryError]]:
     """Let making a batch fail once, or, with `runs`, running it on a flush thread. `of` so many items (0: any).
 
@@ -665,18 +652,6 @@ def always_find_that_another_thread_made_the_buffer(method: Any) -> None:
 # What is done for a test
 
 
-class _Bell:
-    def __init__(self, release: Callable[[], object]) -> None:
-        self.release = release
-
-
-def call_with(item: Any, deliver: Callable[[], object]) -> Call:
-    """Return a call of an item, to be told by `deliver`."""
-    call = Call()
-    call.item, call.bell, call.key = item, _Bell(deliver), None
-    return call
-
-
 class HandBatch(Batch):
     """A batch that nobody runs: a test lets it `settle()` or `fail()`."""
 
@@ -749,17 +724,6 @@ class HandEngine(Engine):
 
     def closed_error(self) -> ClosedError:
         return ClosedError("f() is closed")
-
-    def claim(self, entries: list[Any]) -> list[Any]:
-        if self.options.dedupe and entries and type(entries[0]) is Equal:
-            return self.claim_equal(entries)
-        claimed = []
-        for call in entries:
-            if call.claim():
-                claimed.append(call)
-            else:
-                self.count_left(call)
-        return claimed
 
     def ended(self, batch: Batch) -> None:
         if self.ended_by_news:

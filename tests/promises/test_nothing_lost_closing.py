@@ -156,6 +156,16 @@ def test_close_from_inside_the_function_does_not_wait_for_itself(kit: Kit) -> No
 # While it closes
 
 
+def close_while_it_runs(kit: Kit, f: Any, item: int, closes: threading.Event, acloses: asyncio.Event) -> Any:
+    """Pass an item, and let the function go on when closing has begun; return the item's handle when that has ended."""
+    handle = kit.submit(f, item)
+    closer = kit.start_close(f)
+    closes.set()
+    acloses.set()
+    assert kit.outcome(closer) is None
+    return handle
+
+
 @pytest.mark.parametrize("how", ["call", "map"])
 def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> None:
     closes, acloses = threading.Event(), asyncio.Event()
@@ -177,11 +187,7 @@ def test_function_that_is_being_closed_may_call_itself(kit: Kit, how: str) -> No
         return [await f(item) for item in rest]
 
     f = decorate(kit, function, coroutine_function, batch_size=9, timeout=None)
-    handle = kit.submit(f, 3)
-    closer = kit.start_close(f)
-    closes.set()
-    acloses.set()
-    assert kit.outcome(closer) is None
+    handle = close_while_it_runs(kit, f, 3, closes, acloses)
     assert handle.done()
     assert kit.outcome(handle) == 0
     kit.consistent(f)
@@ -199,11 +205,7 @@ def test_function_that_is_being_closed_cannot_submit_to_itself_or_it_would_never
         return [f.submit(item) for item in items]
 
     f = decorate(kit, function, coroutine_function, batch_size=9, timeout=None)
-    handle = kit.submit(f, 3)
-    closer = kit.start_close(f)
-    closes.set()
-    acloses.set()
-    assert kit.outcome(closer) is None
+    handle = close_while_it_runs(kit, f, 3, closes, acloses)
     assert type(kit.outcome(handle)) is ClosedError
     kit.consistent(f)
 
