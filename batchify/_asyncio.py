@@ -15,7 +15,6 @@ import os
 import weakref
 from _thread import get_ident
 from asyncio import CancelledError, Future, InvalidStateError, current_task, get_running_loop
-from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -31,16 +30,15 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
-from functools import partial
 from math import inf
 from operator import attrgetter
 from types import coroutine
 from typing import Any
 
 from . import _inside
-from ._batch import Ahead, Batch, Call, MapCall, is_sound
-from ._engine import Controls, Engine
-from ._inside import Place, here, needs
+from ._batch import Batch, Call
+from ._engine import Ahead, Controls, Engine
+from ._inside import here, needs
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
 from ._stats import Stats, Tally
 
@@ -115,32 +113,20 @@ class AioCall(Call):
                 loop.call_soon_threadsafe(LoopCall.tell, there, answers, failed)
 
 
-def aio_of(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Return a coroutine function that passes an item to a ThreadEngine, and awaits its result.
+def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Return a coroutine function that passes an item to an engine by `submit(engine, item, ...)`; awaits its result.
 
     Its first argument is the engine, and the owner whose method must answer: so a coroutine keeps both alive, and the
     function, made once, neither.
     """
     plain, bind = takes.plain, takes.bind
 
-    async def aio(of: tuple[Any, object], /, *args: Any, **kwargs: Any) -> Any:
+    async def aio(of: tuple[Any, object], item: Any = MISSING, /, *args: Any, **kwargs: Any) -> Any:
         engine, constants = of[0], NO_CONSTANTS
-        if plain and len(args) == 1 and not kwargs:
-            (item,) = args
-        else:
-            item, constants = bind(*args, **kwargs)
-        call = AioCall()
+        if not plain or args or kwargs or item is MISSING:
+            item, constants = bind(*given(item, args), **kwargs)
+        call = submit(engine, item, None, constants, LoopCall)
         try:
-            call.loop = loop = get_running_loop()
-        except RuntimeError:
-            raise no_loop_error(name) from None
-        call.item = item
-        call.future = loop.create_future()
-        try:
-            if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
-                engine.post(call)
-            else:
-                engine.put(call, constants, here(), waits=True)
             return await call.future
         except (CancelledError, GeneratorExit):
             engine.withdraw(call)
@@ -152,8 +138,26 @@ def aio_of(name: str, takes: Takes) -> Callable[..., Coroutine[Any, Any, Any]]:
     return aio
 
 
-def no_loop_error(name: str) -> RuntimeError:
-    return RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs")
+def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, Any], __: object) -> AioCall:
+    """Pass an item to a ThreadEngine from the running event loop."""
+    call = AioCall()
+    call.item = item
+    call.loop = loop = running_loop(f"{engine.name}.aio")
+    call.future = loop.create_future()
+    if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
+        engine.post((call,))
+    else:
+        engine.ask(call, constants)
+        engine.put((call,), waits=True)
+    return call
+
+
+def running_loop(name: str) -> asyncio.AbstractEventLoop:
+    """Return the event loop that runs here, or raise what says that one must."""
+    try:
+        return get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs") from None
 
 
 async def when_answered(of: Any, timeout: float | None) -> None:
@@ -206,21 +210,6 @@ class InsideFuture(asyncio.Future[Any]):
             engine.let(engine.pick_out, call)
 
 
-class LoopBell:
-    """What a map sleeps on until any of its calls is answered."""
-
-    def __init__(self) -> None:
-        self._waiter: asyncio.Future[None] | None = None
-
-    def ring(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-    async def wait(self) -> None:
-        self._waiter = get_running_loop().create_future()
-        await self._waiter
-
-
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
@@ -234,9 +223,8 @@ class LoopBatch(Batch):
     def run_at_once(self, batches: list[Any]) -> None:
         self.engine.start_all(batches)
 
-    def begin(self, task: "asyncio.Task[None]") -> None:
+    def begin(self) -> None:
         """Take notice that the function is about to run here."""
-        self.task = task
         self.thread = get_ident()
         _inside.place.set(self)
         self.engine.places.add(self)
@@ -276,27 +264,30 @@ def _begun() -> Generator[None, None, None]:
 
 
 class LoopEngine(Engine):
-    """Gathers the items of the coroutines of one event loop, and runs the function there."""
+    """Gathers the items of the coroutines of one event loop, and runs the function there.
+
+    Beside `wake_at` stands `wakes_at`, the moment at which the timer wakes the owner. A call that comes later finds
+    that the timer did not, as Ctrl-C may have struck it, and rings.
+    """
 
     make_batch = LoopBatch
-
-    # Beside `wake_at` stands `wakes_at`, the moment at which the timer wakes the owner. A call that comes later finds
-    # that the timer did not, as Ctrl-C may have struck it, and rings.
 
     def __init__(self, of: "LoopEngines", loop: asyncio.AbstractEventLoop) -> None:
         self.of = of
         self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
-        self._tasks: set[asyncio.Task[None]] = set()  # asyncio holds them weakly
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
         self._takes = False  # whether it is just taking it
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
-        self._watched: SubmitCall | None = None
         self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
+
+    @property
+    def closed(self) -> bool:  # type: ignore[override]
+        return self.of.closed
 
     def now(self) -> float:
         loop = self.loop()
@@ -323,8 +314,8 @@ class LoopEngine(Engine):
             else:
                 loop.call_soon_threadsafe(self.look, loop, context=self.context)
 
-    def post(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Let calls wait, in their own loop. See `Engine` for the steps."""
+    def post(self, calls: Sequence[Any]) -> None:
+        loop = get_running_loop()
         now = loop.time()
         for call in calls:
             call.arrival = now
@@ -334,7 +325,7 @@ class LoopEngine(Engine):
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look at once. While the owner looks, wake_at and wakes_at are inf, so this is never in the midst of that."""
-        if _runs_a_task(loop):
+        if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
             loop.call_soon_threadsafe(self.look, loop, context=self.context)
@@ -361,15 +352,10 @@ class LoopEngine(Engine):
     def sleep_until(self, moment: float) -> None:
         if moment != self._timer_at:
             self._set_timer(moment)
-        head = self.buffer.head()
-        if head is not None and self._timer is None:
+        if self._timer is None and self.buffer.head() is not None:
             _held.add(self)
         else:
             _held.discard(self)
-        if type(head) is SubmitCall and head is not self._watched:
-            # Who holds its future may cancel it without a word: then there may be nothing to wake for.
-            self._watched = head
-            Future.add_done_callback(head.future, self._head_is_done, context=self.context)
         self.wakes_at = moment
 
     def _set_timer(self, moment: float) -> None:
@@ -380,12 +366,6 @@ class LoopEngine(Engine):
         if moment < inf and loop is not None:
             self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
             self._timer_at = moment
-
-    def _head_is_done(self, future: "Future[Any]") -> None:
-        self._watched = None
-        loop = self.loop()
-        if future.cancelled() and loop is not None:
-            self.look(loop)
 
     def _take(self, now: float) -> Batch | None:
         if self._takes:
@@ -406,39 +386,31 @@ class LoopEngine(Engine):
         # midst of its first caller.
         task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-        self._tasks.add(task)
         if batch is None:
             self._next = task
             self.wake_at = self.wakes_at = inf
+        else:
+            batch.task = task
 
     async def _turn(self, batch: LoopBatch | None) -> None:
         """Run a batch, or else the one that is due."""
-        alone = batch is not None
-        task: Any = None
+        alone, task = batch is not None, None
         try:
             await _begun()
-            loop: Any = self.loop()
-            task = current_task(loop)
             if not alone:
+                task = self._next
                 self._next = None
-                batch = self._take_now(loop)
-                if batch is not None:
-                    if self.turns:
-                        self.look(loop)  # another one may be due
-                    elif self._timer is not None:
-                        self._set_timer(inf)
+                batch = self._take_now(task)
             if batch is not None:
-                batch.begin(task)
+                batch.begin()
                 await batch.run_async(self.function)
                 batch = None
-                if not alone:
+                if not alone and (loop := self.loop()) is not None:
                     self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
-            self._next = None  # if this is another one, it may now be one too many, and finds nothing to do
+            if not alone and (task is None or task is self._next):
+                self._next = None
             self._takes = False
-            if task is None:
-                with suppress(RuntimeError):  # no loop runs, and the garbage collector ended this
-                    task = current_task()
             if batch is not None:
                 batch.fail(error)
                 self.places.discard(batch)
@@ -450,10 +422,10 @@ class LoopEngine(Engine):
             self.ring()
             raise
         finally:
-            self._tasks.discard(task)
             _inside.place.set(None)  # a cycle: task, context, batch
 
-    def _take_now(self, loop: asyncio.AbstractEventLoop) -> LoopBatch | None:
+    def _take_now(self, task: Any) -> LoopBatch | None:
+        loop: Any = self.loop()
         self._takes = True
         try:
             step = self.next(max(loop.time(), self._due_since))
@@ -461,7 +433,14 @@ class LoopEngine(Engine):
             self._takes = False
         if step is None:
             self.say_end()
-        return step if isinstance(step, LoopBatch) else None
+        if not isinstance(step, LoopBatch):
+            return None
+        step.task = task
+        if self.turns:
+            self.look(loop)  # another one may be due
+        elif self._timer is not None:
+            self._set_timer(inf)
+        return step
 
     # Batches
 
@@ -477,43 +456,8 @@ class LoopEngine(Engine):
         for batch in self.places.copy():
             batch.watch()
 
-    def put(
-        self,
-        call: Any,
-        constants: Mapping[str, Any],
-        loop: asyncio.AbstractEventLoop,
-        place: Place | None,
-        *,
-        waits: bool,
-    ) -> None:
-        """Let a call wait, or if it is made inside and its caller `waits` for itself, run it at once."""
-        if self.asks:
-            self.ask(call, constants)
-        if place is not None:
-            place.note(self, (call,))
-            if waits and needs(self, place):
-                self.run_now([call])
-                return
-        self.refuse_if_closed(inside=waits and place is not None)
-        self.refuse_if_full(call)
-        self.post((call,), loop)
-
-    def refuse_if_closed(self, *, inside: bool) -> None:
-        """Raise if nothing is accepted; while it closes, a call is that waits inside a function."""
-        if self.of.closed and not (inside and (self._running or len(self.buffer) or self._parts)):
-            raise self.closed_error()
-
-    def put_all(self, calls: Sequence[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Let calls of a map wait."""
-        self.has_others = True
-        place = here()
-        if place is not None:
-            place.note(self, calls)
-            if needs(self, place):
-                self.run_now(calls)
-                return
-        self.refuse_if_closed(inside=place is not None)
-        self.post(calls, loop)
+    def is_at_work(self) -> bool:
+        return bool(self._running or len(self.buffer) or self._parts)
 
     def run_now(self, calls: Sequence[Any]) -> None:
         """Run calls at once, past the buffer."""
@@ -545,7 +489,7 @@ class LoopEngines(Controls):
         self.task_name = f"batchify task of {name}()"
         self.closed = False
         self.blocks: list[None] = []
-        self.aio = self._aio()
+        self.aio = aio_of(name, takes, LoopEngines.submit)
         self.begin_anew()
         _live.add(self)
 
@@ -593,25 +537,20 @@ class LoopEngines(Controls):
         self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS, kind: type[LoopCall] = SubmitCall
     ) -> LoopCall:
         """Pass an item to the running event loop."""
-        try:
-            loop = get_running_loop()
-        except RuntimeError:
-            raise no_loop_error(self.name) from None
+        loop = running_loop(self.name)
         engine = self._latest
         if engine is None or engine.loop() is not loop:
             engine = self._of(loop)
         call = kind()
         call.item, call.owner = item, owner
-        place = get_place()
-        if place is not None:
-            place = here()
-        if place is None or kind is LoopCall:
-            future = call.future = Future(loop=loop)
+        if get_place() is None or here() is None or kind is LoopCall:
+            call.future = Future(loop=loop)
         else:
-            future = call.future = InsideFuture(call, engine, loop)
+            call.future = InsideFuture(call, engine, loop)
         try:
-            if place is not None or engine.asks or self.closed:
-                engine.put(call, constants, loop, place, waits=kind is LoopCall)
+            if get_place() is not None or engine.asks or self.closed:
+                engine.ask(call, constants)
+                engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
                 call.arrival = now = loop.time()
                 inbox = engine.inbox
@@ -619,34 +558,14 @@ class LoopEngines(Controls):
                 if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
                     engine.wake(loop)
         except BaseException:
-            future.cancel()
+            call.future.cancel()
             raise
         return call
 
-    def _aio(self) -> Callable[..., Coroutine[Any, Any, Any]]:
-        """Return a coroutine function that passes an item, and awaits its result.
-
-        Its first argument is this, and the owner whose method must answer: so a coroutine keeps both alive, and the
-        function, made once, neither.
-        """
-        plain, bind, name = self.takes.plain, self.takes.bind, self.name
-
-        async def aio(of: "tuple[LoopEngines, object]", item: Any = MISSING, /, *args: Any, **kwargs: Any) -> Any:
-            engines, constants = of[0], NO_CONSTANTS
-            if not plain or args or kwargs or item is MISSING:
-                item, constants = bind(*given(item, args), **kwargs)
-            call = engines.submit(item, None, constants, LoopCall)
-            try:
-                return await call.future
-            except (CancelledError, GeneratorExit):
-                with suppress(RuntimeError):  # no loop runs, and the garbage collector ended this
-                    engines._of(get_running_loop()).withdraw(call)
-                raise
-            finally:
-                del call  # an error would know this frame, and the call the error
-
-        aio.__name__ = aio.__qualname__ = name  # for the warning that nobody awaited it, among others
-        return aio
+    def withdraw(self, call: LoopCall) -> None:
+        """Let a caller leave."""
+        with suppress(RuntimeError):  # no loop runs, and the garbage collector ended this
+            self._of(get_running_loop()).withdraw(call)
 
     def map(
         self,
@@ -665,30 +584,18 @@ class LoopEngines(Controls):
         owner: object,  # noqa: ARG002 - kept alive, as its method must answer
         constants: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
-        loop = get_running_loop()
-        engine, bell = self._of(loop), LoopBell()
-        ahead = Ahead(items, bell.ring, partial(engine.ask, constants=constants) if engine.asks else None)
-        calls, options = ahead.calls, self.options
-        engine.bells.add(bell.ring)
+        bell = asyncio.Event()
+        ahead = self._ahead(constants, bell)
         try:
-            while True:
-                while ahead.more and len(calls) <= options.batch_size:
-                    engine.put_all(ahead.read(options.batch_size), loop)
-                    if not ahead.more:
-                        engine.flush()  # nothing of this map will join what is left
-                if not calls:
-                    break
-                if hasattr(calls[0], "error"):
-                    yield calls.popleft().outcome()
-                else:
-                    if options.fills_by_groups:
-                        engine.flush(calls[0])
+            while ahead.reads(items):
+                answered = ahead.take()
+                if not answered:
                     await bell.wait()
-            ahead.raise_error()
+                    bell.clear()
+                while answered:
+                    yield answered.popleft().outcome()
         finally:
-            engine.bells.discard(bell.ring)
-            for call in calls:
-                engine.withdraw(call)
+            ahead.end()
 
     async def _map_async(
         self,
@@ -698,55 +605,46 @@ class LoopEngines(Controls):
     ) -> AsyncGenerator[Any, None]:
         # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
         # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        loop = get_running_loop()
-        engine = self._of(loop)
-        calls: deque[MapCall] = deque()
-        bell, room = LoopBell(), LoopBell()
-        more = True
-        ask = partial(engine.ask, constants=constants)
+        bell, room = asyncio.Event(), asyncio.Event()
+        ahead = self._ahead(constants, bell)
 
         async def read() -> None:
-            with suppress(StopAsyncIteration):
-                while True:
-                    while len(calls) >= 2 * self.options.batch_size:
-                        if self.options.fills_by_groups:
-                            engine.flush(calls[0])
-                        await room.wait()
-                    call = MapCall()
-                    call.item, call.bell = await anext(items), bell.ring
-                    if not more:
-                        return  # this was cancelled, and the items took no notice
-                    if not engine.asks or is_sound(call, ask):
-                        engine.put_all((call,), loop)
-                    calls.append(call)
-                    if hasattr(call, "error"):
-                        bell.ring()
-                    del call
+            async for item in items:
+                if not ahead.more:
+                    return  # this was cancelled, and the items took no notice
+                ahead.put((item,))
+                del item
+                while ahead.is_full:
+                    ahead.make_due()
+                    await room.wait()
+                    room.clear()
 
         def ended(_: object) -> None:
-            if more:
-                engine.flush()  # nothing of this map will join what is left
-            bell.ring()
+            ahead.has_ended()
+            bell.set()
 
-        reader = loop.create_task(read(), name=f"batchify reader of a map of {self.name}()")
+        reader = get_running_loop().create_task(read(), name=f"batchify reader of a map of {self.name}()")
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
         reader.add_done_callback(ended)
-        engine.bells.add(room.ring)
         try:
-            while calls or not reader.done():
-                if calls and hasattr(calls[0], "error"):
-                    room.ring()
-                    yield calls.popleft().outcome()
-                else:
+            while ahead.calls or not reader.done():
+                answered = ahead.take()
+                if not answered:
                     await bell.wait()
+                    bell.clear()
+                while answered:
+                    yield answered.popleft().outcome()
+                room.set()
             await reader  # raises what the items raised
         finally:
-            more = False
-            engine.bells.discard(room.ring)
+            ahead.end()
             reader.cancel()
-            for call in calls:
-                engine.withdraw(call)
             await asyncio.wait([reader])
+
+    def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> Ahead:
+        engine = self._of(get_running_loop())
+        engine.has_others = True
+        return Ahead(engine, constants, bell.set)
 
     @property
     def stats(self) -> Stats:

@@ -38,7 +38,7 @@ class Buffer:
         self._options = options
         self._left = left  # is told of each call whose caller has left, when that is taken out
         self._calls = inbox
-        self._gone = 0  # how many have left since these were last sorted out
+        self.gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
 
@@ -88,8 +88,8 @@ class Buffer:
 
     def leave(self, call: Call) -> None:
         """Take notice that the caller of a call has left."""
-        self._gone += call.has_left()
-        if self._gone * 2 > len(self._calls):
+        self.gone += call.has_left()
+        if self.gone * 2 > len(self._calls):
             calls: list[Call] = []
             left: list[Call] = []
             try:
@@ -100,7 +100,7 @@ class Buffer:
                 self.put_back(calls)
                 for call in left:
                     self._left(call)
-            self._gone = 0
+            self.gone = 0
 
     def adapt(self) -> None:
         """Take notice that options have changed."""
@@ -177,7 +177,7 @@ class Buffer:
 
     def _check(self) -> None:
         """Assert what is true between any two steps of the owner."""
-        assert self._gone >= 0
+        assert self.gone >= 0
 
 
 class Equal:

@@ -142,9 +142,9 @@ class _Batched(Generic[T, R, P], _Decorated):
         if self._self_aio is None:
             engine = self._self_engine
             if engine.aio is None:
-                from ._asyncio import aio_of  # asyncio is imported when it is needed
+                from ._asyncio import aio_of, submit_to_thread  # asyncio is imported when it is needed
 
-                engine.aio = aio_of(f"{engine.name}.aio", engine.takes)
+                engine.aio = aio_of(f"{engine.name}.aio", engine.takes, submit_to_thread)
             self._self_aio = MethodType(engine.aio, (engine, self._self_bound_to))
         aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
         return aio
@@ -320,7 +320,7 @@ class BatchedFunction(_Batched[T, R, P]):
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
         found, constants, sized = self._self_columns(items, more, kwargs)
-        return self._self_engine.map(found, self._self_bound_to, constants, chunked=sized)
+        return self._self_engine.map(iter(found), self._self_bound_to, constants, chunked=sized)
 
     def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
         """As `aclose`, for any thread: blocks until what was accepted is answered, and the threads have ended.

@@ -7,17 +7,20 @@ is harmless, and callers take no lock of ours.
 What is the same for threads and event loops is written here once. They differ in how one waits.
 """
 
+import sys
 from _thread import allocate_lock
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from math import inf
 from typing import Any
 
-from ._batch import Batch, Call, advise
-from ._buffer import Buffer, Equal, GroupedBuffer, arrival_of
+from ._batch import Batch, Call, MapCall, advise, is_sound
+from ._buffer import Buffer, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
+from ._inside import Place, here, needs
 from ._options import NO_CONSTANTS, Options, Takes, check_count, check_timeout
 from ._stats import Reason, Tally
 
@@ -27,8 +30,7 @@ class Controls:
 
     name: str
     options: Options
-    # Whoever closes or opens the function writes it, everybody reads it.
-    closed: bool
+    closed: bool  # whoever closes or opens the function writes it, everybody reads it
     blocks: list[None]  # one entry for each `with` block that is open
 
     def everywhere(self, act: Callable[..., object], *args: Any) -> None:
@@ -164,9 +166,42 @@ class Engine:
         self.news.append(partial(act, *args))
         self.ring()
 
+    def post(self, calls: Sequence[Any]) -> None:
+        """Let calls wait. See above for the steps."""
+        raise NotImplementedError
+
+    def is_at_work(self) -> bool:
+        """Whether, being closed, it has something to answer yet."""
+        raise NotImplementedError
+
+    def must_not_wait(self, place: Place) -> bool:
+        """Whether an answer for who waits in that place may come only after the place has been left."""
+        return needs(self, place)
+
+    def run_now(self, calls: Sequence[Any]) -> None:
+        """Run calls at once, past the buffer."""
+        raise NotImplementedError
+
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Find out what options want to know of a call. Calls functions of the user's."""
-        self.options.ask(self.name, call, self.takes, constants)
+        if self.asks:
+            self.options.ask(self.name, call, self.takes, constants)
+
+    def put(self, calls: Sequence[Any], *, waits: bool) -> None:
+        """Let calls wait, or if they are made inside and their caller `waits` for itself, run them at once."""
+        place = here()
+        if place is not None:
+            place.note(self, calls)  # before it looks: of two calls that close a ring one finds it
+            if waits and self.must_not_wait(place):
+                self.run_now(calls)
+                return
+        # While it closes, a call is accepted that waits inside a function.
+        if self.closed and not (waits and place is not None and self.is_at_work()):
+            raise self.closed_error()
+        if self.bounded and calls[0].limited and self.is_full():
+            self.tally.refuse()
+            raise self.options.full_error(self.name)
+        self.post(calls)
 
     def waiting(self) -> tuple[int, int]:
         """How many calls wait, and how many of those that stand there have left. Any thread may ask."""
@@ -176,15 +211,8 @@ class Engine:
 
     def is_full(self) -> bool:
         """Whether `max_pending` calls wait that count."""
-        most = self.options.max_pending
-        return most is not None and sum(call.limited and not call.has_left() for call in self.buffer.calls()) >= most
-
-    def refuse_if_full(self, call: Call) -> None:
-        """Raise if the call finds too many waiting."""
-        if call.limited and self.is_full():
-            self.tally.refuse()
-            call.leave()
-            raise self.options.full_error(self.name)
+        most = self.options.max_pending or inf
+        return sum(call.limited and not call.has_left() for call in self.buffer.calls()) >= most
 
     def closed_error(self) -> ClosedError:
         """Return the error of a call that comes too late."""
@@ -249,16 +277,19 @@ class Engine:
         return [call for entry in entries for call in entry.callers] if self.options.dedupe else entries
 
     def claim(self, entries: list[Any]) -> list[Any]:
-        """Return the entries whose callers have not left, and count those who have."""
-        if entries and type(entries[0]) is Equal:
-            for entry in entries:
-                entry.callers = self.claim(entry.callers)
-            return [entry for entry in entries if entry.callers]
-        claimed = self.claim_calls(entries)
-        if len(claimed) < len(entries):
-            kept = set(map(id, claimed))
-            for call in entries:
-                if id(call) not in kept:
+        """Return the entries that have callers who have not left, and count those who have."""
+        if not self.options.dedupe:
+            return self._claim_and_count(entries)
+        for entry in entries:
+            entry.callers = self._claim_and_count(entry.callers)
+        return [entry for entry in entries if entry.callers]
+
+    def _claim_and_count(self, calls: list[Any]) -> list[Any]:
+        claimed = self.claim_calls(calls)
+        if len(claimed) < len(calls):
+            known = set(map(id, claimed))
+            for call in calls:
+                if id(call) not in known:
                     self.count_left(call)
         return claimed
 
@@ -305,54 +336,62 @@ class Engine:
 
         Not `rested`: it has just run a batch, so somebody is likely to come.
         """
-        if self._disturbed:
-            self.buffer.repair()
-        self._disturbed = True  # until this has come to its end
-        while True:
+        step: Batch | float | None = None
+        while step is None:
             self.wake_at = self.wakes_at = inf  # 1.
-            batch, tally = None, self.tally
-            if self.news:
-                self._hear(now)
-            self.buffer.admit(now)
-            while self._refused:
-                self.refuse(*self._refused.popleft())
-            if self.turns and (self.inbox or self.buffer.size or self._parts):
-                tally.begin_change()
-                try:
-                    batch = self._take(now)
-                finally:
-                    tally.end_change()
-            if self._drains and not self.buffer.ends:  # else see say_end()
-                self._say_what_is_answered()
-            if self._hint:
-                size, self._hint = self._hint, 0
-                advise(self.name, size, self.options.batch_size, self.options.timeout)
-            if batch is not None:
-                self._disturbed = False
-                return batch
-            buffer, timeout = self.buffer, self.options.timeout
-            waits = buffer.known > 0
-            if buffer.ends and not (waits or self._running or self._parts or self.news):
+            step = self._take_due(now)
+            if step is not None:
+                break
+            buffer = self.buffer
+            if buffer.ends and not (buffer.known or self._running or self._parts or self.news):
                 self.wake_at = 1  # for the next owner, if there will be one
-                self._disturbed = False
-                return None
-            wakes_at, wake_at = inf, inf
-            if self.turns:
-                wakes_at, wake_at = buffer.due_at if waits else inf, 1
-                if waits or (not rested and timeout != 0.0):
-                    # If nothing waits, right after a batch, it sleeps for as long as an item may wait. One that comes
-                    # meanwhile is due later than that, so it need not wake this to be timed: one wake-up for each batch
-                    # instead of two.
-                    wake_at = 1 if buffer.ends else buffer.wake_at
-                    if not waits and timeout is not None:
-                        wakes_at = now + timeout
-            self.sleep_until(wakes_at)
+                break
+            moment, wake_at = self._when_to_wake(now, rested=rested)
+            self.sleep_until(moment)
             self.wake_at = wake_at  # 2.
             if self._barrier.acquire(False):  # never waits, also if Ctrl-C has left it held
                 self._barrier.release()
             if not self.news and len(self.inbox) < wake_at:  # 3.
-                self._disturbed = False
-                return max(0.0, wakes_at - now)
+                step = max(0.0, moment - now)
+        self._disturbed = False
+        return step
+
+    def _take_due(self, now: float) -> Batch | None:
+        """Hear the news, and return the batch that is due, if any is and may begin."""
+        if self._disturbed:
+            self.buffer.repair()
+        self._disturbed = True  # until the owner's step has come to its end
+        batch = None
+        if self.news:
+            self._hear(now)
+        self.buffer.admit(now)
+        while self._refused:
+            self.refuse(*self._refused.popleft())
+        if self.turns and (self.inbox or self.buffer.size or self._parts):
+            self.tally.begin_change()
+            try:
+                batch = self._take(now)
+            finally:
+                self.tally.end_change()
+        if self._drains and not self.buffer.ends:  # else see say_end()
+            self._say_what_is_answered()
+        if self._hint:
+            size, self._hint = self._hint, 0
+            advise(self.name, size, self.options.batch_size, self.options.timeout)
+        return batch
+
+    def _when_to_wake(self, now: float, *, rested: bool) -> tuple[float, float]:
+        """Return the moment at which to wake, and how long the inbox must be to wake before."""
+        buffer, timeout = self.buffer, self.options.timeout
+        if not self.turns:
+            return inf, inf
+        if buffer.known:
+            return buffer.due_at, 1 if buffer.ends else buffer.wake_at
+        if rested or timeout == 0.0 or buffer.ends:
+            return inf, 1
+        # Right after a batch it sleeps for as long as an item may wait. One that comes meanwhile is due later than
+        # that, so it need not wake this to be timed: one wake-up for each batch instead of two.
+        return inf if timeout is None else now + timeout, buffer.wake_at
 
     def _hear(self, now: float) -> None:
         self.tally.begin_change()
@@ -405,7 +444,7 @@ class Engine:
     def refuse(self, calls: Sequence[Any], error: BaseException) -> None:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally.lock:
-            calls = self.claim(list(calls))
+            calls = self._claim_and_count(list(calls))
             self.tally.failed += len(calls)
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
@@ -423,6 +462,97 @@ class Engine:
         """Say to those who wait for the end that it has come."""
         while self._drains:
             self._drains.pop()[1]()
+
+
+class Ahead:
+    """What a map has read and not yielded yet: at most two batches of items."""
+
+    def __init__(self, engine: Engine, constants: Mapping[str, Any], ring: Callable[[], object]) -> None:
+        self._engine = engine
+        self._ask = partial(engine.ask, constants=constants)
+        self._ring = ring
+        self.calls: deque[MapCall] = deque()
+        self._yielding = 0  # how many results the map is just yielding
+        self._error: Exception | None = None  # of the items themselves
+        self.more = True  # whether there may be further items
+        engine.bells.add(ring)
+
+    def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
+        """Read on. Return whether there is a further result."""
+        size = self._engine.options.batch_size
+        self._yielding = 0
+        # One by one, it does not wait for the next item to come while a result is there.
+        while self.more and len(self.calls) <= size and not (one_by_one and self._is_answered()):
+            most = 1 if one_by_one else size
+            found: list[Any] = []
+            try:
+                for item in islice(items, min(most, sys.maxsize)):
+                    found.append(item)  # noqa: PERF402 - extend() might lose those before an error
+            except Exception as error:  # noqa: BLE001 - whatever they raise; it comes behind the results of those before
+                self._error = error
+            self.put(found)
+            if len(found) < most:
+                self.has_ended()
+        if not self.calls and self._error is not None:
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error  # its traceback knows this frame
+        return bool(self.calls)
+
+    def has_ended(self) -> None:
+        """Say that there are no more items."""
+        if self.more:
+            self.more = False
+            self._engine.flush()  # nothing of this map will join what is left
+
+    def put(self, items: Iterable[Any]) -> None:
+        """Let items wait."""
+        calls = []
+        for item in items:
+            call = MapCall()
+            call.item, call.bell = item, self._ring
+            calls.append(call)
+        self.calls.extend(calls)
+        if self._engine.asks:
+            sound = [call for call in calls if is_sound(call, self._ask)]
+            if len(sound) < len(calls):
+                self._ring()  # an error is there
+            calls = sound
+        if calls:
+            self._engine.put(calls, waits=True)
+
+    def take(self) -> deque[MapCall]:
+        """Return the next calls that have an answer, which the map is about to yield; if there is none, it sleeps."""
+        most = max(1, len(self.calls) - self._engine.options.batch_size) if self.more else len(self.calls)
+        taken: deque[MapCall] = deque()
+        while len(taken) < most and self._is_answered():
+            taken.append(self.calls.popleft())
+        self._yielding = len(taken)
+        if not taken:
+            self.make_due()
+        return taken
+
+    def make_due(self) -> None:
+        """See to it that the next answer comes, as the map is going to sleep."""
+        if self.calls and self._engine.options.fills_by_groups:
+            self._engine.flush(self.calls[0])
+
+    @property
+    def is_full(self) -> bool:
+        """Whether as much is read as may be."""
+        return len(self.calls) + self._yielding >= 2 * self._engine.options.batch_size
+
+    def end(self) -> None:
+        """Let go of what has no answer yet."""
+        self.more = False
+        self._engine.bells.discard(self._ring)
+        for call in self.calls:
+            self._engine.withdraw(call)
+
+    def _is_answered(self) -> bool:
+        return bool(self.calls) and hasattr(self.calls[0], "error")
 
 
 def _count_left(tally: Tally, call: Any) -> None:

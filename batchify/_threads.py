@@ -21,8 +21,8 @@ import threading
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from contextvars import Context
 from copy import copy
@@ -34,8 +34,8 @@ from time import monotonic
 from typing import Any
 
 from . import _inside
-from ._batch import Ahead, Batch, Call, MapCall, complain
-from ._engine import Controls, Engine
+from ._batch import Batch, Call, complain
+from ._engine import Ahead, Controls, Engine
 from ._errors import BatchError, ClosedError
 from ._inside import Place, here, needs
 from ._options import NO_CONSTANTS, Options, Takes
@@ -81,45 +81,42 @@ class FutureCall(Call):
     @staticmethod
     def tell(calls: Sequence["FutureCall"], results: Sequence[Any], failed: int) -> None:
         # First the answers and then the callbacks, which may take long, and may wait for a neighbour's answer.
-        called_back = []
-        try:
-            for call, result in zip(calls, results, strict=True):
-                future = call.future
-                future.call = None  # a cycle
-                with future._condition:
-                    if future.done():
-                        continue  # by a stranger, or told before
-                    callbacks, future._done_callbacks = future._done_callbacks, []
-                    if callbacks:
-                        called_back.append(future)
-                    try:
-                        if failed and issubclass(type(result), BaseException):
-                            future.set_exception(result)
-                        else:
-                            future.set_result(result)
-                    finally:
-                        future._done_callbacks = callbacks
-        finally:
-            for future in called_back:
-                try:
-                    if future.done():
-                        future._invoke_callbacks()
-                except BaseException:  # noqa: BLE001 - the neighbours must hear all the same
-                    complain("a callback of a future raised")
+        for call, result in zip(calls, results, strict=True):
+            try:
+                if failed and issubclass(type(result), BaseException):
+                    call.future.set_exception(result)
+                else:
+                    call.future.set_result(result)
+            except InvalidStateError:  # by a stranger, or told before
+                pass
+        for call in calls:
+            call.future.call_back()
 
 
 class ItemFuture(Future[Any]):
     """The future of one item. Cancelling it takes the item out of the buffer; in a batch it cannot be cancelled."""
 
-    call: FutureCall | None = None  # until it is answered
-    _done_callbacks: list[Any]  # the standard one's
-    _invoke_callbacks: Callable[[], None]
+    call: FutureCall | None = None  # until it is answered, and may call back
+
+    def _invoke_callbacks(self) -> None:
+        if self.call is None:
+            super()._invoke_callbacks()  # type: ignore[misc]
+
+    def call_back(self) -> FutureCall | None:
+        """Let its callbacks run, if it is the first to do so. Returns what was called then."""
+        call: FutureCall | None = self.__dict__.pop("call", None)  # also a cycle
+        if call is not None:
+            try:
+                self._invoke_callbacks()
+            except BaseException:  # noqa: BLE001 - the neighbours must hear all the same
+                complain("a callback of a future raised")
+        return call
 
     def cancel(self) -> bool:
         """Cancel the call. False if it is answered already, or its batch runs."""
         if not super().cancel():
             return False
-        call = self.__dict__.pop("call", None)  # found by one of those who cancel it at once
+        call = self.call_back()
         if call is not None:
             self.set_running_or_notify_cancel()  # for concurrent.futures.wait()
             call.engine.withdraw(call)
@@ -268,6 +265,7 @@ class ThreadEngine(Controls, Engine):
         super().begin_anew()
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
         self.returns_futures = False  # the function has done so, and so does not block
+        self.has_futures = False  # whether calls may have futures; whoever makes one writes it
         self._complained = False  # that no further thread could be started
         self.begin_reign()
 
@@ -280,16 +278,18 @@ class ThreadEngine(Controls, Engine):
 
     # What callers do
 
-    def post(self, call: Call) -> None:
-        """Let a call wait. See `Engine` for the steps."""
+    def post(self, calls: Sequence[Call]) -> None:
+        """Let calls wait. See `Engine` for the steps."""
         if not self._owner:
             self._start()
-        call.arrival = monotonic()
-        self.inbox.append(call)
+        now = monotonic()
+        for call in calls:
+            call.arrival = now
+        self.inbox.extend(calls)
         if len(self.inbox) >= self.wake_at:
             _ring(self._bell)
         if not self._owner:  # the thread has just ended
-            self._look_again((call,))
+            self._look_again(calls)
 
     def ring(self) -> None:
         _ring(self._bell)
@@ -311,9 +311,10 @@ class ThreadEngine(Controls, Engine):
         call.item, call.bell = item, bell
         try:
             if get_place() is None and not self.asks and not self.closed:  # as most are: a step less
-                self.post(call)
+                self.post((call,))
             else:
-                self.put(call, constants, here(), waits=True)
+                self.ask(call, constants)
+                self.put((call,), waits=True)
             bell.acquire()
         except BaseException:  # Ctrl-C
             self.withdraw(call)
@@ -325,51 +326,31 @@ class ThreadEngine(Controls, Engine):
         future = ItemFuture()
         call = future.call = FutureCall()
         call.item, call.future, call.engine, call.owner = item, future, self, owner
-        place = here()
-        if place is not None:
+        if here() is not None:
             future._waiters = _Waiters(future)
+        self.has_futures = True
         try:
-            self.put(call, constants, place)
+            self.ask(call, constants)
+            self.put((call,), waits=False)
         except BaseException:
             Future.cancel(future)
             future.call = None
             raise
         return future
 
-    def put(
-        self,
-        call: Call,
-        constants: Mapping[str, Any] = NO_CONSTANTS,
-        place: Place | None = None,
-        *,
-        waits: bool = False,
-    ) -> None:
-        """Let a call wait, or if it is made inside and its caller `waits` for itself, run it at once."""
-        if self.asks:
-            self.ask(call, constants)
-        if place is not None:
-            place.note(self, (call,))  # before it looks: of two calls that close a ring one finds it
-            if waits and (needs(self, place) or self._ended_at_exit or _in_a_step(place)):
-                place.passed.pop()  # type: ignore[union-attr]  # it waits for no other thread
-                self.run_now([call])
-                return
-        self.refuse_if_closed(inside=waits and place is not None)
-        if self.bounded:
-            if not self._owner:
-                self._start()  # which takes long, and so comes before the look
-            self.refuse_if_full(call)
-        self.post(call)
+    def is_full(self) -> bool:
+        if not self._owner:
+            self._start()  # which takes long, and so comes before the look
+        return super().is_full()
+
+    def is_at_work(self) -> bool:
+        return bool(self._owner)
+
+    def must_not_wait(self, place: Place) -> bool:
+        ends = (_ending or _exiting) and not self._owner  # in Python 3.12 no thread can be started then
+        return ends or _in_a_step(place) or super().must_not_wait(place)
 
     def map(
-        self, items: Iterable[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool
-    ) -> Generator[Any, None, None]:
-        """Yield the results of the items in order, reading at most two batches of items ahead.
-
-        Not `chunked`: one at a time, since reading on may block (a socket, a queue).
-        """
-        return self._map(iter(items), owner, constants, chunked=chunked)
-
-    def _map(
         self,
         items: Iterator[Any],
         owner: object,  # noqa: ARG002 - kept alive, as its method must answer
@@ -377,68 +358,21 @@ class ThreadEngine(Controls, Engine):
         *,
         chunked: bool,
     ) -> Generator[Any, None, None]:
+        """Yield the results of the items in order, reading at most two batches of items ahead.
+
+        Not `chunked`: one at a time, since reading on may block (a socket, a queue).
+        """
         bell = allocate_lock()
-        ring = partial(_ring, bell)
-        ahead = Ahead(items, ring, partial(self.ask, constants=constants) if self.asks else None)
-        calls, options = ahead.calls, self.options
-        unposted: list[MapCall] = []
-        self.bells.add(ring)
+        ahead = Ahead(self, constants, partial(_ring, bell))
         try:
-            while True:
-                while ahead.more and len(calls) <= options.batch_size:
-                    if calls and not chunked and hasattr(calls[0], "error"):
-                        break  # its result is there, so it does not wait for the next item to come
-                    unposted += ahead.read(options.batch_size if chunked else 1)
-                    unposted = self._post_all(unposted)
-                    if not ahead.more:
-                        self.flush()  # nothing of this map will join what is left
-                if not calls:
-                    break
-                if hasattr(calls[0], "error"):
-                    yield calls.popleft().outcome()
-                elif unposted and unposted[0] is calls[0]:
-                    place = here()
-                    if place is not None and needs(self, place):
-                        self.run_now(unposted)
-                        unposted = []
-                    else:
-                        unposted = self._post_all(unposted)
-                    if not ahead.more:
-                        self.flush()
-                else:
-                    if options.fills_by_groups:
-                        self.flush(calls[0])
+            while ahead.reads(items, one_by_one=not chunked):
+                answered = ahead.take()
+                if not answered:
                     bell.acquire()
-            ahead.raise_error()
+                while answered:
+                    yield answered.popleft().outcome()
         finally:
-            self.bells.discard(ring)
-            for call in calls:
-                self.withdraw(call)
-
-    def _post_all(self, calls: list[MapCall]) -> list[MapCall]:
-        """Let calls of a map wait; return those that must not, as they would wait for themselves."""
-        place = here()
-        if not calls or (place is not None and needs(self, place)):
-            return calls
-        self.refuse_if_closed(inside=place is not None)
-        if place is not None:
-            place.note(self, calls)
-        if not self._owner:
-            self._start()
-        now = monotonic()
-        for call in calls:
-            call.arrival = now
-        self.inbox.extend(calls)
-        if len(self.inbox) >= self.wake_at:
-            _ring(self._bell)
-        if not self._owner:
-            self._look_again(calls)
-        return []
-
-    def refuse_if_closed(self, *, inside: bool) -> None:
-        """Raise if nothing is accepted; while it closes, a call is that waits inside a function."""
-        if self.closed and not (inside and self._owner):
-            raise self.closed_error()
+            ahead.end()
 
     def closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
@@ -474,7 +408,7 @@ class ThreadEngine(Controls, Engine):
         try:
             if place is not None:
                 place.note(self, (call,))
-            waits = place is None or not (needs(self, place) or _in_a_step(place))
+            waits = place is None or not self.must_not_wait(place)
             if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
                 return True
             if not waits:
@@ -532,6 +466,10 @@ class ThreadEngine(Controls, Engine):
                 call.leave()
             raise
 
+    def claim_calls(self, calls: list[Any]) -> list[Any]:
+        # Who leaves posts that. Who does so at this very moment is answered in vain.
+        return super().claim_calls(calls) if self.has_futures or self.buffer.gone else calls
+
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""
         if self.options.concurrency == 1 or self.returns_futures:
@@ -568,10 +506,6 @@ class ThreadEngine(Controls, Engine):
         return not len(self.buffer) and not self._drains
 
     # Calls from inside
-
-    @property
-    def _ended_at_exit(self) -> bool:
-        return (_ending or _exiting) and not self._owner  # in Python 3.12 none can be started then
 
     def run_now(self, calls: Sequence[Call]) -> None:
         """Run calls here and now, past the buffer."""

@@ -699,16 +699,15 @@ class HandEngine(Engine):
         call = Call() if limited else MapCall()
         call.item, call.bell = item, HandBell()
         call.arrival = self.moment if arrival is None else arrival
-        if self.asks:
-            self.ask(call)
+        self.ask(call)
         return call
 
-    def post(self, call: Call) -> Call:
-        """Let a call wait, as the fourth of the numbered steps says."""
-        self.inbox.append(call)
+    def post(self, calls: Any) -> Any:
+        """Let a call, or calls, wait, as the fourth of the numbered steps says."""
+        self.inbox.extend(calls if isinstance(calls, tuple | list) else (calls,))
         if len(self.inbox) >= self.wake_at:
             self.ring()
-        return call
+        return calls
 
     def look(self, at: float | None = None) -> Any:
         """Let the owner make its step, at that moment or at the one at which the clock stands."""
@@ -967,7 +966,7 @@ def step_4_left_out() -> Block:
 
 def step_4_left_out_by_maps() -> Block:
     """A map does not ring."""
-    return _left_out(_threads, "_ring", within=(ThreadEngine, "_post_all"))
+    return _left_out(_threads, "_ring", within=(Ahead, "put"))
 
 
 @contextmanager
