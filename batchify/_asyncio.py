@@ -38,7 +38,7 @@ from typing import Any
 from . import _inside
 from ._batch import Batch, Call
 from ._engine import Ahead, Controls, Engine
-from ._inside import here, needs
+from ._inside import Place, here, needs
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
 from ._stats import Stats, Tally
 
@@ -142,8 +142,11 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
     """Pass an item to a ThreadEngine from the running event loop."""
     call = AioCall()
     call.item = item
-    call.loop = loop = running_loop(f"{engine.name}.aio")
-    call.future = loop.create_future()
+    try:
+        call.loop = loop = get_running_loop()
+    except RuntimeError:
+        raise no_loop_error(f"{engine.name}.aio") from None
+    call.future = Future(loop=loop)
     if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
         engine.post((call,))
     else:
@@ -152,12 +155,8 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
     return call
 
 
-def running_loop(name: str) -> asyncio.AbstractEventLoop:
-    """Return the event loop that runs here, or raise what says that one must."""
-    try:
-        return get_running_loop()
-    except RuntimeError:
-        raise RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs") from None
+def no_loop_error(name: str) -> RuntimeError:
+    return RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs")
 
 
 async def when_answered(of: Any, timeout: float | None) -> None:
@@ -278,7 +277,6 @@ class LoopEngine(Engine):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
-        self._takes = False  # whether it is just taking it
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
@@ -367,9 +365,7 @@ class LoopEngine(Engine):
             self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
             self._timer_at = moment
 
-    def _take(self, now: float) -> Batch | None:
-        if self._takes:
-            return super()._take(now)
+    def _begin(self, now: float) -> Batch | None:
         loop = self.loop()
         if self._next is None and loop is not None and (self._parts or self.buffer.is_due(now)):
             self._due_since = now
@@ -410,7 +406,6 @@ class LoopEngine(Engine):
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
             if not alone and (task is None or task is self._next):
                 self._next = None
-            self._takes = False
             if batch is not None:
                 batch.fail(error)
                 self.places.discard(batch)
@@ -424,30 +419,24 @@ class LoopEngine(Engine):
         finally:
             _inside.place.set(None)  # a cycle: task, context, batch
 
-    def _take_now(self, task: Any) -> LoopBatch | None:
+    def _take_now(self, task: Any) -> Any:
         loop: Any = self.loop()
-        self._takes = True
-        try:
-            step = self.next(max(loop.time(), self._due_since))
-        finally:
-            self._takes = False
-        if step is None:
-            self.say_end()
-        if not isinstance(step, LoopBatch):
-            return None
-        step.task = task
-        if self.turns:
+        batch: Any = self._take_due(max(loop.time(), self._due_since), self._take)
+        self._disturbed = False
+        if batch is not None:
+            batch.task = task
+        if batch is None or self.turns:
             self.look(loop)  # another one may be due
         elif self._timer is not None:
             self._set_timer(inf)
-        return step
+        return batch
 
     # Batches
 
-    def claim_calls(self, calls: list[Any]) -> list[Any]:
-        if self.has_others:
-            return super().claim_calls(calls)
-        return [call for call in calls if not call.future.done()]  # the same, a step less for each
+    def claim(self, calls: list[Any]) -> list[Any]:
+        if not self.has_others and len([call for call in calls if not call.future.done()]) == len(calls):
+            return calls
+        return super().claim(calls)
 
     ended = Engine.turn_ended
 
@@ -459,8 +448,7 @@ class LoopEngine(Engine):
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
 
-    def run_now(self, calls: Sequence[Any]) -> None:
-        """Run calls at once, past the buffer."""
+    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:  # noqa: ARG002
         self.start_all(self.at_once(calls))
 
     def start_all(self, batches: list[Any]) -> None:
@@ -537,18 +525,22 @@ class LoopEngines(Controls):
         self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS, kind: type[LoopCall] = SubmitCall
     ) -> LoopCall:
         """Pass an item to the running event loop."""
-        loop = running_loop(self.name)
+        try:
+            loop = get_running_loop()
+        except RuntimeError:
+            raise no_loop_error(self.name) from None
         engine = self._latest
         if engine is None or engine.loop() is not loop:
             engine = self._of(loop)
         call = kind()
         call.item, call.owner = item, owner
-        if get_place() is None or here() is None or kind is LoopCall:
+        place = get_place()
+        if place is None or kind is LoopCall or here() is None:
             call.future = Future(loop=loop)
         else:
             call.future = InsideFuture(call, engine, loop)
         try:
-            if get_place() is not None or engine.asks or self.closed:
+            if place is not None or engine.asks or self.closed:
                 engine.ask(call, constants)
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
@@ -628,13 +620,13 @@ class LoopEngines(Controls):
         reader.add_done_callback(ended)
         try:
             while ahead.calls or not reader.done():
-                answered = ahead.take()
+                answered = ahead.take(1)
+                room.set()
                 if not answered:
                     await bell.wait()
                     bell.clear()
                 while answered:
                     yield answered.popleft().outcome()
-                room.set()
             await reader  # raises what the items raised
         finally:
             ahead.end()

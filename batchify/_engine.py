@@ -178,8 +178,8 @@ class Engine:
         """Whether an answer for who waits in that place may come only after the place has been left."""
         return needs(self, place)
 
-    def run_now(self, calls: Sequence[Any]) -> None:
-        """Run calls at once, past the buffer."""
+    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
+        """Run calls at once, past the buffer. `noted`: where they were noted just now."""
         raise NotImplementedError
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
@@ -193,7 +193,7 @@ class Engine:
         if place is not None:
             place.note(self, calls)  # before it looks: of two calls that close a ring one finds it
             if waits and self.must_not_wait(place):
-                self.run_now(calls)
+                self.run_now(calls, place)
                 return
         # While it closes, a call is accepted that waits inside a function.
         if self.closed and not (waits and place is not None and self.is_at_work()):
@@ -276,26 +276,18 @@ class Engine:
         """Return the calls that these entries stand for."""
         return [call for entry in entries for call in entry.callers] if self.options.dedupe else entries
 
-    def claim(self, entries: list[Any]) -> list[Any]:
-        """Return the entries that have callers who have not left, and count those who have."""
-        if not self.options.dedupe:
-            return self._claim_and_count(entries)
-        for entry in entries:
-            entry.callers = self._claim_and_count(entry.callers)
-        return [entry for entry in entries if entry.callers]
-
-    def _claim_and_count(self, calls: list[Any]) -> list[Any]:
-        claimed = self.claim_calls(calls)
+    def claim(self, calls: list[Any]) -> list[Any]:
+        """Return the calls whose callers have not left, and count the others."""
+        claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
-            known = set(map(id, claimed))
-            for call in calls:
-                if id(call) not in known:
-                    self.count_left(call)
+            for call in set(calls).difference(claimed):
+                self.count_left(call)
         return claimed
 
-    def claim_calls(self, calls: list[Any]) -> list[Any]:
-        """Return those of the calls whose callers have not left."""
-        return [call for call in calls if call.claim()]
+    def _claim_equal(self, entries: list[Any]) -> list[Any]:
+        for entry in entries:
+            entry.callers = self.claim(entry.callers)
+        return [entry for entry in entries if entry.callers]
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
@@ -339,7 +331,7 @@ class Engine:
         step: Batch | float | None = None
         while step is None:
             self.wake_at = self.wakes_at = inf  # 1.
-            step = self._take_due(now)
+            step = self._take_due(now, self._begin)
             if step is not None:
                 break
             buffer = self.buffer
@@ -356,7 +348,11 @@ class Engine:
         self._disturbed = False
         return step
 
-    def _take_due(self, now: float) -> Batch | None:
+    def _begin(self, now: float) -> Batch | None:
+        """Begin with the batch that is due, if any is."""
+        return self._take(now)
+
+    def _take_due(self, now: float, take: Callable[[float], Batch | None]) -> Batch | None:
         """Hear the news, and return the batch that is due, if any is and may begin."""
         if self._disturbed:
             self.buffer.repair()
@@ -370,7 +366,7 @@ class Engine:
         if self.turns and (self.inbox or self.buffer.size or self._parts):
             self.tally.begin_change()
             try:
-                batch = self._take(now)
+                batch = take(now)
             finally:
                 self.tally.end_change()
         if self._drains and not self.buffer.ends:  # else see say_end()
@@ -419,7 +415,7 @@ class Engine:
             batch = None
             try:
                 if reason != "isolate":  # else they are counted as running
-                    claimed = self.claim(entries)
+                    claimed = self._claim_equal(entries) if self.options.dedupe else self.claim(entries)
                     if len(claimed) < len(entries):
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
@@ -444,7 +440,7 @@ class Engine:
     def refuse(self, calls: Sequence[Any], error: BaseException) -> None:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally.lock:
-            calls = self._claim_and_count(list(calls))
+            calls = self.claim(list(calls))
             self.tally.failed += len(calls)
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
@@ -472,7 +468,6 @@ class Ahead:
         self._ask = partial(engine.ask, constants=constants)
         self._ring = ring
         self.calls: deque[MapCall] = deque()
-        self._yielding = 0  # how many results the map is just yielding
         self._error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
         engine.bells.add(ring)
@@ -480,7 +475,6 @@ class Ahead:
     def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
         """Read on. Return whether there is a further result."""
         size = self._engine.options.batch_size
-        self._yielding = 0
         # One by one, it does not wait for the next item to come while a result is there.
         while self.more and len(self.calls) <= size and not (one_by_one and self._is_answered()):
             most = 1 if one_by_one else size
@@ -523,13 +517,13 @@ class Ahead:
         if calls:
             self._engine.put(calls, waits=True)
 
-    def take(self) -> deque[MapCall]:
+    def take(self, most: int = sys.maxsize) -> deque[MapCall]:
         """Return the next calls that have an answer, which the map is about to yield; if there is none, it sleeps."""
-        most = max(1, len(self.calls) - self._engine.options.batch_size) if self.more else len(self.calls)
+        if self.more:
+            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))  # then it reads on
         taken: deque[MapCall] = deque()
         while len(taken) < most and self._is_answered():
             taken.append(self.calls.popleft())
-        self._yielding = len(taken)
         if not taken:
             self.make_due()
         return taken
@@ -542,7 +536,7 @@ class Ahead:
     @property
     def is_full(self) -> bool:
         """Whether as much is read as may be."""
-        return len(self.calls) + self._yielding >= 2 * self._engine.options.batch_size
+        return len(self.calls) >= 2 * self._engine.options.batch_size
 
     def end(self) -> None:
         """Let go of what has no answer yet."""

@@ -466,9 +466,9 @@ class ThreadEngine(Controls, Engine):
                 call.leave()
             raise
 
-    def claim_calls(self, calls: list[Any]) -> list[Any]:
+    def claim(self, calls: list[Any]) -> list[Any]:
         # Who leaves posts that. Who does so at this very moment is answered in vain.
-        return super().claim_calls(calls) if self.has_futures or self.buffer.gone else calls
+        return super().claim(calls) if self.has_futures or self.buffer.gone else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""
@@ -507,8 +507,9 @@ class ThreadEngine(Controls, Engine):
 
     # Calls from inside
 
-    def run_now(self, calls: Sequence[Call]) -> None:
-        """Run calls here and now, past the buffer."""
+    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
+        if noted is not None:
+            noted.forget(calls)  # who looks for a ring through this thread finds none: it runs them itself
         for batch in self.at_once(calls):
             batch.run(self.function)
 

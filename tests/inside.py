@@ -574,6 +574,10 @@ def before_posts(f: Any, do: Callable[[], object]) -> None:
                 do()
             super().append(call)
 
+        def extend(self, calls: Any) -> None:
+            do()
+            super().extend(calls)
+
     with patch.object(_engine, "deque", Inbox):
         engine(f).begin_anew()
 
@@ -686,6 +690,7 @@ class HandEngine(Engine):
     """An engine that nobody drives: a test posts calls, moves the clock and asks for the owner's `next()` step."""
 
     make_batch = HandBatch
+    closed = False  # whoever closes it goes on posting
 
     def __init__(self, options: Options, *, ended_by_news: bool = False) -> None:
         self.moment = 1000.0

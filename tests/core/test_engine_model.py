@@ -207,11 +207,10 @@ class EngineAgainstList(RuleBasedStateMachine):
         everybody = self.copy_of_all()
         if limited and self.limit_is_reached(everybody):
             with pytest.raises(BufferFullError):
-                self.engine.refuse_if_full(call)
+                self.engine.put((call,), waits=False)
             self.load_shed += 1
             return
-        self.engine.refuse_if_full(call)
-        self.engine.post(call)
+        self.engine.put((call,), waits=False)
         self.posted.append(call)
         self.inbox.append(call)
         self.posted_at[call] = self.now
