@@ -14,7 +14,7 @@ import asyncio
 import os
 import weakref
 from _thread import get_ident
-from asyncio import CancelledError, Future, InvalidStateError, current_task, get_running_loop
+from asyncio import BaseEventLoop, CancelledError, Future, InvalidStateError, current_task, get_running_loop
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -32,6 +32,7 @@ from contextvars import Context
 from copy import copy
 from math import inf
 from operator import attrgetter
+from time import monotonic
 from types import coroutine
 from typing import Any
 
@@ -70,16 +71,13 @@ class LoopCall(Call):
     @staticmethod
     def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
         for call, result in zip(calls, results, strict=True):
-            future = call.future
             try:
-                if future.done():
-                    continue  # its caller has left, or a stranger answered it
                 if failed and issubclass(type(result), BaseException):
-                    future.set_exception(result)
-                    future.exception()  # as if asked for: one error must not be logged once for each item of its batch
+                    call.future.set_exception(result)
+                    call.future.exception()  # as if asked for: an error must not be logged once for each item
                 else:
-                    future.set_result(result)
-            except (InvalidStateError, RuntimeError):  # a finalizer cancelled it just now; or the loop is closed
+                    call.future.set_result(result)
+            except (InvalidStateError, RuntimeError):  # its caller has left, or a stranger did it; the loop is closed
                 pass
 
 
@@ -278,6 +276,7 @@ class LoopEngine(Engine):
         self._timer_at = inf
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
+        self.has_usual_clock = type(loop).time is BaseEventLoop.time
         self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
@@ -544,7 +543,7 @@ class LoopEngines(Controls):
                 engine.ask(call, constants)
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
-                call.arrival = now = loop.time()
+                call.arrival = now = monotonic() if engine.has_usual_clock else loop.time()
                 inbox = engine.inbox
                 inbox.append(call)
                 if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
