@@ -406,6 +406,7 @@ class Engine:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally.lock:
             calls = self.claim(list(calls))
+            self.tally.taken += len(calls)
             self.tally.failed += len(calls)
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)

@@ -798,7 +798,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     shared: dict[type, str] = {
         Engine: "inbox news places bells wake_at",
         ThreadEngine: "_owner closed returns_futures",
-        Tally: "_version answered failed cancelled running in_flight",
+        Tally: "_version taken answered failed cancelled in_flight",
     }
 
     def switching(use: Callable[..., Any]) -> Callable[..., Any]:
@@ -823,7 +823,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
             (Call, "claim"),
             (Call, "leave"),
             (Call, "has_left"),
-            (Call, "answer"),
+            (Call, "put"),
             (Batch, "_conclude"),
         ):
             stack.enter_context(_replaced(owner, name, switching))
@@ -1206,19 +1206,19 @@ def halves_that_are_forgotten() -> Block:
 def halves_that_come_too_late() -> Block:
     """Halves are there only when their batch has ended already."""
 
-    def late(finish: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any) -> None:
-            engine, parts = it.engine, kept.pop(it, ())
-            finish(it)
-            if parts:
-                again(engine, parts)
+    def late(conclude: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, *args: Any) -> None:
+            engine = it.engine
+            conclude(it, *args)
+            if it in kept:
+                again(engine, kept.pop(it))
 
         return run
 
     again, kept = Engine.again, dict[Any, Any]()
     stack = ExitStack()
     stack.enter_context(patch.object(Batch, "again", lambda it, parts: kept.update({it: parts})))
-    stack.enter_context(_replaced(Batch, "finish", late))
+    stack.enter_context(_replaced(Batch, "_conclude", late))
     return stack
 
 

@@ -22,10 +22,10 @@ class Counted(inside.Tally):
         self.fail_at = fail_at
         self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
 
-    def answer(self, items: int, failed: int, ended_at: float | None) -> None:
+    def answer(self, items: int, failed: int, ended: bool) -> None:
         self.fail_at("as it is counted")
-        self.counted.append((items, failed, ended_at is not None))
-        super().answer(items, failed, ended_at)
+        self.counted.append((items, failed, ended))
+        super().answer(items, failed, ended)
 
 
 class Direct(inside.HandEngine):

@@ -26,10 +26,10 @@ def test_stats_add_up() -> None:
     tally.begin("timeout", 1, [2.0], 8.0)
     tally.begin("full", 3, [7.0, 8.0, 8.0], 9.0)
     tally.begin("full", 3, [8.0, 8.0, 9.0], 9.0)
-    tally.answer(1, 0, None)
-    tally.answer(2, 1, 10.0)
-    tally.answer(1, 1, 10.0)
-    tally.answer(1, 0, None)
+    tally.answer(1, 0, False)
+    tally.answer(2, 1, True)
+    tally.answer(1, 1, True)
+    tally.answer(1, 0, False)
     tally.cancelled += 4
     for _ in range(7):
         tally.refuse()
@@ -56,7 +56,7 @@ def test_stats_once_read_do_not_change() -> None:
     tally = Tally()
     tally.begin("flush", 1, [1.0], 1.0)
     stats = read(tally)
-    tally.answer(1, 0, 1.0)
+    tally.answer(1, 0, True)
     tally.begin("flush", 1, [1.0], 1.0)
     assert (stats.running, stats.answered, stats.sizes, stats.reasons) == (1, 0, {1: 1}, {"flush": 1})
 
@@ -64,11 +64,11 @@ def test_stats_once_read_do_not_change() -> None:
 def test_part_of_a_batch_that_failed_counts_as_a_batch_and_its_items_once() -> None:
     tally = Tally()
     tally.begin("full", 2, [0.0, 0.0], 1.0)
-    tally.answer(0, 0, 2.0)
+    tally.answer(0, 0, True)
     assert (read(tally).running, read(tally).in_flight) == (2, 0)
     for _ in range(2):
         tally.begin("isolate", 1, [0.0], 3.0)
-        tally.answer(1, 0, 4.0)
+        tally.answer(1, 0, True)
     stats = read(tally)
     assert (stats.accepted, stats.answered, stats.running, stats.batches) == (2, 2, 0, 3)
     assert (stats.waited, stats.reasons) == (2.0, {"full": 1, "isolate": 2})
@@ -110,8 +110,9 @@ def test_stats_are_read_anew_if_something_changes_meanwhile() -> None:
     def waiting() -> tuple[int, int]:
         if not tally.answered:  # on another thread
             tally.begin_change()
-            tally.answered += 1
+            tally.taken += 1
             tally.end_change()
+            tally.answer(1, 0, False)
             return 1, 0
         return 0, 0
 
@@ -134,7 +135,8 @@ class Series:
             self.ended_at = came[0] + 1.0
             told.append(self.tally.too_few_callers(came, 1.0))
             self.tally.begin("timeout", len(came), came, self.ended_at)
-            self.tally.answer(len(came), 0, self.ended_at)
+            self.tally.answer(len(came), 0, True)
+            self.tally.ended_at = self.ended_at
         return told
 
 
@@ -190,5 +192,5 @@ def test_stats_count_a_batch_in_flight_until_its_last_answer() -> None:
     for _ in range(60):
         tally.begin("timeout", 2, [0.0, 0.0], 1.0)
         assert not tally.too_few_callers([0.0, 0.0], 1.0)
-        tally.answer(1, 0, None)
+        tally.answer(1, 0, False)
     assert read(tally).in_flight == 60
