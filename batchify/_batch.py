@@ -345,12 +345,12 @@ class Batch(Place):
 
     def _conclude(self, results: Sequence[Any], halves: Sequence[Sequence[Any]] = ()) -> None:
         """Answer all calls that have no answer yet, or else run these `halves` again; then make room for others."""
+        engine = self.engine
         try:
             entries = self._unanswered.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
-        engine = self.engine
-        try:
+        try:  # at once, as nobody else knows the calls any more
             self._answer(() if halves else entries, results, done=True)
             if halves:
                 self.again(halves)
@@ -370,10 +370,12 @@ class Batch(Place):
         """Return the calls that these entries stand for."""
         return self.engine.callers(entries)  # type: ignore[no-any-return]
 
-    def _answer(self, entries: Sequence[Any], results: Sequence[Any], *, done: bool) -> None:
+    def _answer(
+        self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
+    ) -> None:
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
-        engine, calls, failed, counted = self.engine, entries, 0, False
-        try:  # at once, as nobody else knows these calls any more
+        try:  # at once, as above
+            engine, calls = self.engine, entries
             if self.is_forgotten():
                 return
             if engine.options.dedupe:
@@ -393,7 +395,7 @@ class Batch(Place):
                 self._tell_hook()
             self.tell(calls, results, failed)
         except BaseException as error:  # no memory, a recursion limit, or an exception from another thread
-            calls = self.calls(entries)
+            engine, calls = self.engine, self.calls(entries)
             if not counted:
                 results, failed = [own_copy(error, engine.name)] * len(calls), len(calls)
                 engine.tally.answer(failed, failed, done)
