@@ -13,15 +13,13 @@ from contextlib import suppress
 from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice, repeat
-from operator import attrgetter
+from itertools import islice
 from operator import call as call_directly
 from types import CoroutineType
 from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._inside import Place
-from ._options import NO_CONSTANTS
 from ._stats import BatchReport, Reason
 
 # These have a length or an order, but it is not that of the items.
@@ -31,7 +29,6 @@ _TOO_FEW = (
     "once. They would wait less with a smaller batch_size or timeout=0; more of them would fill it"
 )
 _MISSING = object()
-_item_of = attrgetter("item")
 _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
 
 
@@ -203,7 +200,7 @@ class Batch(Place):
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
         self.oldest = entries[0].arrival
         self._began, self._reason, self._size = now, reason, len(entries)
-        self._constants = entries[0].key.constants if engine.grouped else NO_CONSTANTS
+        self._constants = entries[0].key.constants if engine.grouped else {}
         if engine.options.on_batch is not None:
             calls = self.calls(entries)
             self._report = partial(
@@ -252,7 +249,7 @@ class Batch(Place):
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self.enter(function, list(map(_item_of, self._unanswered[0])), **self._constants)
+            value = self.enter(function, [entry.item for entry in self._unanswered[0]], **self._constants)
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -277,8 +274,8 @@ class Batch(Place):
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
         """As run(), for a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
-            value = function(list(map(_item_of, self._unanswered[0])), **self._constants)
-            if hasattr(type(value), "__aiter__"):
+            value = function([entry.item for entry in self._unanswered[0]], **self._constants)
+            if type(value) is not CoroutineType and hasattr(type(value), "__aiter__"):
                 entries = self._unanswered[0] = deque(self._unanswered[0])
                 async for result in value:
                     if not self._yielded(entries, result):
@@ -382,11 +379,13 @@ class Batch(Place):
                 results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
                 calls = self.calls(entries)
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
-            if any(map(issubclass, set(map(type, results)), repeat(BaseException))):
-                failed = sum(issubclass(type(each), BaseException) for each in results)
-                results = [
-                    own_copy(each, engine.name) if issubclass(type(each), BaseException) else each for each in results
-                ]
+            for kind in set(map(type, results)):
+                if issubclass(kind, BaseException):
+                    is_error = [issubclass(type(result), BaseException) for result in results]
+                    both = zip(results, is_error, strict=True)
+                    results = [own_copy(each, engine.name) if bad else each for each, bad in both]
+                    failed = sum(is_error)
+                    break
             if done and self._reason == "timeout":
                 engine.tally.ended_at = engine.now()
             counted = True  # it is as good as done: nothing is called here that could fail

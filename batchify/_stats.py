@@ -117,7 +117,7 @@ class Tally:
         self.taken = self.answered = self.failed = self.cancelled = self.in_flight = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
-        self._batches: Counter[tuple[Reason, int]] = Counter()
+        self._batches: dict[tuple[Reason, int], int] = {}
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
         self._last_size = 0
@@ -156,14 +156,15 @@ class Tally:
 
     def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
         """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
-        self._batches[reason, size] += 1
+        self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
         self.in_flight += 1
         if reason in ("full", "flush", "close"):
             self._alike = 0
         if reason != "isolate":  # else they were counted when the batch was taken that failed
             self.taken += len(arrivals)
             self.waited += len(arrivals) * now - sum(arrivals)
-            self.longest_wait = max(self.longest_wait, now - arrivals[0])
+            if now - arrivals[0] > self.longest_wait:
+                self.longest_wait = now - arrivals[0]
 
     def too_few_callers(self, arrivals: Sequence[float], timeout: float | None) -> bool:
         """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
@@ -192,7 +193,7 @@ class Tally:
         in_flight, failed, answered, taken = self.in_flight, self.failed, self.answered, self.taken
         by_reason: dict[Reason, dict[int, int]] = {}
         sizes: Counter[int] = Counter()
-        for (reason, size), count in sorted(dict(self._batches).items()):
+        for (reason, size), count in sorted(self._batches.copy().items()):
             by_reason.setdefault(reason, {})[size] = count
             sizes[size] += count
         return Stats(
