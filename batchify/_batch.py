@@ -196,7 +196,6 @@ class Batch(Place):
     def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool) -> None:
         self.engine = engine
         self.life = engine.life
-        self.passed = self.beneath = self.thread = None
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
         self.oldest = entries[0].arrival
         self._began, self._reason, self._size = now, reason, len(entries)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from threading import RLock, get_ident
 from time import sleep
-from typing import Literal
+from typing import Literal, get_args
 
 Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
 
@@ -117,7 +117,7 @@ class Tally:
         self.taken = self.answered = self.failed = self.cancelled = self.in_flight = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
-        self._batches: dict[tuple[Reason, int], int] = {}
+        self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in get_args(Reason)}
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
         self._last_size = 0
@@ -156,7 +156,8 @@ class Tally:
 
     def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
         """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
-        self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
+        sizes = self._batches[reason]
+        sizes[size] = sizes.get(size, 0) + 1
         self.in_flight += 1
         if reason in ("full", "flush", "close"):
             self._alike = 0
@@ -191,11 +192,9 @@ class Tally:
     def _snapshot(self, pending: int, left: int) -> Stats:
         # 2. Hence in this order, the reverse of that in which they change.
         in_flight, failed, answered, taken = self.in_flight, self.failed, self.answered, self.taken
-        by_reason: dict[Reason, dict[int, int]] = {}
-        sizes: Counter[int] = Counter()
-        for (reason, size), count in sorted(self._batches.copy().items()):
-            by_reason.setdefault(reason, {})[size] = count
-            sizes[size] += count
+        batches = sorted(self._batches.items())
+        by_reason = {reason: dict(sorted(sizes.copy().items())) for reason, sizes in batches if sizes}
+        sizes = sum(map(Counter, by_reason.values()), Counter[int]())
         return Stats(
             accepted=pending + taken + self.cancelled + left,
             pending=pending,

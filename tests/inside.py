@@ -478,6 +478,21 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
     batch._unanswered = Raced(batch._unanswered)
 
 
+def no_memory_to_copy_the_calls_of(batch: Batch) -> None:
+    """Let a batch find no memory, once, when it copies its calls."""
+
+    class Fails(list[Any]):
+        failed = False
+
+        def __iter__(self) -> Iterator[Any]:
+            if not self.failed:
+                self.failed = True
+                raise MemoryError
+            return super().__iter__()
+
+    batch._unanswered = [Fails(batch._unanswered[0])]
+
+
 @contextmanager
 def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[MemoryError]]:
     """Let making a batch fail once, or, with `runs`, running it on a flush thread. `of` so many items (0: any).

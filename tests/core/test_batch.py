@@ -133,6 +133,16 @@ def test_batch_disturbed_as_it_is_halved_gives_its_callers_an_error_that_is_coun
     assert [sum(each) for each in zip(*batch.counted, strict=True)] == [2, 2, 1]
 
 
+def test_batch_without_memory_for_its_halves_keeps_its_calls_until_it_is_told_again() -> None:
+    batch = Direct(1, 2, isolate=True)
+    inside.no_memory_to_copy_the_calls_of(batch.batch)
+    with pytest.raises(MemoryError):
+        batch.fail(ValueError())
+    assert (batch.told, batch.finished) == ([], 0)
+    batch.fail(MemoryError())  # as whoever runs it does then
+    assert (batch.parts(), batch.counted[0]) == ([[1], [2]], (0, 0, True))
+
+
 @STEPS
 def test_batch_disturbed_as_it_answers_tells_the_callers_of_equal_items_too(step: str) -> None:
     batch = Direct(1, 2, 1, fails_at=step, dedupe=True)

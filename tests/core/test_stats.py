@@ -2,9 +2,12 @@
 
 import threading
 
+import pytest
+
 from batchify import Stats
 
 from ..inside import Tally
+from ..intruder import at_each_line
 
 
 def read(tally: Tally, pending: int = 0, left: int = 0) -> Stats:
@@ -118,6 +121,30 @@ def test_stats_are_read_anew_if_something_changes_meanwhile() -> None:
 
     stats = tally.read(waiting)
     assert (stats.accepted, stats.pending, stats.answered) == (1, 0, 1)
+
+
+@pytest.mark.thread_unsafe(reason="traces its thread")
+def test_stats_read_at_any_line_of_an_answer_are_of_one_moment() -> None:
+    for lines in at_each_line(at_least=3):
+        tally = Tally()
+        tally.begin("full", 3, [0.0, 0.0, 0.0], 1.0)
+        found: list[Stats] = []
+        with lines.intruder_doing(lambda: found.append(read(tally))).on_this_thread():  # noqa: B023 - run at once
+            tally.answer(3, 1, True)
+        for stats in (*found, read(tally)):
+            assert stats.accepted == stats.running + stats.answered + stats.failed == 3, lines.where
+            assert stats.in_flight or not stats.running, lines.where
+
+
+@pytest.mark.thread_unsafe(reason="traces its thread")
+def test_stats_are_of_one_moment_whatever_is_answered_as_they_are_read() -> None:
+    for lines in at_each_line(at_least=8):
+        tally = Tally()
+        tally.begin("full", 3, [0.0, 0.0, 0.0], 1.0)
+        with lines.intruder_doing(lambda: tally.answer(3, 1, True)).on_this_thread():  # noqa: B023 - run at once
+            stats = read(tally)
+        assert (stats.accepted, stats.running) in [(3, 3), (3, 0)], lines.where
+        assert stats.in_flight == (stats.running > 0), lines.where
 
 
 class Series:
