@@ -18,9 +18,8 @@ class Place:
     """
 
     life: object  # of the engine for which it works: a token, since this must not keep the engine alive
-    thread: int | None = (
-        None  # None once it has been left. Another thread is outside, also if a context was copied to it
-    )
+    # None once it has been left. Another thread is outside, also if a context was copied to it.
+    thread: int | None = None
     beneath: "Place | None" = None  # the place in whose midst this one is, on the same thread
     # Calls made here, and the engines that are to answer them. Only made longer, by any thread that is here.
     passed: "list[tuple[Any, Any]] | None" = None
