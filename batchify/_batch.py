@@ -197,7 +197,6 @@ class Batch(Place):
         self.engine = engine
         self.life = engine.life
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
-        self.oldest = entries[0].arrival
         self._began, self._reason, self._size = now, reason, len(entries)
         self._constants = entries[0].key.constants if engine.grouped else {}
         if engine.options.on_batch is not None:

@@ -388,7 +388,7 @@ class Engine:
                 arrivals = list(map(arrival_of, self.callers(entries)))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
-                self._running[id(batch)] = batch.oldest
+                self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1
                 with self.tally.lock:
                     self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
@@ -406,7 +406,6 @@ class Engine:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally.lock:
             calls = self.claim(list(calls))
-            self.tally.taken += len(calls)
             self.tally.failed += len(calls)
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)

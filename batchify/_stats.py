@@ -113,8 +113,7 @@ class Tally:
         self.lock = RLock()  # since a finalizer may call in, on a thread that holds it
         self._changing: list[int] = []  # threads that are changing something
         self._version = object()  # another one after each change
-        # Those of `taken` were in a batch, or are to get an error in place of one. What is not answered yet is running.
-        self.taken = self.answered = self.failed = self.cancelled = self.in_flight = 0
+        self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
         self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in get_args(Reason)}
@@ -162,7 +161,7 @@ class Tally:
         if reason in ("full", "flush", "close"):
             self._alike = 0
         if reason != "isolate":  # else they were counted when the batch was taken that failed
-            self.taken += len(arrivals)
+            self.running += len(arrivals)
             self.waited += len(arrivals) * now - sum(arrivals)
             if now - arrivals[0] > self.longest_wait:
                 self.longest_wait = now - arrivals[0]
@@ -182,26 +181,27 @@ class Tally:
 
     def answer(self, items: int, failed: int, ended: bool) -> None:
         """Count items whose callers are about to go on. `ended`: with them the batch has."""
-        # 1. Who reads meanwhile may see the first of these lines alone, or the first two. Either could be of a moment
-        # at which some callers had their answers, and others had not.
+        me = get_ident()
         with self.lock:
+            self._changing.append(me)  # as begin_change() does; each batch pays for a step here
+            self.running -= items
+            self.in_flight -= ended
             self.answered += items - failed
             self.failed += failed
-            self.in_flight -= ended
+            self._version = object()
+            self._changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
-        # 2. Hence in this order, the reverse of that in which they change.
-        in_flight, failed, answered, taken = self.in_flight, self.failed, self.answered, self.taken
         batches = sorted(self._batches.items())
         by_reason = {reason: dict(sorted(sizes.copy().items())) for reason, sizes in batches if sizes}
         sizes = sum(map(Counter, by_reason.values()), Counter[int]())
         return Stats(
-            accepted=pending + taken + self.cancelled + left,
+            accepted=pending + self.running + self.answered + self.failed + self.cancelled + left,
             pending=pending,
-            running=taken - answered - failed,
-            in_flight=in_flight,
-            answered=answered,
-            failed=failed,
+            running=self.running,
+            in_flight=self.in_flight,
+            answered=self.answered,
+            failed=self.failed,
             cancelled=self.cancelled + left,
             refused=sum(dict(self._refused).values()),
             batches=sum(sizes.values()),

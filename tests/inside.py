@@ -813,7 +813,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     shared: dict[type, str] = {
         Engine: "inbox news places bells wake_at",
         ThreadEngine: "_owner closed returns_futures",
-        Tally: "_version taken answered failed cancelled in_flight",
+        Tally: "_version answered failed cancelled running in_flight",
     }
 
     def switching(use: Callable[..., Any]) -> Callable[..., Any]:
