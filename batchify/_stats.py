@@ -116,7 +116,7 @@ class Tally:
         self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
-        self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in get_args(Reason)}
+        self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in sorted(get_args(Reason))}
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
         self._last_size = 0
@@ -192,8 +192,9 @@ class Tally:
             self._changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
-        batches = sorted(self._batches.items())
-        by_reason = {reason: dict(sorted(sizes.copy().items())) for reason, sizes in batches if sizes}
+        by_reason: dict[Reason, dict[int, int]] = {
+            reason: dict(sorted(sizes.copy().items())) for reason, sizes in self._batches.items() if sizes
+        }
         sizes = sum(map(Counter, by_reason.values()), Counter[int]())
         return Stats(
             accepted=pending + self.running + self.answered + self.failed + self.cancelled + left,
