@@ -210,8 +210,6 @@ class InsideFuture(asyncio.Future[Any]):
 class LoopBatch(Batch):
     """A batch that runs in a task, in a context of its own."""
 
-    __slots__ = ("task",)
-
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     engine: "LoopEngine"
@@ -295,7 +293,7 @@ class LoopEngine(Engine):
         failed = sum(len(self.callers(part)) for part in self._parts)
         with self.tally.lock:
             self.tally.cancelled += len(self.buffer.calls())
-            self.tally.answer(failed, failed, None)
+            self.tally.answer(failed, failed, False)
         _held.discard(self)
         self.begin_anew()
 

@@ -8,9 +8,11 @@ thread.
 import logging
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context, ContextVar
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from operator import call as call_directly
 from types import CoroutineType
@@ -18,15 +20,19 @@ from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._inside import Place
-from ._options import NO_CONSTANTS, Options
-from ._stats import Reason, report_to
+from ._stats import BatchReport, Reason
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
+_TOO_FEW = (
+    "%s() gets %d of at most %d items each time, after they waited out the timeout of %s s: no more callers wait at "
+    "once. They would wait less with a smaller batch_size or timeout=0; more of them would fill it"
+)
 _MISSING = object()
 _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # whether an on_batch runs here
 
 
+@dataclass(slots=True, init=False, eq=False, repr=False)  # for the slots
 class Call:
     """One item of one caller, and the place for its answer; this one of a thread that sleeps on `bell`.
 
@@ -35,37 +41,21 @@ class Call:
     batch: `error` is unset until there is an answer; then it is None or is raised.
     """
 
-    # context, item_key, key and weight are set only where an option asks for them.
-    __slots__ = (
-        "arrival",
-        "bell",
-        "context",
-        "entry",
-        "error",
-        "group",
-        "item",
-        "item_key",
-        "key",
-        "left",
-        "number",
-        "value",
-        "waits",
-        "weight",
-    )
-
     limited = True  # whether it counts against max_pending
     arrival: float
     bell: Any
-    context: Context
     error: Exception | None
     entry: Any
     group: Any
     item: Any
-    item_key: Any
-    key: Any
+    left: bool
     number: int
     value: Any
     waits: bool
+    # These are set only where an option asks for them.
+    context: Context
+    item_key: Any
+    key: Any
     weight: float
 
     def has_left(self) -> bool:
@@ -87,20 +77,22 @@ class Call:
     @staticmethod
     def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
         """Give each call of this kind its answer: a result, or one of `failed` exceptions; the first one counts."""
-        for call, result in zip(calls, results, strict=True):
-            call.answer(result, failed)
+        Call.put(calls, results, failed)
+        for call in calls:
             try:  # noqa: SIM105 - suppress() takes three calls
                 call.bell.release()
             except RuntimeError:  # told before
                 pass
 
-    def answer(self, result: Any, failed: int) -> None:
-        """Put the answer in its place."""
-        if failed and issubclass(type(result), BaseException):
-            self.error = result
-        else:
-            self.value = result
-            self.error = None
+    @staticmethod
+    def put(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+        """Put the answers in their places."""
+        for call, result in zip(calls, results, strict=True):
+            if failed and issubclass(type(result), BaseException):
+                call.error = result
+            else:
+                call.value = result
+                call.error = None
 
     def outcome(self) -> Any:
         """Return the result or raise the error, once told."""
@@ -124,8 +116,7 @@ class MapCall(Call):
 
     @staticmethod
     def tell(calls: Sequence["MapCall"], results: Sequence[Any], failed: int) -> None:
-        for call, result in zip(calls, results, strict=True):
-            call.answer(result, failed)
+        Call.put(calls, results, failed)
         for bell in {call.bell for call in calls}:
             bell()
 
@@ -184,9 +175,9 @@ class Batch(Place):
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
     It belongs to whoever runs it, from taking to answering. `run()` calls the function; `settle()` takes what it
-    returned, `fail()` what it raised; both end in `_conclude()`, which spreads the answers and calls `finish()`. If the
-    function returned a future, all but `run()` may happen later, on another thread. With `isolate`, a batch that failed
-    ends without an answer, and its halves begin `again()`.
+    returned, `fail()` what it raised; both end in `_conclude()`, which spreads the answers and makes room for the next
+    batch. If the function returned a future, all but `run()` may happen later, on another thread. With `isolate`, a
+    batch that failed ends without an answer, and its halves begin `again()`.
 
     Its entries are calls, or with `dedupe` stand for all calls of one item.
     """
@@ -196,38 +187,29 @@ class Batch(Place):
         "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
     )
 
-    __slots__ = (
-        "_began",
-        "_constants",
-        "_size",
-        "_tell",
-        "_unanswered",
-        "engine",
-        "enter",
-        "error",
-        "oldest",
-        "takes_turn",
-    )
-
-    engine: Any
+    engine: Any  # until it has ended, as an error that is kept knows this by the function's frames
+    # What calls the function, or next(); on a thread in a context of the batch's own, which a task has anyway.
+    enter: Any = call_directly
+    error: BaseException | None = None  # of the whole batch
+    _report: Any = None  # what on_batch is to be told, but for what is known at the end
 
     def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool) -> None:
-        options: Options = engine.options
-        self.engine = engine  # until it has finished, as an error that is kept knows this by the function's frames
+        self.engine = engine
         self.life = engine.life
-        self.passed = self.beneath = self.thread = None
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
-        # Calls the function, or next(); on a thread in a context of the batch's own, which a task has anyway.
-        self.enter: Any = call_directly
-        self.error: BaseException | None = None  # of the whole batch
-        self.oldest: float = entries[0].arrival
-        self._began = now
-        self._size = len(entries)
-        self._constants = entries[0].key.constants if engine.grouped else NO_CONSTANTS
-        # What tells on_batch of this batch; None if there is none.
-        self._tell: Any = None
-        if options.on_batch is not None:
-            self._tell = report_to(options.on_batch, engine.name, reason, entries, self.calls(entries), now)
+        self._began, self._reason, self._size = now, reason, len(entries)
+        self._constants = entries[0].key.constants if engine.grouped else {}
+        if engine.options.on_batch is not None:
+            calls = self.calls(entries)
+            self._report = partial(
+                BatchReport,
+                name=engine.name,
+                size=len(entries),
+                reason=reason,
+                group=getattr(entries[0].key, "label", None),
+                waits=tuple(now - call.arrival for call in calls),
+                contexts=tuple(call.context for call in calls),
+            )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.
         self._unanswered = [entries]
@@ -242,13 +224,11 @@ class Batch(Place):
             return
         # Futures last, as their callbacks may take long.
         for kind in sorted(kinds, key=lambda kind: kind.__name__ == "FutureCall"):
-            chosen = [position for position, call in enumerate(calls) if type(call) is kind]
-            kind.tell([calls[position] for position in chosen], [results[position] for position in chosen], failed)
+            chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
+            kind.tell(*zip(*chosen, strict=True), failed)
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """See to it that each of these is run as a batch of its own: before all that waits, or at once as this one."""
-        if self.is_forgotten():
-            return
         if self.takes_turn:
             self.engine.again(parts)
         else:
@@ -257,13 +237,6 @@ class Batch(Place):
     def run_at_once(self, batches: list[Any]) -> None:
         """Run these when this one has ended."""
         raise NotImplementedError
-
-    def finish(self) -> None:
-        """Make room for the next batch. Comes once, after the last answer."""
-        self.engine.places.discard(self)
-        self.engine.ended(self)
-        self.thread = self.passed = self.enter = None  # the last one is a cycle
-        self.engine = None
 
     def is_forgotten(self) -> bool:
         """Whether nobody is here whom the answers could reach."""
@@ -274,7 +247,7 @@ class Batch(Place):
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         try:
-            value = self.enter(function, self._items(), **self._constants)
+            value = self.enter(function, [entry.item for entry in self._unanswered[0]], **self._constants)
             if type(value) is not list and _is_future(value):
                 self.expect(value)
                 return
@@ -282,9 +255,6 @@ class Batch(Place):
             self.fail(error)
         else:
             self.settle(value)
-
-    def _items(self) -> list[Any]:
-        return [entry.item for entry in self._unanswered[0]]
 
     def expect(self, future: Any) -> None:
         """See to it that `settle_future()` is called when the future is done."""
@@ -302,99 +272,43 @@ class Batch(Place):
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
         """As run(), for a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
-            value = function(self._items(), **self._constants)
-            if not hasattr(type(value), "__aiter__"):
+            value = function([entry.item for entry in self._unanswered[0]], **self._constants)
+            if type(value) is not CoroutineType and hasattr(type(value), "__aiter__"):
+                entries = self._unanswered[0] = deque(self._unanswered[0])
+                async for result in value:
+                    if not self._yielded(entries, result):
+                        break  # the loop closes a generator that is dropped
+                    del result  # it may take long until the next one comes
+                value = self._not_yielded(entries)
+            else:
                 value = await value
-        except BaseException as error:  # noqa: BLE001 - as in run(); and a cancelled task must not leave them waiting
+        except Exception as error:  # noqa: BLE001 - as in run()
+            self._raised(error)
+        except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed: they must not go on waiting
             self.fail(error)
         else:
-            if hasattr(type(value), "__aiter__"):
-                await self._stream_async(value)
-            else:
-                self.settle(value)
+            self.settle(value)
 
     # What the function did
 
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
         try:
-            if type(value) is list and len(value) == self._size:
+            entries = self._unanswered[0]
+            if type(value) is list and len(value) == len(entries):
                 results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
             elif isinstance(value, Iterator):
-                self._stream(value)
-                return
+                entries = self._unanswered[0] = deque(entries)
+                # Asked once more than there are entries, since what stands behind its last `yield` must run too.
+                while (result := self.enter(next, value, _MISSING)) is not _MISSING and self._yielded(entries, result):
+                    del result
+                results = self._not_yielded(entries)
             else:
-                results = self._results(value, self._unanswered[0])
+                results = self._results(value, entries)
         except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
-            self.fail(error)
+            self._raised(error)
         else:
             self._conclude(results)
-
-    def fail(self, error: BaseException) -> None:
-        """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
-        error = self.error = _without_our_frame(error)
-        for entries in self._unanswered:
-            if len(entries) > 1 and self.engine.options.isolate and issubclass(type(error), Exception):
-                self._halve()
-            else:
-                self._conclude([error] * len(entries))
-
-    def _halve(self) -> None:
-        try:
-            entries = list(self._unanswered.pop())  # of a deque there are no slices
-        except IndexError:  # as in _conclude()
-            return
-        middle = len(entries) // 2
-        try:
-            self._answer((), (), done=True)
-            self.again((entries[:middle], entries[middle:]))
-        except BaseException as error:  # no memory
-            self._answer(entries, [error] * len(entries), done=False)
-            raise
-        finally:
-            self.error = None
-            self.finish()
-
-    def _conclude(self, results: Sequence[Any]) -> None:
-        """Answer all calls that have no answer yet."""
-        try:
-            entries = self._unanswered.pop()
-        except IndexError:  # a future called back twice, and the other one was faster
-            return
-        try:
-            self._answer(entries, results, done=True)
-        finally:
-            self.error = None  # it knows this batch, by the frames that called the function
-            self.finish()
-
-    def _stream(self, results: Iterator[Any]) -> None:
-        """Answer each call as soon as its result is yielded."""
-        entries = self._unanswered[0] = deque(self._unanswered[0])
-        try:
-            # Asked once more than there are entries, since what stands behind its last `yield` must run too.
-            while (result := self.enter(next, results, _MISSING)) is not _MISSING:
-                if not self._yielded(entries, result):
-                    break
-                del result  # it may take long until the next one comes
-        except BaseException as error:  # noqa: BLE001 - as in run()
-            self._stream_failed(entries, error)
-        else:
-            self._stream_ended(entries)
-
-    async def _stream_async(self, results: AsyncIterator[Any]) -> None:
-        """As _stream()."""
-        entries = self._unanswered[0] = deque(self._unanswered[0])
-        try:
-            async for result in results:
-                if not self._yielded(entries, result):
-                    break  # the loop closes a generator that is dropped
-                del result
-        except Exception as error:  # noqa: BLE001 - as in run()
-            self._stream_failed(entries, error)
-        except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed
-            self.fail(error)
-        else:
-            self._stream_ended(entries)
 
     def _yielded(self, entries: "deque[Any]", result: Any) -> bool:
         """Answer the next call; False if there is none left."""
@@ -404,74 +318,107 @@ class Batch(Place):
         self._answer((entries.popleft(),), (result,), done=False)
         return True
 
-    def _stream_failed(self, entries: "deque[Any]", error: BaseException) -> None:
-        if not entries:  # so nobody is left to raise it at
+    def _not_yielded(self, entries: "deque[Any]") -> list[Any]:
+        """Return the errors for those calls to which no result was yielded."""
+        return self._wrong_count(self._size - len(entries)) if entries else []
+
+    def _raised(self, error: BaseException) -> None:
+        if self._unanswered and not self._unanswered[0]:  # so nobody is left to raise it at
             complain("%s() raised after its last result", self.engine.name)
         self.fail(error)
 
-    def _stream_ended(self, entries: "deque[Any]") -> None:
-        if entries:
-            self.error = self._wrong_count(self._size - len(entries))
-        self._conclude([self.error] * len(entries))
+    def fail(self, error: BaseException) -> None:
+        """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
+        error = self.error = _without_our_frame(error)
+        for entries in self._unanswered:
+            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten()
+            if isolate and len(entries) > 1:
+                both, middle = list(entries), len(entries) // 2  # of a deque there are no slices
+                self._conclude((), (both[:middle], both[middle:]))
+            else:
+                self._conclude([error] * len(entries))
+
+    def _conclude(self, results: Sequence[Any], halves: Sequence[Sequence[Any]] = ()) -> None:
+        """Answer all calls that have no answer yet, or else run these `halves` again; then make room for others."""
+        engine = self.engine
+        try:
+            entries = self._unanswered.pop()
+        except IndexError:  # a future called back twice, and the other one was faster
+            return
+        try:  # at once, as nobody else knows the calls any more
+            self._answer(() if halves else entries, results, done=True)
+            if halves:
+                self.again(halves)
+        except BaseException as error:
+            if halves:  # no memory
+                self._answer(entries, [error] * len(entries), done=False)
+            raise
+        finally:
+            self.error = None  # it knows this batch, by the frames that called the function
+            engine.places.discard(self)
+            engine.ended(self)
+            self.thread = self.passed = self.enter = self.engine = None  # `enter` is a cycle
 
     # Answers
 
     def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
         """Return the calls that these entries stand for."""
-        calls: Sequence[Any] = self.engine.callers(entries)
-        return calls
+        return self.engine.callers(entries)  # type: ignore[no-any-return]
 
     def _answer(
         self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
     ) -> None:
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
-        try:  # at once, as nobody else knows these calls any more
+        try:  # at once, as above
+            engine, calls = self.engine, entries
             if self.is_forgotten():
                 return
-            calls, name = entries, self.engine.name
-            if self.engine.options.dedupe:
+            if engine.options.dedupe:
                 results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
                 calls = self.calls(entries)
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
                 if issubclass(kind, BaseException):
                     is_error = [issubclass(type(result), BaseException) for result in results]
-                    results = [
-                        own_copy(each, name) if bad else each for each, bad in zip(results, is_error, strict=True)
-                    ]
+                    both = zip(results, is_error, strict=True)
+                    results = [own_copy(each, engine.name) if bad else each for each, bad in both]
                     failed = sum(is_error)
                     break
+            if done and self._reason == "timeout":
+                engine.tally.ended_at = engine.now()
             counted = True  # it is as good as done: nothing is called here that could fail
-            self._count(len(calls), failed, done=done)
+            engine.tally.answer(len(calls), failed, done)
+            if done and self._report is not None:
+                self._tell_hook()
             self.tell(calls, results, failed)
         except BaseException as error:  # no memory, a recursion limit, or an exception from another thread
-            calls = self.calls(entries)
+            engine, calls = self.engine, self.calls(entries)
             if not counted:
-                results, failed = [own_copy(error, self.engine.name)] * len(calls), len(calls)
-                self._count(len(calls), len(calls), done=done)
+                results, failed = [own_copy(error, engine.name)] * len(calls), len(calls)
+                engine.tally.answer(failed, failed, done)
+            if done and self._report is not None:
+                self._tell_hook()
             for call, result in zip(calls, results, strict=True):
                 with suppress(Exception):
                     call.tell((call,), (result,), failed)
             raise
 
-    def _count(self, items: int, failed: int, *, done: bool) -> None:
-        engine = self.engine
-        now = engine.now() if done else None
-        tally = engine.tally
-        with tally.lock:
-            tally.answer(items, failed, now)
+    def _tell_hook(self) -> None:
+        report, self._report = self._report, None
         # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
         # that it would want once more, and there would be no end to its calls.
-        if now is None or self._tell is None or _reporting.get():
+        if _reporting.get():
             return
-        token = _reporting.set(True)
+        engine, token = self.engine, _reporting.set(True)
         try:
-            self._tell(
-                batch_size=engine.options.batch_size,
-                duration=now - self._began,
-                pending=engine.waiting()[0],
-                in_flight=engine.tally.in_flight,
-                error=self.error,
+            engine.options.on_batch(
+                report(
+                    batch_size=engine.options.batch_size,
+                    duration=engine.now() - self._began,
+                    pending=engine.waiting()[0],
+                    in_flight=engine.tally.in_flight,
+                    error=self.error,
+                )
             )
         except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same
             complain("on_batch of %s() raised", engine.name)
@@ -490,24 +437,13 @@ class Batch(Place):
                 value.close()  # else it would warn that nobody awaited it
             what = "None" if value is None else type(value).__name__
             hint = "; await it first" if hasattr(type(value), "__await__") else ""
-            return self._all(
-                TypeError(
-                    f"{self.engine.name}() returned {what}; it must return one result per item, in the same order: "
-                    f"{self.accepts}{hint}"
-                )
-            )
+            return self._broken(TypeError, what, f": {self.accepts}{hint}")
         count = len(value)
+        results: list[Any] = []
         if count == len(entries):
-            # Bounded, since len() may lie.
-            results = list(islice(value, count + 1))
-            if len(results) == count:
-                return results
+            results = list(islice(value, count + 1))  # bounded, since len() may lie
             count = len(results)
-        return self._all(self._wrong_count(count))
-
-    def _all(self, error: Exception) -> list[Exception]:
-        self.error = error
-        return [error] * self._size
+        return results if count == len(entries) else self._wrong_count(count)
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
@@ -518,11 +454,15 @@ class Batch(Place):
             return result
         return MissingResultError(f"{self.engine.name}() returned a mapping without a value for this item")
 
-    def _wrong_count(self, results: int) -> ResultCountError:
-        return ResultCountError(
-            f"{self.engine.name}() returned {results} result{'' if results == 1 else 's'} for {self._size} "
-            f"item{'' if self._size == 1 else 's'}; it must return one result per item, in the same order"
-        )
+    def _wrong_count(self, count: int) -> list[Any]:
+        plural, plurals = "" if count == 1 else "s", "" if self._size == 1 else "s"
+        return self._broken(ResultCountError, f"{count} result{plural} for {self._size} item{plurals}")
+
+    def _broken(self, kind: type[Exception], returned: str, accepts: str = "") -> list[Any]:
+        """Return, for each entry, the error that says which rule the function broke."""
+        rule = "it must return one result per item, in the same order"
+        self.error = kind(f"{self.engine.name}() returned {returned}; {rule}{accepts}")
+        return [self.error] * len(self._unanswered[0])
 
 
 def _without_our_frame(error: BaseException) -> BaseException:
@@ -535,23 +475,14 @@ def _is_future(value: object) -> bool:
     # Asked of the type: a proxy's or a mock's instance says yes to any name. Not one of asyncio, whose
     # add_done_callback() is for its loop's thread only; known, without importing asyncio, by what asyncio.isfuture()
     # looks for.
-    kind = type(value)
-    return (
-        hasattr(kind, "add_done_callback") and hasattr(kind, "result") and not hasattr(kind, "_asyncio_future_blocking")
-    )
+    has = partial(hasattr, type(value))
+    return has("add_done_callback") and has("result") and not has("_asyncio_future_blocking")
 
 
 def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None:
     """Say that there are too few callers to fill a batch."""
     with suppress(BaseException):
-        logging.getLogger("batchify").warning(
-            "%s() gets %d of at most %d items each time, after they waited out the timeout of %s s: no more callers "
-            "wait at once. They would wait less with a smaller batch_size or timeout=0; more of them would fill it",
-            name,
-            size,
-            batch_size,
-            timeout,
-        )
+        logging.getLogger("batchify").warning(_TOO_FEW, name, size, batch_size, timeout)
 
 
 def complain(message: str, *values: object) -> None:

@@ -423,7 +423,7 @@ class Engine:
                 arrivals = list(map(arrival_of, self.callers(entries)))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
-                self._running[id(batch)] = batch.oldest
+                self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1
                 with self.tally.lock:
                     self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone

@@ -17,13 +17,12 @@ class Place:
     what is no function: a callback of a future, `on_batch`, a finalizer.
     """
 
-    __slots__ = ("beneath", "life", "passed", "thread")
-
     life: object  # of the engine for which it works: a token, since this must not keep the engine alive
-    thread: int | None  # None once it has been left. Another thread is outside, also if a context was copied to it
-    beneath: "Place | None"  # the place in whose midst this one is, on the same thread
+    # None once it has been left. Another thread is outside, also if a context was copied to it.
+    thread: int | None = None
+    beneath: "Place | None" = None  # the place in whose midst this one is, on the same thread
     # Calls made here, and the engines that are to answer them. Only made longer, by any thread that is here.
-    passed: "list[tuple[Any, Any]] | None"
+    passed: "list[tuple[Any, Any]] | None" = None
 
     def note(self, engine: Any, calls: Any) -> None:
         """Note that these calls are made here, and may be waited for."""

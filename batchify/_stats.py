@@ -4,11 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from functools import partial
 from math import inf
 from threading import RLock, get_ident
 from time import sleep
-from typing import Any, Literal
+from typing import Literal, get_args
 
 Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
 
@@ -48,27 +47,6 @@ class BatchReport:
     in_flight: int
     error: BaseException | None
     contexts: tuple[Context, ...]
-
-
-def report_to(
-    hook: Callable[[BatchReport], object],
-    name: str,
-    reason: Reason,
-    entries: Sequence[Any],
-    calls: Sequence[Any],
-    now: float,
-) -> Callable[..., object]:
-    """Note what is known of a batch when it begins. Return what reports it to the hook, given the rest, at its end."""
-    report = partial(
-        BatchReport,
-        name=name,
-        size=len(entries),
-        reason=reason,
-        group=None if entries[0].key is None else entries[0].key.label,
-        waits=tuple(now - call.arrival for call in calls),
-        contexts=tuple(call.context for call in calls),
-    )
-    return lambda **rest: hook(report(**rest))
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,16 +113,11 @@ class Tally:
         self.lock = RLock()  # since a finalizer may call in, on a thread that holds it
         self._changing: list[int] = []  # threads that are changing something
         self._version = object()  # another one after each change
-        self.answered = 0
-        self.failed = 0
-        self.cancelled = 0
-        self._refused: dict[int, int] = {}  # by thread, which alone changes its own
-        self.running = 0
-        self.in_flight = 0
-        self.waited = 0.0
-        self.longest_wait = 0.0
-        self._batches: dict[tuple[Reason, int], int] = {}
-        self._ended_at = -inf
+        self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
+        self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
+        self.waited = self.longest_wait = 0.0
+        self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in sorted(get_args(Reason))}
+        self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
         self._last_size = 0
         self._said = False
@@ -178,19 +151,18 @@ class Tally:
 
     def refuse(self) -> None:
         """Count an item that was not accepted. Any thread may call, outside of a block."""
-        ident = get_ident()
-        self._refused[ident] = self._refused.get(ident, 0) + 1
+        self._refused[get_ident()] += 1
 
     def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
         """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
-        self._batches[reason, size] = self._batches.get((reason, size), 0) + 1
+        sizes = self._batches[reason]
+        sizes[size] = sizes.get(size, 0) + 1
         self.in_flight += 1
         if reason in ("full", "flush", "close"):
             self._alike = 0
         if reason != "isolate":  # else they were counted when the batch was taken that failed
-            callers = len(arrivals)
-            self.running += callers
-            self.waited += callers * now - sum(arrivals)
+            self.running += len(arrivals)
+            self.waited += len(arrivals) * now - sum(arrivals)
             if now - arrivals[0] > self.longest_wait:
                 self.longest_wait = now - arrivals[0]
 
@@ -200,32 +172,30 @@ class Tally:
         So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
         their answers. To be asked of each batch that is taken by timeout.
         """
-        if not timeout:
-            return False
-        soon = arrivals[0] - self._ended_at <= timeout
+        soon = timeout and arrivals[0] - self.ended_at <= timeout
         self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
         self._last_size = len(arrivals)
         shows = self._alike >= _ALIKE and not self._said
         self._said |= shows
         return shows
 
-    def answer(self, items: int, failed: int, ended_at: float | None) -> None:
-        """Count items whose callers are about to go on. `ended_at`: the moment at which with them the batch ended."""
-        self.begin_change()
-        self.running -= items
-        self.in_flight -= ended_at is not None
-        self.answered += items - failed
-        self.failed += failed
-        if ended_at is not None:
-            self._ended_at = ended_at
-        self.end_change()
+    def answer(self, items: int, failed: int, ended: bool) -> None:
+        """Count items whose callers are about to go on. `ended`: with them the batch has."""
+        me = get_ident()
+        with self.lock:
+            self._changing.append(me)  # as begin_change() does; each batch pays for a step here
+            self.running -= items
+            self.in_flight -= ended
+            self.answered += items - failed
+            self.failed += failed
+            self._version = object()
+            self._changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
-        by_reason: dict[Reason, dict[int, int]] = {}
-        sizes: Counter[int] = Counter()
-        for (reason, size), count in sorted(self._batches.copy().items()):
-            by_reason.setdefault(reason, {})[size] = count
-            sizes[size] += count
+        by_reason: dict[Reason, dict[int, int]] = {
+            reason: dict(sorted(sizes.copy().items())) for reason, sizes in self._batches.items() if sizes
+        }
+        sizes = sum(map(Counter, by_reason.values()), Counter[int]())
         return Stats(
             accepted=pending + self.running + self.answered + self.failed + self.cancelled + left,
             pending=pending,
@@ -234,7 +204,7 @@ class Tally:
             answered=self.answered,
             failed=self.failed,
             cancelled=self.cancelled + left,
-            refused=sum(self._refused.copy().values()),
+            refused=sum(dict(self._refused).values()),
             batches=sum(sizes.values()),
             sizes=dict(sorted(sizes.items())),
             reasons={reason: sum(counts.values()) for reason, counts in by_reason.items()},

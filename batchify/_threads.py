@@ -173,8 +173,6 @@ class _WaitedInside(threading.Event):
 class ThreadBatch(Batch):
     """A batch that is run on a thread of ours."""
 
-    __slots__ = ("__weakref__", "_buffer", "_parts")
-
     engine: "ThreadEngine"
 
     def __init__(

@@ -478,6 +478,21 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
     batch._unanswered = Raced(batch._unanswered)
 
 
+def no_memory_to_copy_the_calls_of(batch: Batch) -> None:
+    """Let a batch find no memory, once, when it copies its calls."""
+
+    class Fails(list[Any]):
+        failed = False
+
+        def __iter__(self) -> Iterator[Any]:
+            if not self.failed:
+                self.failed = True
+                raise MemoryError
+            return super().__iter__()
+
+    batch._unanswered = [Fails(batch._unanswered[0])]
+
+
 @contextmanager
 def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[MemoryError]]:
     """Let making a batch fail once, or, with `runs`, running it on a flush thread. `of` so many items (0: any).
@@ -827,7 +842,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
             (Call, "claim"),
             (Call, "leave"),
             (Call, "has_left"),
-            (Call, "answer"),
+            (Call, "put"),
             (Batch, "_conclude"),
         ):
             stack.enter_context(_replaced(owner, name, switching))
@@ -1210,19 +1225,19 @@ def halves_that_are_forgotten() -> Block:
 def halves_that_come_too_late() -> Block:
     """Halves are there only when their batch has ended already."""
 
-    def late(finish: Callable[..., Any]) -> Callable[..., Any]:
-        def run(it: Any) -> None:
-            engine, parts = it.engine, kept.pop(it, ())
-            finish(it)
-            if parts:
-                again(engine, parts)
+    def late(conclude: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, *args: Any) -> None:
+            engine = it.engine
+            conclude(it, *args)
+            if it in kept:
+                again(engine, kept.pop(it))
 
         return run
 
     again, kept = Engine.again, dict[Any, Any]()
     stack = ExitStack()
     stack.enter_context(patch.object(Batch, "again", lambda it, parts: kept.update({it: parts})))
-    stack.enter_context(_replaced(Batch, "finish", late))
+    stack.enter_context(_replaced(Batch, "_conclude", late))
     return stack
 
 

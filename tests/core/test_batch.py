@@ -22,10 +22,10 @@ class Counted(inside.Tally):
         self.fail_at = fail_at
         self.counted: list[tuple[int, int, bool]] = []  # answers, and errors among them, and whether it was the end
 
-    def answer(self, items: int, failed: int, ended_at: float | None) -> None:
+    def answer(self, items: int, failed: int, ended: bool) -> None:
         self.fail_at("as it is counted")
-        self.counted.append((items, failed, ended_at is not None))
-        super().answer(items, failed, ended_at)
+        self.counted.append((items, failed, ended))
+        super().answer(items, failed, ended)
 
 
 class Direct(inside.HandEngine):
@@ -131,6 +131,16 @@ def test_batch_disturbed_as_it_is_halved_gives_its_callers_an_error_that_is_coun
     assert [type(error) for error in batch.outcomes()] == [MemoryError, MemoryError]
     assert (batch.told, batch.finished) == ([1, 2], 1)
     assert [sum(each) for each in zip(*batch.counted, strict=True)] == [2, 2, 1]
+
+
+def test_batch_without_memory_for_its_halves_keeps_its_calls_until_it_is_told_again() -> None:
+    batch = Direct(1, 2, isolate=True)
+    inside.no_memory_to_copy_the_calls_of(batch.batch)
+    with pytest.raises(MemoryError):
+        batch.fail(ValueError())
+    assert (batch.told, batch.finished) == ([], 0)
+    batch.fail(MemoryError())  # as whoever runs it does then
+    assert (batch.parts(), batch.counted[0]) == ([[1], [2]], (0, 0, True))
 
 
 @STEPS

@@ -2,9 +2,12 @@
 
 import threading
 
+import pytest
+
 from batchify import Stats
 
 from ..inside import Tally
+from ..intruder import at_each_line
 
 
 def read(tally: Tally, pending: int = 0, left: int = 0) -> Stats:
@@ -26,10 +29,10 @@ def test_stats_add_up() -> None:
     tally.begin("timeout", 1, [2.0], 8.0)
     tally.begin("full", 3, [7.0, 8.0, 8.0], 9.0)
     tally.begin("full", 3, [8.0, 8.0, 9.0], 9.0)
-    tally.answer(1, 0, None)
-    tally.answer(2, 1, 10.0)
-    tally.answer(1, 1, 10.0)
-    tally.answer(1, 0, None)
+    tally.answer(1, 0, False)
+    tally.answer(2, 1, True)
+    tally.answer(1, 1, True)
+    tally.answer(1, 0, False)
     tally.cancelled += 4
     for _ in range(7):
         tally.refuse()
@@ -56,7 +59,7 @@ def test_stats_once_read_do_not_change() -> None:
     tally = Tally()
     tally.begin("flush", 1, [1.0], 1.0)
     stats = read(tally)
-    tally.answer(1, 0, 1.0)
+    tally.answer(1, 0, True)
     tally.begin("flush", 1, [1.0], 1.0)
     assert (stats.running, stats.answered, stats.sizes, stats.reasons) == (1, 0, {1: 1}, {"flush": 1})
 
@@ -64,11 +67,11 @@ def test_stats_once_read_do_not_change() -> None:
 def test_part_of_a_batch_that_failed_counts_as_a_batch_and_its_items_once() -> None:
     tally = Tally()
     tally.begin("full", 2, [0.0, 0.0], 1.0)
-    tally.answer(0, 0, 2.0)
+    tally.answer(0, 0, True)
     assert (read(tally).running, read(tally).in_flight) == (2, 0)
     for _ in range(2):
         tally.begin("isolate", 1, [0.0], 3.0)
-        tally.answer(1, 0, 4.0)
+        tally.answer(1, 0, True)
     stats = read(tally)
     assert (stats.accepted, stats.answered, stats.running, stats.batches) == (2, 2, 0, 3)
     assert (stats.waited, stats.reasons) == (2.0, {"full": 1, "isolate": 2})
@@ -110,13 +113,25 @@ def test_stats_are_read_anew_if_something_changes_meanwhile() -> None:
     def waiting() -> tuple[int, int]:
         if not tally.answered:  # on another thread
             tally.begin_change()
-            tally.answered += 1
+            tally.running += 1
             tally.end_change()
+            tally.answer(1, 0, False)
             return 1, 0
         return 0, 0
 
     stats = tally.read(waiting)
     assert (stats.accepted, stats.pending, stats.answered) == (1, 0, 1)
+
+
+@pytest.mark.thread_unsafe(reason="traces its thread")
+def test_stats_are_of_one_moment_whatever_is_answered_as_they_are_read() -> None:
+    for lines in at_each_line(at_least=8):
+        tally = Tally()
+        tally.begin("full", 3, [0.0, 0.0, 0.0], 1.0)
+        with lines.intruder_doing(lambda: tally.answer(3, 1, True)).on_this_thread():  # noqa: B023 - run at once
+            stats = read(tally)
+        assert (stats.accepted, stats.running) in [(3, 3), (3, 0)], lines.where
+        assert stats.in_flight == (stats.running > 0), lines.where
 
 
 class Series:
@@ -134,7 +149,8 @@ class Series:
             self.ended_at = came[0] + 1.0
             told.append(self.tally.too_few_callers(came, 1.0))
             self.tally.begin("timeout", len(came), came, self.ended_at)
-            self.tally.answer(len(came), 0, self.ended_at)
+            self.tally.answer(len(came), 0, True)
+            self.tally.ended_at = self.ended_at
         return told
 
 
@@ -190,5 +206,5 @@ def test_stats_count_a_batch_in_flight_until_its_last_answer() -> None:
     for _ in range(60):
         tally.begin("timeout", 2, [0.0, 0.0], 1.0)
         assert not tally.too_few_callers([0.0, 0.0], 1.0)
-        tally.answer(1, 0, None)
+        tally.answer(1, 0, False)
     assert read(tally).in_flight == 60
