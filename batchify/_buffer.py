@@ -13,7 +13,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 from heapq import heappop, heappush, heapreplace
-from itertools import accumulate, count, repeat, starmap
+from itertools import accumulate, count, repeat
 from math import inf
 from operator import attrgetter
 from typing import Any
@@ -148,10 +148,8 @@ class Buffer:
         return None if reason is None else (size, reason)
 
     def _pick(self, size: int) -> list[Any]:
-        """Take out the first calls, so many; those that others append meanwhile do not matter."""
-        taken = list(map(self._calls.__getitem__, range(size)))
-        deque(starmap(self._calls.popleft, repeat((), size)), maxlen=0)  # one step, which nothing can cut short
-        return taken
+        """Take out the first calls, so many, in one step, so that no exception from elsewhere cuts it short."""
+        return list(map(deque.popleft, repeat(self._calls, size)))
 
     def _why(self, oldest: float, now: float) -> Reason | None:
         """Say why a batch that is not full is due; None if it is not."""
@@ -244,9 +242,8 @@ class GroupedBuffer(Buffer):
         return max(1, min(options.batch_size - len(self._sizes), room))
 
     def admit(self, now: float) -> None:
-        found_out = self._listed, self._listed_full, self._groups, self._equals
-        if sum(map(len, found_out)) > 8 * len(self._waiting):  # most of that is of what waits no more
-            self.repair()
+        if sum(map(len, (self._listed, self._listed_full, self._groups, self._equals))) > 8 * len(self._waiting):
+            self.repair()  # most of what stands there waits no more
         inbox = self._calls
         if inbox and self._entry(inbox[0]) is not None:
             inbox.popleft()  # this was cut short here
@@ -285,9 +282,8 @@ class GroupedBuffer(Buffer):
         group, most = self._first(self._listed), self._options.max_pending
         if group is None:
             return None
-        if self._is_full(group) or (most is not None and self._limited >= most):
-            return group, "full"
-        reason = self._why(group[0].arrival, now)
+        is_full = self._is_full(group) or (most is not None and self._limited >= most)
+        reason = "full" if is_full else self._why(group[0].arrival, now)
         if reason is None:
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)

@@ -477,30 +477,17 @@ def waits_at_a_lock() -> Iterator[threading.Event]:
         yield waits
 
 
-def fails_as_it_hands_out(buffer: Buffer, *, nth: int) -> None:
-    """Let no memory be left, once, when a buffer alone is about to hand out the n-th item of a batch.
-
-    Items that wait in groups must have weights.
-    """
+def fails_as_it_hands_out(*, nth: int) -> Block:
+    """Let no memory be left, once, when a buffer is about to hand out the n-th item of a batch that has weights."""
     errors = [MemoryError()]
-
-    class Inbox(deque[Any]):
-        def __getitem__(self, position: Any) -> Any:
-            if position == nth - 1 and errors:
-                raise errors.pop()
-            return super().__getitem__(position)
 
     def accumulate(weights: Iterable[float]) -> Iterator[float]:
         for position, weight in enumerate(itertools.accumulate(weights)):
-            if position == nth - 1:
-                _buffer.accumulate = itertools.accumulate  # type: ignore[attr-defined]
+            if position == nth - 1 and errors:
                 raise errors.pop()
             yield weight
 
-    if isinstance(buffer, GroupedBuffer):
-        _buffer.accumulate = accumulate  # type: ignore[assignment, attr-defined]
-    else:
-        buffer._calls = Inbox(buffer._calls)
+    return patch.object(_buffer, "accumulate", accumulate)
 
 
 def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object]) -> None:
