@@ -12,8 +12,9 @@ then items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
 from heapq import heappop, heappush, heapreplace
-from itertools import accumulate, count, repeat
+from itertools import accumulate, count, repeat, takewhile
 from math import inf
 from operator import attrgetter
 from typing import Any
@@ -68,8 +69,7 @@ class Buffer:
         """Return the entry that has waited longest, or None. Those before it have left, and are forgotten."""
         calls = self._calls
         while calls and calls[0].has_left():
-            self._left(calls[0])
-            calls.popleft()
+            self._left(calls.popleft())
         return calls[0] if calls else None
 
     @property
@@ -98,12 +98,11 @@ class Buffer:
         """Take notice that the caller of a call has left."""
         self._gone += 1
         if self._gone * 2 > len(self._calls):
-            self._gone = 0
-            left: set[Call] = set()
+            self._gone, left = 0, set[Call]()
             calls = self._pick(len(self._calls))
             try:
                 left = {each for each in calls if each.has_left()}
-            finally:
+            finally:  # at the left end, since others append at the right
                 self.put_back([each for each in calls if each not in left])
             for each in left:
                 self._left(each)
@@ -238,12 +237,14 @@ class GroupedBuffer(Buffer):
         options = self._options
         if options.max_weight is not None:
             return 1
+        while self._sizes and not self._sizes[len(self._sizes)]:
+            self._sizes.popitem()
         room = inf if options.max_pending is None else options.max_pending - self._limited
         return max(1, min(options.batch_size - len(self._sizes), room))
 
     def admit(self, now: float) -> None:
-        if sum(map(len, (self._listed, self._listed_full, self._groups, self._equals))) > 8 * len(self._waiting):
-            self.repair()  # most of what stands there waits no more
+        if len(self._listed) + len(self._listed_full) > 8 * len(self._waiting):
+            self.repair()  # most of what stands there is no more
         inbox = self._calls
         if inbox and self._entry(inbox[0]) is not None:
             inbox.popleft()  # this was cut short here
@@ -260,14 +261,13 @@ class GroupedBuffer(Buffer):
 
     def leave(self, call: Call) -> None:
         entry = self._entry(call)
-        if entry is None:
-            return
-        if len(self._callers([entry])) > 1:
-            entry.callers.remove(call)
-            self._limited -= call.limited
-        else:
-            self._release(entry.group, [entry])
-        self._left(call)
+        if entry is not None:
+            if len(self._callers([entry])) > 1:
+                entry.callers.remove(call)
+                self._limited -= call.limited
+            else:
+                self._release(entry.group, [entry])
+            self._left(call)
 
     def is_lonely(self, call: Call) -> bool:
         entry = self._entry(call)
@@ -291,10 +291,8 @@ class GroupedBuffer(Buffer):
     def _pick(self, group: Group) -> list[Any]:  # type: ignore[override]
         taken, most = group[: self._options.batch_size], self._options.max_weight
         if most is not None:
-            for position, weight in enumerate(accumulate(map(weight_of, taken))):
-                if weight > most and position:
-                    del taken[position:]
-                    break
+            fit = takewhile(lambda weight: weight <= most, accumulate(map(weight_of, taken)))
+            del taken[max(1, len(list(fit))) :]
         self._release(group, taken)
         return taken
 
@@ -334,7 +332,7 @@ class GroupedBuffer(Buffer):
                 self._equals[entry.keys] = entry
         except Exception:  # noqa: BLE001, S110 - by a user's __eq__()
             pass
-        if group and (entry.arrival < group[-1].arrival or entry.number < group[-1].number):
+        if group and order_of(entry) < order_of(group[-1]):
             insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
         else:
             group.append(entry)
@@ -352,20 +350,16 @@ class GroupedBuffer(Buffer):
         """Let entries that stand side by side in a group wait no more."""
         for size in range(len(group), len(group) - len(entries), -1):
             self._sizes[size] -= 1
-            if not self._sizes[size]:
-                del self._sizes[size]
         start = bisect_left(group, order_of(entries[0]), key=order_of)
         del group[start : start + len(entries)]
         self._limited -= sum(map(limited_of, self._callers(entries)))
         group.weight = None
-        try:
+        with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:
                 del self._groups[group.key]
             if self._options.dedupe:
                 for entry in entries:
                     del self._equals[entry.keys]
-        except Exception:  # noqa: BLE001, S110 - by a user's __eq__(), or it was not there
-            pass
         self._waiting.difference_update(entries)  # one step, and the last, so that nothing can cut it short
 
     def _first(self, listed: list[tuple[float, int, Group]]) -> Group | None:

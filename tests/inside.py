@@ -268,7 +268,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     assert len(set(calls)) == len(calls) >= len(buffer._waiting)
     assert buffer._limited == sum(call.limited for call in calls)
     longest = max(map(len, groups.values()), default=0)
-    assert buffer._sizes == {
+    assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
         size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
     }
     for group in groups.values():
