@@ -8,12 +8,13 @@ fields, so that another construction of the library needs other bodies here, and
 """
 
 import functools
+import itertools
 import sys
 import threading
 import weakref
 from _thread import get_ident
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import inf
 from types import FrameType
@@ -33,6 +34,8 @@ from batchify._stats import Tally
 from batchify._threads import FutureCall, ItemFuture, ThreadBatch, ThreadEngine
 
 __all__ = ["Batch", "Buffer", "Call", "Engine", "GroupedBuffer", "MapCall", "Options", "Tally", "advise", "complain"]
+
+BUFFER = "_buffer.py"  # the file in which an intruder may strike
 
 Block = AbstractContextManager[Any]
 Fault = Callable[[], Block]
@@ -250,7 +253,36 @@ def is_known(ident: int) -> bool:
 def check(f: Any) -> None:
     """Assert what the comments of the code say is true at any moment; of a buffer alone too."""
     buffer = f if isinstance(f, Buffer) else engine(f).buffer
-    buffer._check()
+    if isinstance(buffer, GroupedBuffer):
+        _check_groups(buffer)
+
+
+def _check_groups(buffer: GroupedBuffer) -> None:
+    """Assert that all that a buffer of groups has found out is what its entries that wait say."""
+    dedupe, most = buffer._options.dedupe, buffer._options.max_weight
+    groups = {id(entry.group): entry.group for entry in buffer._waiting}
+    assert {id(group) for group in buffer._groups.values()} == set(groups)
+    assert sum(map(len, groups.values())) == len(buffer._waiting)
+    assert {*buffer._equals.values()} == (buffer._waiting if dedupe else set())
+    calls = [call for entry in buffer._waiting for call in (entry.callers if dedupe else [entry])]
+    assert len(set(calls)) == len(calls) >= len(buffer._waiting)
+    assert buffer._limited == sum(call.limited for call in calls)
+    longest = max(map(len, groups.values()), default=0)
+    assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
+        size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
+    }
+    for group in groups.values():
+        assert buffer._groups[group.key] is group
+        assert {*group} <= buffer._waiting
+        assert all(entry.group is group for entry in group)
+        order = [(entry.arrival, entry.number) for entry in group]
+        assert order == sorted(order)
+        # It is found by these no later than by its oldest entry.
+        for listed in [buffer._listed, buffer._listed_full] if buffer._is_full(group) else [buffer._listed]:
+            assert any(each is group and (arrival, number) <= order[0] for arrival, number, each in listed)
+        if group.weight is not None and most is not None:
+            weight = sum(entry.weight for entry in group)
+            assert group.weight == weight or most <= group.weight <= weight
 
 
 # Places where something is counted
@@ -445,23 +477,17 @@ def waits_at_a_lock() -> Iterator[threading.Event]:
         yield waits
 
 
-def fails_as_it_hands_out(buffer: Buffer, *, nth: int) -> None:
-    """Let no memory be left, once, when a buffer alone is about to hand out the n-th item of a batch."""
+def fails_as_it_hands_out(*, nth: int) -> Block:
+    """Let no memory be left, once, when a buffer is about to hand out the n-th item of a batch that has weights."""
+    errors = [MemoryError()]
 
-    class Fails(deque[Any]):
-        pops = 0
+    def accumulate(weights: Iterable[float]) -> Iterator[float]:
+        for position, weight in enumerate(itertools.accumulate(weights)):
+            if position == nth - 1 and errors:
+                raise errors.pop()
+            yield weight
 
-        def popleft(self) -> Any:
-            self.pops += 1
-            if self.pops == nth:
-                raise MemoryError
-            return super().popleft()
-
-    if not isinstance(buffer, GroupedBuffer):
-        buffer._calls = Fails(buffer._calls)
-        return
-    for group in buffer._groups.values():
-        group.entries = Fails(group.entries)
+    return patch.object(_buffer, "accumulate", accumulate)
 
 
 def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object]) -> None:
@@ -1024,7 +1050,7 @@ def wake_at_that_knows_no_limit() -> Block:
     """The owner is not rung for the last item that `max_pending` lets in."""
 
     def lacking(it: Any) -> Any:
-        return max(1, it._options.batch_size - max(it._sizes, default=0))
+        return max(1, it._options.batch_size - len(it._sizes))
 
     return patch.object(GroupedBuffer, "wake_at", property(lacking))
 
@@ -1284,12 +1310,12 @@ def figures_without_the_lock() -> Block:
 
 
 def full_group_that_makes_nothing_due() -> Block:
-    return _left_out(_buffer, "heappush", within=(GroupedBuffer, "_list"))
+    return _left_out(_buffer, "heappush", within=(GroupedBuffer, "_enter"))
 
 
 def group_that_stays_full() -> Block:
     """A group that was full is taken for full, though one of it left."""
-    return _left_out(GroupedBuffer, "_is_full", within=(GroupedBuffer, "_top"), result=True)
+    return _left_out(GroupedBuffer, "_is_full", within=(GroupedBuffer, "_first"), result=True)
 
 
 def equal_items_of_which_one_is_answered() -> Block:

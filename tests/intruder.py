@@ -82,6 +82,12 @@ class Lines:
         assert self.intruder is not None
         return self.intruder.where
 
+    @property
+    def text(self) -> str:
+        """What stands there."""
+        file, _, number = self.where.partition(":")
+        return linecache.getline(f"{PACKAGE}/{file}", int(number or 0)).strip()
+
 
 def at_each_line(*, at_least: int) -> Iterator[Lines]:
     """Yield the same thing for each run, until one comes to its end undisturbed; these must be so many."""

@@ -322,16 +322,16 @@ def test_group_that_never_empties_is_listed_a_few_times_at_most() -> None:
     assert inside.full_groups_listed(engine.buffer) < 20
 
 
-def test_group_by_lists_each_full_group_once() -> None:
+def test_group_by_lists_a_group_no_more_often_than_it_becomes_full() -> None:
     engine, _ = filled(*[0.0] * 7, 1.0, 1.0, keys="aaabbbcaa", concurrency=1, timeout=None)
     batch = engine.look(1.0)
     for _ in range(3):
         engine.post(engine.call(Item("a")))
         engine.look(1.0)
-        assert inside.full_groups_listed(engine.buffer) <= 2
+        assert inside.full_groups_listed(engine.buffer) <= 3
     batch.settle([0] * 3)
     assert isinstance(look(engine, 1.0), tuple)
-    assert inside.full_groups_listed(engine.buffer) <= 2
+    assert inside.full_groups_listed(engine.buffer) <= 3
 
 
 # Weights
@@ -440,18 +440,18 @@ def test_max_pending_does_not_count_who_left_before_the_owner_saw_the_call() -> 
 # No memory, and who leaves
 
 
-@PLAIN_AND_ALL
 @pytest.mark.parametrize("nth", [1, 2, 3])
-def test_failed_take_puts_all_items_back_in_order(nth: int, options: dict[str, Any]) -> None:
-    engine, calls = filled(0.0, 0.0, 0.0, 0.0, batch_size=9, timeout=None, **options)
+@pytest.mark.thread_unsafe(reason="patches the library")
+def test_failed_take_puts_all_items_back_in_order(nth: int) -> None:
+    engine, calls = filled(0.0, 0.0, 0.0, 0.0, batch_size=9, timeout=None, **ALL_OPTIONS)
     assert look(engine, 0.0) == math.inf
-    inside.fails_as_it_hands_out(engine.buffer, nth=nth)
     engine.options.batch_size = 3
     engine.let(engine.settings_changed)
-    with pytest.raises(MemoryError):
-        engine.look(1.0)
-    engine.options.batch_size = 4
-    assert look(engine, 1.0) == (calls, "full")
+    with inside.fails_as_it_hands_out(nth=nth):
+        with pytest.raises(MemoryError):
+            engine.look(1.0)
+        engine.options.batch_size = 4
+        assert look(engine, 1.0) == (calls, "full")
 
 
 @PLAIN_AND_ALL

@@ -1,12 +1,15 @@
 """A finalizer or a signal handler may post while the owner, on the same thread, is at any line: nothing is lost."""
 
+import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
+from .. import inside
 from ..inside import Call, HandBatch, HandEngine
-from ..intruder import at_each_line
+from ..intruder import at_each_line, ctrl_c
 from .test_buffer import ALL_OPTIONS, Item, filled
 
 pytestmark = pytest.mark.thread_unsafe(reason="traces its thread")
@@ -119,3 +122,29 @@ def test_full_batch_that_an_intruder_completes_at_any_line_does_not_wait(options
             step = look_first(engine)
         until_it_sleeps(engine, step)
         assert all(call.is_over() for call in calls) == bool(lines.where), lines.where
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 9])
+@PLAIN_AND_ALL
+def test_exception_at_any_line_of_the_buffer_loses_nothing_and_doubles_nothing(
+    batch_size: int, options: dict[str, Any]
+) -> None:
+    for lines in at_each_line(at_least=15):
+        engine, calls = filled(0.0, 0.0, 0.5, 0.0, batch_size=batch_size, timeout=0.5, concurrency=1, **options)
+        calls.append(engine.post(engine.call(calls[0].item, arrival=0.0)))  # perhaps equal
+        engine.withdraw(calls[1])
+        calls[2].leave()
+        engine.flush(calls[3])
+        engine.let(engine.settings_changed)
+        step: Any = math.inf
+        with suppress(KeyboardInterrupt), lines.intruder_doing(ctrl_c, inside.BUFFER).on_this_thread():
+            step = engine.look(1.0)
+        engine.rung = 1
+        until_it_sleeps(engine, step)
+        inside.check(engine.buffer)
+        if lines.text != "return taken":  # else nobody but its caller knows them
+            assert all(call.is_over() for call in calls), lines.where
+            stats = engine.tally.read(engine.waiting)
+            assert (stats.pending, stats.running) == (0, 0), lines.where
+            assert stats.answered + stats.failed == 3, lines.where
+        assert all(call.bell.told <= 1 for call in calls), lines.where
