@@ -8,19 +8,20 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Hashable, Iterable, Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial, update_wrapper
+from functools import WRAPPER_ASSIGNMENTS, partial, update_wrapper
 from inspect import Signature
 from operator import attrgetter
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, cast, overload
 
 from . import _signature
 from ._options import Options, Takes
 from ._signature import name_of
 from ._stats import BatchReport, Stats
 from ._threads import ThreadEngine
-from ._typing import Decorator, P, R, T
+from ._typing import Decorator, K, P, R, T, X
 
 if TYPE_CHECKING:
     import asyncio
@@ -34,12 +35,9 @@ else:
 
 S_co = TypeVar("S_co", covariant=True)
 F_co = TypeVar("F_co", bound=Callable[..., Any], covariant=True)
-K = ParamSpec("K")
-X = TypeVar("X")
-M = TypeVar("M", bound=Callable[..., Any])
 
 
-def _found_in(attribute: str) -> Callable[[M], M]:
+def _found_in(attribute: str) -> Callable[[X], X]:
     """Let a method be what an object has in that attribute, so that no step stands between a caller and the engine.
 
     Python looks for `__call__` in the class alone. What is decorated gives types and documentation, and is not run.
@@ -56,7 +54,9 @@ class _Decorated(_Wrapper):
     # What pickle is to see. Names that begin so stay here; wrapt passes all others on to the function.
     _self_list_function: Any
     _self_of_class = False
-    _self_takes_instance = False
+    # Of a bound method: whose it is, which all calls that wait keep alive, and under what name it is found there.
+    _self_owner: Any = None
+    _self_attribute: str
 
     # What inspect asks a function for; a callable object has none of it.
     __defaults__ = None
@@ -77,12 +77,11 @@ class _Decorated(_Wrapper):
 
     @property
     def __name__(self) -> str:
-        name: str = getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__)
-        return name
+        return str(getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__))
 
     @property
     def __signature__(self) -> Signature:
-        return _signature.signature_of_one_item(self.__wrapped__, method=self._self_takes_instance)
+        return _signature.signature_of_one_item(self.__wrapped__, method=isinstance(self, BatchedMethod))
 
     # A function is copied as itself. Pickled are the function and its options; the buffer and the callers stay here.
 
@@ -97,6 +96,8 @@ class _Decorated(_Wrapper):
         return restore(*copy.deepcopy(arguments, memo))  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if self._self_owner is not None:
+            return getattr, (self._self_owner, self._self_attribute)
         return _restored, (self._self_list_function, self._self_options, self._self_of_class)
 
 
@@ -194,16 +195,14 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     # How the engine is asked for what stands in `_self_call`, `_self_submit`; see Takes.define().
     _self_bodies: dict[str, str]
 
-    def __init__(
-        self, function: Any, access: _Access, entries: Any, owner: object = None, attribute: str | None = None
-    ) -> None:
+    def __init__(self, function: Any, access: _Access, entries: Any, owner: Any = None, attribute: str = "") -> None:
         super().__init__(function)  # type: ignore[call-arg]
         self._self_engine = engine = access.engine
-        # Of a method: whose it is, which all calls that wait keep alive, and under what name it is found there.
-        self._self_owner = owner
-        self._self_attribute = attribute
+        if owner is not None:
+            self._self_owner, self._self_attribute = owner, attribute
+            entries = [(name, MethodType(entry, owner)) for name, entry in entries]
         for name, entry in entries:
-            setattr(self, name, entry if attribute is None else MethodType(entry, owner))
+            setattr(self, name, entry)
         self._self_aio: Any = engine.aio and MethodType(engine.aio, (engine, owner))
 
     @property
@@ -289,22 +288,13 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     def __repr__(self) -> str:
         return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if self._self_attribute is not None:
-            return getattr, (self._self_owner, self._self_attribute)
-        return super().__reduce_ex__(protocol)
-
-    def _self_columns(
-        self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[Any, Mapping[str, Any], bool]:
-        """Return the items of a map, its constants, and whether all that it reads has a length."""
-        takes: Takes = self._self_engine.takes
-        bind = takes.bind
+    def _self_columns(self, items: Any, more: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Return the items of a map, and its constants."""
+        bind = self._self_engine.takes.bind
         _, constants = bind(items, *more, **named)
-        sized = all(hasattr(each, "__len__") for each in (items, *more))
-        if takes.columns > 1:
+        if self._self_engine.takes.columns > 1:
             items = (bind(*each, **named)[0] for each in zip(items, *more))  # noqa: B905 - as map() does
-        return items, constants, sized
+        return items, constants
 
 
 class BatchedFunction(Blocking, _Batched[T, R, P]):
@@ -381,7 +371,8 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        found, constants, sized = self._self_columns(items, more, kwargs)
+        found, constants = self._self_columns(items, more, kwargs)
+        sized = all(hasattr(each, "__len__") for each in (items, *more))
         return self._self_engine.map(found, self._self_owner, constants, chunked=sized)
 
 
@@ -441,15 +432,14 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `aclose()` was called before.
         """
-        found, constants, _ = self._self_columns(items, more, kwargs)
+        found, constants = self._self_columns(items, more, kwargs)
         return self._self_engine.map(found, self._self_owner, constants)
 
     if not TYPE_CHECKING:
 
         def close(self, *_: object, **__: object) -> None:
-            raise TypeError(
-                f"{self._self_engine.name}() is `async def`: use `async with`, or `await` aclose() or adrain()"
-            )
+            name = self._self_engine.name
+            raise TypeError(f"{name}() is `async def`: use `async with`, or `await` aclose() or adrain()")
 
         drain = __enter__ = close
 
@@ -465,14 +455,12 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
     goes with the instance; `Class.method` is this object. Instances need not be hashable, but weakly referenceable.
     """
 
-    _self_takes_instance = True
-
     def __init__(self, function: Any, kind: Callable[..., F_co], begin: Callable[..., Any], *, of_class: bool) -> None:
         super().__init__(function)  # type: ignore[call-arg]
         self._self_kind, self._self_begin, self._self_of_class = kind, begin, of_class
         self._self_attribute: str = function.__name__
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
-        # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
+        # given to another one; should it not, for Ctrl-C, the weak reference says whose it was.
         self._self_engines: dict[int, tuple[weakref.ref[object], Any]] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -500,13 +488,8 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
         kind = instance if isinstance(instance, type) else type(instance)
         name = f"{kind.__name__}.{self._self_attribute}"
 
-        def forget(_: object) -> None:
-            gone = engines.pop(key, None)
-            if gone is not None:
-                gone[1][0].engine.drop()
-
         try:
-            reference = weakref.ref(instance, forget)
+            reference = weakref.ref(instance, lambda _: engines.pop(key, None))  # and with it all access to the engine
         except TypeError:
             raise TypeError(
                 f"{name}() needs an instance that can be weakly referenced, since its buffer goes with it: "
@@ -525,10 +508,8 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
 
     def __repr__(self) -> str:
         options = self._self_options
-        return (
-            f"<batched {name_of(self.__wrapped__)}(), batch_size={options.batch_size}, timeout={options.timeout}, "
-            f"a buffer per instance>"
-        )
+        settings = f"batch_size={options.batch_size}, timeout={options.timeout}"
+        return f"<batched {name_of(self.__wrapped__)}(), {settings}, a buffer per instance>"
 
     if not TYPE_CHECKING:
 
@@ -579,17 +560,14 @@ def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
     """
     if type(function) is not FunctionType or type(within) is not FunctionType:
         return function
-    found = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    update_wrapper(found, function)
+    found = FunctionType(function.__code__, function.__globals__, None, function.__defaults__, function.__closure__)
+    update_wrapper(found, function, (*WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
     del found.__wrapped__  # type: ignore[attr-defined]
-    found.__kwdefaults__ = function.__kwdefaults__
     found.__module__, found.__qualname__ = within.__module__, f"{within.__qualname__}.{attribute}"
     return found
 
 
-def _restored(function: Callable[..., Any], options: Options, of_class: bool) -> _Decorated:
+def _restored(function: Callable[..., Any], options: Options, of_class: bool) -> Any:
     """Return what was pickled: the one of this process where it stands at its place, else one made anew.
 
     A `function` that comes from `_findable()` is pickled by pickle as a name, and by cloudpickle as a name or as a
@@ -597,15 +575,12 @@ def _restored(function: Callable[..., Any], options: Options, of_class: bool) ->
     """
     if type(function) is FunctionType:
         place = function.__qualname__.removesuffix("._self_list_function")
-        try:
-            found: _Decorated = attrgetter(place)(sys.modules[function.__module__])
+        with suppress(AttributeError, KeyError):
+            found = attrgetter(place)(sys.modules[function.__module__])
             if found._self_list_function is function:
                 return found
-        except (AttributeError, KeyError):
-            pass
         function.__qualname__ = place
-    made: _Decorated = _decorate(classmethod(function) if of_class else function, replace(options))
-    return made
+    return _decorate(options, classmethod(function) if of_class else function)
 
 
 def batched(
@@ -694,15 +669,12 @@ def batched(
             the wrong type, or lacks the one that it needs.
         ValueError: (On decorating) an option is out of its range.
     """
-    asked = locals()  # the options, by name
-
-    def decorate(function: Callable[..., Any], /) -> Any:
-        return _decorate(function, Options(**asked))
-
-    return decorate
+    decorate: Any = partial(_decorate, Options(**locals()))
+    return decorate  # type: ignore[no-any-return]
 
 
-def _decorate(function: Any, options: Options) -> Any:
+def _decorate(options: Options, function: Any, /) -> Any:
+    options = replace(options)  # of this function alone
     of_class, is_static = isinstance(function, classmethod), isinstance(function, staticmethod)
     if of_class or is_static:
         function = function.__func__
@@ -728,16 +700,15 @@ def _decorate(function: Any, options: Options) -> Any:
 
     def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
         access = _Access(make_engine(_of_items(run, takes), name, options, takes))
+        # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
+        weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
         return access, [(entry, make(access)) for entry, make in bodies]
 
     made: _Decorated
     if method:
         made = BatchedMethod(function, kind, begin, of_class=of_class)
     else:
-        access, entries = begin(function, name, options)
-        made = kind(function, access, entries)
-        # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
-        weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
+        made = kind(function, *begin(function, name, options))
     made._self_options = options
     made._self_list_function = _findable(function, function, "_self_list_function")
     return made

@@ -100,10 +100,8 @@ def _nameless(parameters: list[Parameter], *, method: bool) -> list[Parameter]:
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
     """Whether it must be awaited. Also an object whose `__call__()` must."""
-    return any(
-        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
-        for each in (function, type(function).__call__)
-    )
+    both = function, type(function).__call__
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in both)
 
 
 def as_coroutine_code(code: CodeType) -> CodeType:
@@ -126,9 +124,10 @@ def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Sign
 
 def annotations_of(signature: Signature) -> dict[str, Any]:
     """Return the annotations that belong to a signature."""
-    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    annotations["return"] = signature.return_annotation
-    return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+    found = {name: each.annotation for name, each in signature.parameters.items()} | {
+        "return": signature.return_annotation
+    }
+    return {name: annotation for name, annotation in found.items() if annotation is not Parameter.empty}
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
