@@ -192,18 +192,18 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
         # Before Python 3.13 a ParamSpec has no default, so Generic's own would insist on it.
         __class_getitem__ = classmethod(GenericAlias)
 
-    # How the engine is asked for what stands in `_self_call`, `_self_submit`; see Takes.define().
+    # How an engine is asked: what each object has of its own under these names. See Takes.define().
     _self_bodies: dict[str, str]
+    _self_aio: Any = None
 
     def __init__(self, function: Any, access: _Access, entries: Any, owner: Any = None, attribute: str = "") -> None:
         super().__init__(function)  # type: ignore[call-arg]
         self._self_engine = engine = access.engine
-        if owner is not None:
-            self._self_owner, self._self_attribute = owner, attribute
-            entries = [(name, MethodType(entry, owner)) for name, entry in entries]
+        self._self_owner, self._self_attribute = owner, attribute
         for name, entry in entries:
-            setattr(self, name, entry)
-        self._self_aio: Any = engine.aio and MethodType(engine.aio, (engine, owner))
+            setattr(self, name, entry if owner is None else MethodType(entry, owner))
+        if engine.aio is not None:
+            self._self_aio = MethodType(engine.aio, (engine, owner))
 
     @property
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
@@ -305,10 +305,9 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
 
     _self_engine: ThreadEngine
     _self_call: Callable[Concatenate[T, P], R]
-    _self_submit: Callable[Concatenate[T, P], Future[R]]
     _self_bodies = {  # noqa: RUF012
         "_self_call": "{use}.engine.call({item}{constants})",
-        "_self_submit": "{use}.engine.submit({item}, {owner}{constants})",
+        "submit": "{use}.engine.submit({item}, {owner}{constants})",
     }
 
     @_found_in("_self_call")
@@ -332,7 +331,6 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
         """
         return self._self_call(item, *args, **kwargs)
 
-    @_found_in("_self_submit")
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
 
@@ -349,7 +347,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        return self._self_submit(item, *args, **kwargs)
+        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
 
     def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
@@ -384,15 +382,13 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
     """
 
     _self_engine: "LoopEngines"
-    _self_submit: "Callable[Concatenate[T, P], asyncio.Future[R]]"
-    _self_bodies = {"_self_submit": "{use}.engine.submit({item}, {owner}{constants}).future"}  # noqa: RUF012
+    _self_bodies = {"submit": "{use}.engine.submit({item}, {owner}{constants}).future"}  # noqa: RUF012
 
     @_found_in("_self_aio")
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Await the item's result. Cancelling takes the item out of the buffer; see `submit`."""
         return self._self_aio(item, *args, **kwargs)  # type: ignore[no-any-return]
 
-    @_found_in("_self_submit")
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
 
@@ -411,7 +407,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
-        return self._self_submit(item, *args, **kwargs)
+        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
@@ -696,13 +692,13 @@ def _decorate(options: Options, function: Any, /) -> Any:
         from ._asyncio import LoopEngines  # asyncio is imported when it is needed
 
         kind, make_engine = BatchedCoroutineFunction, LoopEngines
-    bodies = [(entry, takes.define(body)) for entry, body in kind._self_bodies.items()]
+    bodies = {entry: takes.define(body) for entry, body in kind._self_bodies.items()}
 
     def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
         access = _Access(make_engine(_of_items(run, takes), name, options, takes))
         # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
         weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
-        return access, [(entry, make(access)) for entry, make in bodies]
+        return access, [(entry, make(access)) for entry, make in bodies.items()]
 
     made: _Decorated
     if method:

@@ -74,5 +74,4 @@ class BatchProcessor(Blocking, Generic[R]):
             TypeError: `process()` returned what cannot be results.
             ClosedError: `close()` was called before.
         """
-        result: R = self._self_engine.call(input)
-        return result
+        return self._self_engine.call(input)  # type: ignore[no-any-return]
