@@ -692,7 +692,7 @@ def _decorate(options: Options, function: Any, /) -> Any:
         from ._asyncio import LoopEngines  # asyncio is imported when it is needed
 
         kind, make_engine = BatchedCoroutineFunction, LoopEngines
-    bodies = {entry: takes.define(body) for entry, body in kind._self_bodies.items()}
+    bodies = {each: takes.define(body, getattr(kind, each, kind).__doc__) for each, body in kind._self_bodies.items()}
 
     def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
         access = _Access(make_engine(_of_items(run, takes), name, options, takes))

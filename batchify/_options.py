@@ -30,14 +30,14 @@ class Takes(NamedTuple):
     `columns` lists, each of one entry per item, and perhaps `constants` beside them. What a call passes becomes the
     item, which is a tuple if there are several columns, and the constants by `bind(*args, **kwargs)`, which may raise
     a TypeError. It is not asked where the call is `plain`: one positional argument, which is the item. What else takes
-    the same arguments is made by `define(body)(use)`.
+    the same arguments is made by `define(body, doc)(use)`.
     """
 
     columns: int
     constants: bool
     plain: bool
     bind: Callable[..., tuple[Any, Mapping[str, Any]]]
-    define: Callable[[str], Callable[[Any], Callable[..., Any]]]
+    define: Callable[..., Callable[[Any], Callable[..., Any]]]
 
 
 @dataclass(slots=True)

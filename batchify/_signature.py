@@ -55,7 +55,7 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
 
 
 def _define(
-    name: str, body: str, *, parameters: list[Parameter], columns: int, method: bool
+    name: str, body: str, doc: str | None = None, *, parameters: list[Parameter], columns: int, method: bool
 ) -> Callable[[Any], Callable[..., Any]]:
     """Return what makes, given what `{use}` is, a function that takes the arguments of a call, and returns `body`.
 
@@ -73,13 +73,14 @@ def _define(
         constants=f", {{{constants}}}" if constants else "",
         owner=names[0] if method else None,
     )
-    space = {f"_{each.name}_": each.default for each in parameters}
+    space = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
     takes = [each.replace(annotation=Parameter.empty) for each in _nameless(parameters, method=method)]
     for position, each in enumerate(takes):
         if each.default is not Parameter.empty:
             takes[position] = each.replace(default=_Text(f"_{each.name}_"))
     function = f"def entry{Signature(takes)}: return {text}"
-    exec(f"def make({use}):\n {function}\n entry.__qualname__ = {name!r}\n return entry", space)  # noqa: S102
+    told = f"entry.__qualname__, entry.__doc__ = {name!r}, doc"
+    exec(f"def make({use}):\n {function}\n {told}\n return entry", space)  # noqa: S102 - names of parameters
     make: Callable[[Any], Callable[..., Any]] = space["make"]
     return make
 
