@@ -161,7 +161,12 @@ def test_cancelled_future_lets_go_of_its_instance() -> None:
 
 def test_submit_that_is_kept_alone_still_fills_batches() -> None:
     batches: list[list[int]] = []
-    submit = batched(batch_size=2, timeout=None)(lambda xs: batches.append(xs) or xs).submit
+
+    def remember(items: list[int]) -> list[int]:
+        batches.append(items.copy())
+        return items
+
+    submit = batched(batch_size=2, timeout=None)(remember).submit
     gc.collect()
     futures = [submit(item) for item in range(4)]
     assert [future.result() for future in futures] == [0, 1, 2, 3]
