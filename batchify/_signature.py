@@ -38,20 +38,18 @@ def _class_around(function: Callable[..., Any]) -> str:
 def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
     everything = _parameters(function)
-    parameters = everything[method:]
-    columns = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
-    constants = [parameter for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
-    if not columns or len(columns) + len(constants) < len(parameters):
+    kinds = [parameter.kind for parameter in everything[method:]]
+    columns, constants = sum(kind in _POSITIONAL for kind in kinds), kinds.count(Parameter.KEYWORD_ONLY)
+    if not columns or columns + constants < len(kinds):
         must = "the instance and one parameter or more" if method else "one parameter or more"
         takes = Signature([each.replace(annotation=Parameter.empty) for each in everything])
         raise TypeError(
             f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
             f"ones, each the same for a whole batch; it takes {takes}"
         )
-    define = partial(_define, name, parameters=everything, columns=len(columns), method=method)
+    define = partial(_define, name, parameters=everything, columns=columns, method=method)
     bind = define("{use}({item}{constants})")(lambda item, constants=NO_CONSTANTS: (item, constants))
-    plain = len(columns) == 1 and not constants
-    return Takes(len(columns), bool(constants), plain, partial(bind, None) if method else bind, define)
+    return Takes(columns, bool(constants), len(kinds) == 1, partial(bind, None) if method else bind, define)
 
 
 def _define(
@@ -73,7 +71,7 @@ def _define(
         constants=f", {{{constants}}}" if constants else "",
         owner=names[0] if method else None,
     )
-    space = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
+    space: dict[str, Any] = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
     takes = [each.replace(annotation=Parameter.empty) for each in _nameless(parameters, method=method)]
     for position, each in enumerate(takes):
         if each.default is not Parameter.empty:
