@@ -8,25 +8,20 @@ import sys
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Hashable, Iterable, Mapping
 from concurrent.futures import Future
-from dataclasses import replace
-from functools import reduce, update_wrapper
+from contextlib import suppress
+from dataclasses import fields, replace
+from functools import WRAPPER_ASSIGNMENTS, partial, update_wrapper
 from inspect import Signature
+from operator import attrgetter
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, cast, overload
 
-from ._options import MISSING, Options, Takes, given
-from ._signature import (
-    annotations_of_one_item,
-    as_coroutine_code,
-    is_coroutine_function,
-    is_method,
-    name_of,
-    signature_of_one_item,
-    takes_of,
-)
+from . import _signature
+from ._options import Options, Takes
+from ._signature import name_of
 from ._stats import BatchReport, Stats
 from ._threads import ThreadEngine
-from ._typing import Decorator, P, R, T
+from ._typing import Decorator, K, P, R, T, X
 
 if TYPE_CHECKING:
     import asyncio
@@ -36,10 +31,18 @@ if TYPE_CHECKING:
     # Not wrapt's class: it answers to any attribute, so a checker would let `f.sumbit` pass.
     _Wrapper = object
 else:
-    from wrapt import FunctionWrapper as _Wrapper
+    from wrapt import BaseObjectProxy as _Wrapper
 
 S_co = TypeVar("S_co", covariant=True)
-F = TypeVar("F", bound="BatchedFunction[Any, Any, ...] | BatchedCoroutineFunction[Any, Any, ...]")
+F_co = TypeVar("F_co", bound=Callable[..., Any], covariant=True)
+
+
+def _found_in(attribute: str) -> Callable[[X], X]:
+    """Let a method be what an object has in that attribute, so that no step stands between a caller and the engine.
+
+    Python looks for `__call__` in the class alone. What is decorated gives types and documentation, and is not run.
+    """
+    return lambda method: cast("Any", property(attrgetter(attribute), doc=method.__doc__))
 
 
 class _Decorated(_Wrapper):
@@ -48,50 +51,39 @@ class _Decorated(_Wrapper):
     __qualname__: str
     __wrapped__: Callable[..., Any]
     _self_options: Options
+    # What pickle is to see. Names that begin so stay here; wrapt passes all others on to the function.
+    _self_list_function: Any
+    _self_of_class = False
+    # Of a bound method: whose it is, which all calls that wait keep alive, and under what name it is found there.
+    _self_owner: Any = None
+    _self_attribute: str
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        if not TYPE_CHECKING:
-            super().__init__(function, _not_called)
-        # Names that begin so stay here; wrapt passes all others on to the function.
-        self._self_list_function = _findable(function, function, "_self_list_function")
+    # What inspect asks a function for; a callable object has none of it.
+    __defaults__ = None
+    __kwdefaults__ = None
 
     if not TYPE_CHECKING:
         # Finds what wrapt's would (but for a `__doc__` that the function gets later), in a third of the time: that one
         # Python calls as any method, this one directly.
         __getattribute__ = object.__getattribute__
+        __str__ = object.__str__
+        # Not that of the function: cloudpickle would take this for it, and leave the decorator behind.
+        __class__ = property(type)
 
-        @property
-        def __class__(self) -> type:
-            # Not that of the function: cloudpickle would take this for it, and leave the decorator behind.
-            return type(self)
-
-        def __str__(self) -> str:
-            return repr(self)
-
-        def __setattr__(self, name: str, value: object) -> None:
-            # wrapt would set it on the function, where it has no effect.
-            if name in Options.__slots__ and name not in ("batch_size", "timeout"):
-                raise AttributeError(f"{name_of(self.__wrapped__)}(): {name} is fixed when the function is decorated")
-            super().__setattr__(name, value)
-
-    # What inspect asks a function for; a callable object has none of it.
+        def __init_subclass__(cls) -> None:
+            super().__init_subclass__()
+            # In each class itself: Python makes an empty one where it is missing, as soon as somebody asks the class.
+            cls.__annotations__ = property(lambda self: _signature.annotations_of(self.__signature__))
 
     @property
     def __name__(self) -> str:
-        name: str = getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__)
-        return name
-
-    __defaults__ = None
-    __kwdefaults__ = None
-    _self_takes_instance = False
+        return str(getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__))
 
     @property
     def __signature__(self) -> Signature:
-        return signature_of_one_item(self.__wrapped__, method=self._self_takes_instance)
+        return _signature.signature_of_one_item(self.__wrapped__, method=isinstance(self, BatchedMethod))
 
     # A function is copied as itself. Pickled are the function and its options; the buffer and the callers stay here.
-
-    _self_of_class = False
 
     def __copy__(self) -> Self:
         return self
@@ -101,35 +93,117 @@ class _Decorated(_Wrapper):
             return self
         # It is bound, perhaps to what is copied. The copy must not answer as the original.
         restore, arguments = self.__reduce_ex__(4)
-        copied: Self = restore(*copy.deepcopy(arguments, memo))
-        return copied
+        return restore(*copy.deepcopy(arguments, memo))  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        place = getattr(self, "__module__", None), getattr(self, "__qualname__", "")
-        return _restored, (self._self_list_function, *place, self._self_options, self._self_of_class)
+        if self._self_owner is not None:
+            return getattr, (self._self_owner, self._self_attribute)
+        return _restored, (self._self_list_function, self._self_options, self._self_of_class)
 
 
-class _Batched(Generic[T, R, P], _Decorated):
+def _refuse(option: str, self: _Decorated, _: object) -> None:
+    raise AttributeError(f"{name_of(self.__wrapped__)}(): {option} is fixed when the function is decorated")
+
+
+_FIXED = {each.name for each in fields(Options)} - {"batch_size", "timeout"}
+for _option in _FIXED:
+    # wrapt would set it on the function, where it has no effect.
+    setattr(_Decorated, _option, property(None, partial(_refuse, _option)))
+
+
+class _Access:
+    """What everything has by which a function can be called: when this is gone, nobody can call it any more."""
+
+    __slots__ = ("__weakref__", "engine")
+
+    def __init__(self, engine: "ThreadEngine | LoopEngines") -> None:
+        self.engine: Any = engine
+
+
+class _Common:
+    """What functions and processors of any kind have in common."""
+
+    __slots__ = ()
+
+    _self_engine: Any  # a ThreadEngine, or LoopEngines
+
+    def flush(self) -> None:
+        """Make what waits due now. Does not wait for the answers. Any thread may call."""
+        self._self_engine.flush()
+
+    @property
+    def stats(self) -> Stats:
+        """What the function has done so far."""
+        return self._self_engine.stats  # type: ignore[no-any-return]
+
+
+class Blocking(_Common):
+    """How threads wait until all is answered."""
+
+    __slots__ = ()
+
+    _self_engine: ThreadEngine
+
+    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
+        """Refuse what comes, and block until what was accepted is answered, and the threads have ended.
+
+        Any thread may call, and often. From inside the function it does not wait, as it would wait for itself; while it
+        closes, calls from inside a function that wait for their answer are accepted.
+
+        `with f:` closes at its end. It opens a function that was closed, for the block; of several blocks that are open
+        at once the last one to end closes.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer. A flush thread
+                that is running the function gives it when that batch has ended.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
+        """
+        self._self_engine.close(timeout, cancel_pending=cancel_pending)
+
+    def drain(self, timeout: float | None = None) -> None:
+        """Make due what waits, and block until all that was accepted so far is answered. It stays open.
+
+        From inside the function it does not wait, as it would wait for itself.
+
+        Args:
+            timeout: Longest time in seconds that this waits; None means without end.
+
+        Raises:
+            TimeoutError: Not all was answered within `timeout` seconds. Nothing is lost.
+        """
+        self._self_engine.drain(timeout)
+
+    def __enter__(self) -> Self:
+        self._self_engine.open()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._self_engine.ends_block():
+            self.close()
+
+
+class _Batched(Generic[T, R, P], _Common, _Decorated):
     """What both kinds of decorated functions have in common."""
 
     if not TYPE_CHECKING:
         # Before Python 3.13 a ParamSpec has no default, so Generic's own would insist on it.
         __class_getitem__ = classmethod(GenericAlias)
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        engine: "ThreadEngine | LoopEngines",
-        owner: object = None,
-        attribute: str | None = None,
-    ) -> None:
-        super().__init__(function)
-        self._self_engine = engine
-        self._self_options = engine.options
-        # Of a method: whose it is, which all calls that wait keep alive, and under what name it is found there.
-        self._self_bound_to = owner
-        self._self_attribute = attribute
-        self._self_aio: Any = engine.aio and MethodType(engine.aio, (engine, owner))
+    # How an engine is asked: what each object has of its own under these names. See Takes.define().
+    _self_bodies: dict[str, str]
+    _self_aio: Any = None
+
+    def __init__(self, function: Any, access: _Access, entries: Any, owner: Any = None, attribute: str = "") -> None:
+        super().__init__(function)  # type: ignore[call-arg]
+        self._self_engine = engine = access.engine
+        self._self_owner, self._self_attribute = owner, attribute
+        for name, entry in entries:
+            setattr(self, name, entry if owner is None else MethodType(entry, owner))
+        if engine.aio is not None:
+            self._self_aio = MethodType(engine.aio, (engine, owner))
 
     @property
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
@@ -145,13 +219,8 @@ class _Batched(Generic[T, R, P], _Decorated):
                 from ._asyncio import aio_of, submit_to_thread  # asyncio is imported when it is needed
 
                 engine.aio = aio_of(f"{engine.name}.aio", engine.takes, submit_to_thread)
-            self._self_aio = MethodType(engine.aio, (engine, self._self_bound_to))
-        aio: Callable[Concatenate[T, P], Coroutine[Any, Any, R]] = self._self_aio
-        return aio
-
-    def flush(self) -> None:
-        """Make what waits due now. Does not wait for the answers. Any thread may call."""
-        self._self_engine.flush()
+            self._self_aio = MethodType(engine.aio, (engine, self._self_owner))
+        return self._self_aio  # type: ignore[no-any-return]
 
     async def aclose(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
         """Refuse what comes, from anywhere, and wait until what was accepted is answered.
@@ -199,14 +268,9 @@ class _Batched(Generic[T, R, P], _Decorated):
             await self.aclose()
 
     @property
-    def stats(self) -> Stats:
-        """What the function has done so far."""
-        return self._self_engine.stats
-
-    @property
     def batch_size(self) -> int:
         """Most items in one call of the function. May be set at any time, also for what waits."""
-        return self._self_options.batch_size
+        return self._self_engine.batch_size  # type: ignore[no-any-return]
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
@@ -215,7 +279,7 @@ class _Batched(Generic[T, R, P], _Decorated):
     @property
     def timeout(self) -> float | None:
         """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
-        return self._self_options.timeout
+        return self._self_engine.timeout  # type: ignore[no-any-return]
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
@@ -224,36 +288,29 @@ class _Batched(Generic[T, R, P], _Decorated):
     def __repr__(self) -> str:
         return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
-    def __get__(self, instance: object, owner: type | None = None) -> Self:
-        # As a static method: this has no place for an instance. BatchedMethod has.
-        return self
-
-    def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if self._self_attribute is not None:
-            return getattr, (self._self_bound_to, self._self_attribute)
-        return super().__reduce_ex__(protocol)
-
-    def _self_columns(
-        self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
-    ) -> tuple[Any, Mapping[str, Any], bool]:
-        """Return the items of a map, its constants, and whether all that it reads has a length."""
-        takes: Takes = self._self_engine.takes
-        _, constants = takes.bind(items, *more, **named)
-        sized = all(hasattr(each, "__len__") for each in (items, *more))
-        if takes.columns > 1:
-            bind = takes.bind
+    def _self_columns(self, items: Any, more: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """Return the items of a map, and its constants."""
+        bind = self._self_engine.takes.bind
+        _, constants = bind(items, *more, **named)
+        if self._self_engine.takes.columns > 1:
             items = (bind(*each, **named)[0] for each in zip(items, *more))  # noqa: B905 - as map() does
-        return items, constants, sized
+        return items, constants
 
 
-class BatchedFunction(_Batched[T, R, P]):
+class BatchedFunction(Blocking, _Batched[T, R, P]):
     """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it.
 
     What it is called with: `T` is the item, or of several columns the first, `P` what follows.
     """
 
     _self_engine: ThreadEngine
+    _self_call: Callable[Concatenate[T, P], R]
+    _self_bodies = {  # noqa: RUF012
+        "_self_call": "{use}.engine.call({item}{constants})",
+        "submit": "{use}.engine.submit({item}, {owner}{constants})",
+    }
 
+    @_found_in("_self_call")
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Block until the item is answered.
 
@@ -272,10 +329,7 @@ class BatchedFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        engine = self._self_engine
-        if engine.takes.plain and item is not MISSING and not args and not kwargs:
-            return engine.call(item)  # type: ignore[no-any-return]
-        return engine.call(*engine.takes.bind(*given(item, args), **kwargs))  # type: ignore[no-any-return]
+        return self._self_call(item, *args, **kwargs)
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
@@ -293,11 +347,7 @@ class BatchedFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        engine = self._self_engine
-        if engine.takes.plain and item is not MISSING and not args and not kwargs:
-            return engine.submit(item, self._self_bound_to)
-        bound, constants = engine.takes.bind(*given(item, args), **kwargs)
-        return engine.submit(bound, self._self_bound_to, constants)
+        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
 
     def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
@@ -319,41 +369,9 @@ class BatchedFunction(_Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        found, constants, sized = self._self_columns(items, more, kwargs)
-        return self._self_engine.map(iter(found), self._self_bound_to, constants, chunked=sized)
-
-    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
-        """As `aclose`, for any thread: blocks until what was accepted is answered, and the threads have ended.
-
-        `with f:` is to this what `async with f:` is to `aclose`.
-
-        Args:
-            timeout: Longest time in seconds that this waits; None means without end.
-            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer; see `aclose`.
-
-        Raises:
-            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
-        """
-        self._self_engine.close(timeout, cancel_pending=cancel_pending)
-
-    def drain(self, timeout: float | None = None) -> None:
-        """As `adrain`, for any thread: blocks until all that was accepted so far is answered.
-
-        Args:
-            timeout: Longest time in seconds that this waits; None means without end.
-
-        Raises:
-            TimeoutError: Not all was answered within `timeout` seconds. Nothing is lost.
-        """
-        self._self_engine.drain(timeout)
-
-    def __enter__(self) -> Self:
-        self._self_engine.open()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._self_engine.ends_block():
-            self.close()
+        found, constants = self._self_columns(items, more, kwargs)
+        sized = all(hasattr(each, "__len__") for each in (items, *more))
+        return self._self_engine.map(iter(found), self._self_owner, constants, chunked=sized)
 
 
 class BatchedCoroutineFunction(_Batched[T, R, P]):
@@ -364,12 +382,12 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
     """
 
     _self_engine: "LoopEngines"
+    _self_bodies = {"submit": "{use}.engine.submit({item}, {owner}{constants}).future"}  # noqa: RUF012
 
+    @_found_in("_self_aio")
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Await the item's result. Cancelling takes the item out of the buffer; see `submit`."""
-        if item is not MISSING and not args and not kwargs:
-            return self._self_aio(item)  # type: ignore[no-any-return]
-        return self._self_aio(*given(item, args), **kwargs)  # type: ignore[no-any-return]
+        return self._self_aio(item, *args, **kwargs)  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
@@ -389,11 +407,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
-        engine = self._self_engine
-        if engine.takes.plain and item is not MISSING and not args and not kwargs:
-            return engine.submit(item, self._self_bound_to).future
-        bound, constants = engine.takes.bind(*given(item, args), **kwargs)
-        return engine.submit(bound, self._self_bound_to, constants).future
+        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
@@ -414,129 +428,89 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `aclose()` was called before.
         """
-        found, constants, _ = self._self_columns(items, more, kwargs)
-        return self._self_engine.map(found, self._self_bound_to, constants)
+        found, constants = self._self_columns(items, more, kwargs)
+        return self._self_engine.map(found, self._self_owner, constants)
 
     if not TYPE_CHECKING:
 
         def close(self, *_: object, **__: object) -> None:
-            raise TypeError(
-                f"{self._self_engine.name}() is `async def`: use `async with`, or `await` aclose() or adrain()"
-            )
+            name = self._self_engine.name
+            raise TypeError(f"{name}() is `async def`: use `async with`, or `await` aclose() or adrain()")
 
         drain = __enter__ = close
 
     @property
     def __code__(self) -> CodeType:
-        return as_coroutine_code(getattr(self.__wrapped__, "__code__", self._self_engine.aio.__code__))
+        return _signature.as_coroutine_code(getattr(self.__wrapped__, "__code__", self._self_engine.aio.__code__))
 
 
-class BatchedMethod(Generic[S_co, F], _Decorated):
+class BatchedMethod(Generic[S_co, F_co], _Decorated):
     """A method of one item, answered by calls of a method of a list. Made by `batched` in a class.
 
     `instance.method` is a `BatchedFunction` or `BatchedCoroutineFunction` with a buffer of this instance's own, which
     goes with the instance; `Class.method` is this object. Instances need not be hashable, but weakly referenceable.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        kind: type[F],
-        begin: "Callable[[Callable[..., Any], str, Options, Takes], ThreadEngine | LoopEngines]",
-        options: Options,
-        takes: Takes,
-        *,
-        of_class: bool,
-    ) -> None:
-        super().__init__(function)
-        self._self_kind = kind
-        self._self_begin = begin
-        self._self_options = options
-        self._self_takes = takes
-        self._self_of_class = of_class
+    def __init__(self, function: Any, kind: Callable[..., F_co], begin: Callable[..., Any], *, of_class: bool) -> None:
+        super().__init__(function)  # type: ignore[call-arg]
+        self._self_kind, self._self_begin, self._self_of_class = kind, begin, of_class
         self._self_attribute: str = function.__name__
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
-        # given to another one; should it not, for Ctrl-C in forget(), the weak reference says whose it was.
+        # given to another one; should it not, for Ctrl-C, the weak reference says whose it was.
         self._self_engines: dict[int, tuple[weakref.ref[object], Any]] = {}
-
-    _self_takes_instance = True
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._self_attribute = name
 
     @overload
-    def __get__(self: "BatchedMethod[type[Any], F]", instance: object, owner: type) -> F: ...
+    def __get__(self: "BatchedMethod[type[Any], F_co]", instance: object, owner: type) -> F_co: ...
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
-    def __get__(self, instance: object, owner: type | None = None) -> F: ...
+    def __get__(self, instance: object, owner: type | None = None) -> F_co: ...
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         if self._self_of_class:
             instance = type(instance) if owner is None else owner
         elif instance is None:
             return self
-        entry = self._self_engines.get(id(instance))
-        engine = entry[1] if entry is not None and entry[0]() is instance else self._begin(instance)
+        found = self._self_engines.get(id(instance))
+        if found is None or found[0]() is not instance:
+            found = self._begin(instance)
         function = self.__wrapped__.__get__(instance, type(instance))
-        return self._self_kind(function, engine, instance, self._self_attribute)
+        return self._self_kind(function, *found[1], instance, self._self_attribute)
 
-    def _begin(self, instance: object) -> Any:
+    def _begin(self, instance: object) -> tuple["weakref.ref[object]", Any]:
         engines, key = self._self_engines, id(instance)
         kind = instance if isinstance(instance, type) else type(instance)
         name = f"{kind.__name__}.{self._self_attribute}"
 
-        def forget(_: object) -> None:
-            _, engine = engines.pop(key, (None, None))
-            if engine is not None:
-                engine.drop()
-
         try:
-            reference = weakref.ref(instance, forget)
+            reference = weakref.ref(instance, lambda _: engines.pop(key, None))  # and with it all access to the engine
         except TypeError:
             raise TypeError(
                 f"{name}() needs an instance that can be weakly referenced, since its buffer goes with it: "
                 f"add '__weakref__' to the __slots__ of {kind.__name__}"
             ) from None
-        function = _bound_weakly(self.__wrapped__, reference, self._self_takes)
-        entry = (reference, self._self_begin(function, name, replace(self._self_options), self._self_takes))
-        found = engines.setdefault(key, entry)  # another thread may come first
+        function = _bound_weakly(self.__wrapped__, reference)
+        begun = reference, self._self_begin(function, name, replace(self._self_options))
+        found = engines.setdefault(key, begun)  # another thread may come first
         if found[0]() is not instance:
-            engines[key] = found = entry
-        return found[1]
+            engines[key] = found = begun
+        return found
 
-    @overload
-    def __call__(
-        self: "BatchedMethod[Any, BatchedFunction[T, R, P]]",
-        instance: Any,
-        item: T,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> R: ...
-    @overload
-    def __call__(
-        self: "BatchedMethod[Any, BatchedCoroutineFunction[T, R, P]]",
-        instance: Any,
-        item: T,
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Coroutine[Any, Any, R]: ...
-    def __call__(self, instance: Any, /, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self: "BatchedMethod[Any, Callable[K, X]]", instance: Any, /, *args: K.args, **kwargs: K.kwargs) -> X:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
-        return self.__get__(instance, instance)(*args, **kwargs)
+        return self.__get__(instance, instance)(*args, **kwargs)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         options = self._self_options
-        return (
-            f"<batched {name_of(self.__wrapped__)}(), batch_size={options.batch_size}, timeout={options.timeout}, "
-            f"a buffer per instance>"
-        )
+        settings = f"batch_size={options.batch_size}, timeout={options.timeout}"
+        return f"<batched {name_of(self.__wrapped__)}(), {settings}, a buffer per instance>"
 
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> object:
-            if hasattr(BatchedFunction, name):  # both kinds have the same names
+            if hasattr(BatchedFunction, name) and name not in _FIXED:  # both kinds have the same names
                 raise self._self_not_mine(name, "asked")
             return super().__getattr__(name)
 
@@ -552,14 +526,14 @@ class BatchedMethod(Generic[S_co, F], _Decorated):
             )
 
 
-def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]", takes: Takes) -> Callable[..., Any]:
+def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]") -> Callable[..., Any]:
     """Bind a method without keeping its instance alive. Whoever waits for an answer does that."""
 
-    def run(items: list[Any], /, **constants: Any) -> Any:
+    def run(*lists: list[Any], **constants: Any) -> Any:
         instance = reference()
         if instance is None:
             raise ReferenceError("the instance that was to answer is gone")
-        return _of_items(function.__get__(instance, type(instance)), takes)(items, **constants)
+        return function.__get__(instance, type(instance))(*lists, **constants)
 
     return run
 
@@ -582,34 +556,27 @@ def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
     """
     if type(function) is not FunctionType or type(within) is not FunctionType:
         return function
-    found = FunctionType(
-        function.__code__, function.__globals__, function.__name__, function.__defaults__, function.__closure__
-    )
-    update_wrapper(found, function)
+    found = FunctionType(function.__code__, function.__globals__, None, function.__defaults__, function.__closure__)
+    update_wrapper(found, function, (*WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
     del found.__wrapped__  # type: ignore[attr-defined]
-    found.__kwdefaults__ = function.__kwdefaults__
     found.__module__, found.__qualname__ = within.__module__, f"{within.__qualname__}.{attribute}"
     return found
 
 
-def _restored(
-    function: Callable[..., Any], module: str | None, qualname: str, options: Options, of_class: bool
-) -> _Decorated:
+def _restored(function: Callable[..., Any], options: Options, of_class: bool) -> Any:
     """Return what was pickled: the one of this process where it stands at its place, else one made anew.
 
     A `function` that comes from `_findable()` is pickled by pickle as a name, and by cloudpickle as a name or as a
     whole, by its own rules.
     """
-    try:
-        found = reduce(getattr, qualname.split("."), sys.modules[module or ""])
-    except (AttributeError, KeyError):
-        found = None
-    if isinstance(found, _Decorated) and getattr(found, "_self_list_function", None) is function:
-        return found
     if type(function) is FunctionType:
-        function.__qualname__ = qualname
-    made: _Decorated = _decorate(classmethod(function) if of_class else function, replace(options))
-    return made
+        place = function.__qualname__.removesuffix("._self_list_function")
+        with suppress(AttributeError, KeyError):
+            found = attrgetter(place)(sys.modules[function.__module__])
+            if found._self_list_function is function:
+                return found
+        function.__qualname__ = place
+    return _decorate(options, classmethod(function) if of_class else function)
 
 
 def batched(
@@ -698,15 +665,12 @@ def batched(
             the wrong type, or lacks the one that it needs.
         ValueError: (On decorating) an option is out of its range.
     """
-    asked = locals()  # the options, by name
-
-    def decorate(function: Callable[..., Any], /) -> Any:
-        return _decorate(function, Options(**asked))
-
-    return decorate
+    decorate: Any = partial(_decorate, Options(**locals()))
+    return decorate  # type: ignore[no-any-return]
 
 
-def _decorate(function: Any, options: Options) -> Any:
+def _decorate(options: Options, function: Any, /) -> Any:
+    options = replace(options)  # of this function alone
     of_class, is_static = isinstance(function, classmethod), isinstance(function, staticmethod)
     if of_class or is_static:
         function = function.__func__
@@ -715,25 +679,34 @@ def _decorate(function: Any, options: Options) -> Any:
     if issubclass(type(function), _Decorated):
         raise TypeError(f"{function!r} is batched already")
     name = name_of(function)
-    method = of_class or (is_method(function) and not is_static)
-    takes = takes_of(name, function, method=method)
+    method = of_class or (_signature.is_method(function) and not is_static)
+    takes = _signature.takes_of(name, function, method=method)
     options.check(name)
     for option in ("weight", "group_by", "on_batch"):
         value = getattr(options, option)
         if "<" in getattr(value, "__qualname__", ""):  # a lambda, or in another function
             setattr(options, option, _findable(value, function, f"_self_options.{option}"))
     kind: Any = BatchedFunction
-    begin: Any = ThreadEngine
-    if is_coroutine_function(function):
+    make_engine: Any = ThreadEngine
+    if _signature.is_coroutine_function(function):
         from ._asyncio import LoopEngines  # asyncio is imported when it is needed
 
-        kind, begin = BatchedCoroutineFunction, LoopEngines
+        kind, make_engine = BatchedCoroutineFunction, LoopEngines
+    bodies = {each: takes.define(body, getattr(kind, each, kind).__doc__) for each, body in kind._self_bodies.items()}
+
+    def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
+        access = _Access(make_engine(_of_items(run, takes), name, options, takes))
+        # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
+        weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
+        return access, [(entry, make(access)) for entry, make in bodies.items()]
+
+    made: _Decorated
     if method:
-        return BatchedMethod(function, kind, begin, options, takes, of_class=of_class)
-    engine = begin(_of_items(function, takes), name, options, takes)
-    made = kind(function, engine)
-    # Calls, threads, timers and tasks hold the engine, but never what the user holds: so it is known when he drops it.
-    weakref.finalize(made, drop, weakref.ref(engine)).atexit = False
+        made = BatchedMethod(function, kind, begin, of_class=of_class)
+    else:
+        made = kind(function, *begin(function, name, options))
+    made._self_options = options
+    made._self_list_function = _findable(function, function, "_self_list_function")
     return made
 
 
@@ -742,25 +715,3 @@ def drop(known: "Callable[[], ThreadEngine | LoopEngines | None]") -> None:
     engine = known()
     if engine is not None:
         engine.drop()
-
-
-def _not_called(*_: object) -> None:
-    """Stand where wrapt wants a wrapper function; `__call__` is overridden."""
-
-
-for _entry in (
-    BatchedFunction.__call__,
-    BatchedFunction.submit,
-    BatchedCoroutineFunction.__call__,
-    BatchedCoroutineFunction.submit,
-):
-    _entry.__defaults__ = (MISSING,)
-
-
-def _annotations(self: _Decorated) -> dict[str, Any]:
-    return annotations_of_one_item(self.__wrapped__, method=self._self_takes_instance)
-
-
-for _kind in (BatchedFunction, BatchedCoroutineFunction, BatchedMethod):
-    # In each class itself: Python makes an empty one where it is missing, as soon as somebody asks the class.
-    setattr(_kind, "__annotations__", property(_annotations))  # noqa: B010 - a type checker forbids it

@@ -57,8 +57,7 @@ def own_copy(original: BaseException, name: str) -> Exception:
 
 def traceback_of(error: BaseException) -> TracebackType | None:
     """Return the traceback, whatever the type of the error makes of that attribute."""
-    traceback: TracebackType | None = BaseException.__dict__["__traceback__"].__get__(error)
-    return traceback
+    return BaseException.__dict__["__traceback__"].__get__(error)  # type: ignore[no-any-return]
 
 
 def _copy(original: Exception) -> Exception:

@@ -29,13 +29,15 @@ class Takes(NamedTuple):
 
     `columns` lists, each of one entry per item, and perhaps `constants` beside them. What a call passes becomes the
     item, which is a tuple if there are several columns, and the constants by `bind(*args, **kwargs)`, which may raise
-    a TypeError. It is not asked where the call is `plain`: one positional argument, which is the item.
+    a TypeError. It is not asked where the call is `plain`: one positional argument, which is the item. What else takes
+    the same arguments is made by `define(body, doc)(use)`.
     """
 
     columns: int
     constants: bool
     plain: bool
-    bind: Callable[..., tuple[Any, dict[str, Any]]]
+    bind: Callable[..., tuple[Any, Mapping[str, Any]]]
+    define: Callable[..., Callable[[Any], Callable[..., Any]]]
 
 
 @dataclass(slots=True)
@@ -55,11 +57,10 @@ class Options:
 
     def check(self, name: str) -> None:
         """Raise what says why, if these cannot be the options of the function of that name."""
-        self.batch_size = check_count(name, "batch_size", self.batch_size)
+        check_count(name, "batch_size", self.batch_size)
         self.timeout = check_timeout(name, self.timeout)
-        self.concurrency = check_count(name, "concurrency", self.concurrency)
-        if self.max_pending is not None:
-            self.max_pending = check_count(name, "max_pending", self.max_pending)
+        check_count(name, "concurrency", self.concurrency)
+        check_count(name, "max_pending", 1 if self.max_pending is None else self.max_pending)
         for option in ("weight", "group_by", "on_batch"):
             function = getattr(self, option)
             awaited = iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
@@ -109,48 +110,41 @@ class Options:
         if self.on_batch is not None:
             call.context = copy_context()
         if self.dedupe:
-            call.item_key = ItemKey(call.item, columns)
-        by = None if self.group_by is None else self.group_by(*entries)
-        call.key = GroupKey(by, constants) if constants or self.group_by is not None else None
+            types = type(call.item) if columns == 1 else tuple(map(type, call.item))
+            call.item_key = ItemKey((types, call.item))
+        call.key = None
+        if constants or self.group_by is not None:
+            values = tuple(constants.values())
+            by = None if self.group_by is None else self.group_by(*entries)
+            # With their types, since 1, 1.0 and True are equal, but not the same to the function.
+            call.key = GroupKey((by, values, tuple(map(type, values))))
+            call.key.constants = constants
 
 
-class GroupKey:
-    """What calls must have in common to share a batch. Asks a key for its hash once, in the caller."""
+class _Key(tuple[Any, ...]):
+    """A tuple that asks what is in it for its hash once, in the caller."""
 
-    __slots__ = ("constants", "hash", "label", "value")
-
-    def __init__(self, key: Hashable, constants: Mapping[str, Any]) -> None:
-        values = tuple(constants.values())
-        self.constants = constants  # keyword arguments of the function for these items
-        self.label: Hashable = (key, *values) if values else key  # what reports call the group
-        # With their types, since 1, 1.0 and True are equal, but not the same to the function.
-        self.value = (key, values, tuple(map(type, values)))
-        self.hash = hash(self.value)
-
-    def __hash__(self) -> int:
-        return self.hash
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, GroupKey) and self.value == other.value
-
-
-class ItemKey:
-    """An item by type and value, of several columns each. Asks it for its hash once, in the caller."""
-
-    __slots__ = ("hash", "types", "value")
-
-    def __init__(self, item: Any, columns: int) -> None:
-        self.value = item
-        self.types = type(item) if columns == 1 else tuple(map(type, item))
-        self.hash = hash(item)
+    def __init__(self, _: object) -> None:
+        self.hash = super().__hash__()
 
     def __hash__(self) -> int:
         return self.hash
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, ItemKey) or self.types != other.types:
-            return False
-        return self.value is other.value or bool(self.value == other.value)
+
+class ItemKey(_Key):
+    """What equal items have in common: their type, or that of each column, and the item."""
+
+
+class GroupKey(_Key):
+    """What calls must have in common to share a batch: their key, their constants, and the types of these."""
+
+    constants: Mapping[str, Any]  # keyword arguments of the function for these items
+
+    @property
+    def label(self) -> Hashable:
+        """What reports call the group."""
+        key, values, _ = self
+        return (key, *values) if values else key
 
 
 def _is_number(value: object) -> bool:

@@ -2,18 +2,17 @@
 
 import weakref
 from collections.abc import Iterator
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
-from ._decorator import drop
+from ._decorator import Blocking, drop
 from ._options import Options
-from ._stats import Stats
 from ._threads import ThreadEngine
 from ._typing import SizedIterable
 
 R = TypeVar("R")
 
 
-class BatchProcessor(Generic[R]):
+class BatchProcessor(Blocking, Generic[R]):
     """Gathers requests from any number of threads and answers them by one call of `process()`, to be overridden.
 
     A new program is better served by `batched`, which takes any item, not only keywords, and keeps the types.
@@ -41,20 +40,16 @@ class BatchProcessor(Generic[R]):
 
         options = Options(batch_size, timeout)
         options.check(name)
-        self._engine = ThreadEngine(
-            process,
-            name,
-            options,
-            awaitable="asyncio.to_thread(processor.request, ...)",
-        )
-        weakref.finalize(self, drop, weakref.ref(self._engine)).atexit = False
+        awaitable = "asyncio.to_thread(processor.request, ...)"
+        self._self_engine = ThreadEngine(process, name, options, awaitable=awaitable)
+        weakref.finalize(self, drop, weakref.ref(self._self_engine)).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own: the callers in this one are not its callers."""
-        return {**self.__dict__, "_engine": (self._engine.batch_size, self._engine.timeout)}
+        return {**self.__dict__, "_self_engine": (self._self_engine.batch_size, self._self_engine.timeout)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        BatchProcessor.__init__(self, *state.pop("_engine"))
+        BatchProcessor.__init__(self, *state.pop("_self_engine"))
         self.__dict__.update(state)
 
     def process(
@@ -79,30 +74,4 @@ class BatchProcessor(Generic[R]):
             TypeError: `process()` returned what cannot be results.
             ClosedError: `close()` was called before.
         """
-        result: R = self._engine.call(input)
-        return result
-
-    def flush(self) -> None:
-        """Make what waits due now. Does not wait for the answers."""
-        self._engine.flush()
-
-    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
-        """Refuse what comes, and wait until what was accepted is answered; see `BatchedFunction.close`."""
-        self._engine.close(timeout, cancel_pending=cancel_pending)
-
-    def drain(self, timeout: float | None = None) -> None:
-        """Make due what waits, and wait until all that was accepted so far is answered."""
-        self._engine.drain(timeout)
-
-    def __enter__(self) -> Self:
-        self._engine.open()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        if self._engine.ends_block():
-            self.close()
-
-    @property
-    def stats(self) -> Stats:
-        """What this processor has done so far."""
-        return self._engine.stats
+        return self._self_engine.call(input)  # type: ignore[no-any-return]

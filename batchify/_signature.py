@@ -4,22 +4,13 @@ The only file that knows signatures and annotations.
 """
 
 import inspect
-from collections.abc import (
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from inspect import Parameter, Signature
 from types import CodeType
 from typing import Any, get_args, get_origin
 
-from ._options import Takes
+from ._options import NO_CONSTANTS, Takes
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -47,62 +38,69 @@ def _class_around(function: Callable[..., Any]) -> str:
 def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
     everything = _parameters(function)
-    instance, parameters = everything[:method], everything[method:]
-    columns = [parameter for parameter in parameters if parameter.kind in _POSITIONAL]
-    constants = [parameter for parameter in parameters if parameter.kind is Parameter.KEYWORD_ONLY]
-    if not columns or len(columns) + len(constants) < len(parameters):
+    kinds = [parameter.kind for parameter in everything[method:]]
+    columns, constants = sum(kind in _POSITIONAL for kind in kinds), kinds.count(Parameter.KEYWORD_ONLY)
+    if not columns or columns + constants < len(kinds):
         must = "the instance and one parameter or more" if method else "one parameter or more"
         takes = Signature([each.replace(annotation=Parameter.empty) for each in everything])
         raise TypeError(
             f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
             f"ones, each the same for a whole batch; it takes {takes}"
         )
-    plain = len(columns) == 1 and not constants
-    return Takes(len(columns), bool(constants), plain, _binder(name, instance, columns, constants))
+    define = partial(_define, name, parameters=everything, columns=columns, method=method)
+    bind = define("{use}({item}{constants})")(lambda item, constants=NO_CONSTANTS: (item, constants))
+    return Takes(columns, bool(constants), len(kinds) == 1, partial(bind, None) if method else bind, define)
 
 
-def _one(item: object, /) -> None:
-    """Take one item."""
+def _define(
+    name: str, body: str, doc: str | None = None, *, parameters: list[Parameter], columns: int, method: bool
+) -> Callable[[Any], Callable[..., Any]]:
+    """Return what makes, given what `{use}` is, a function that takes the arguments of a call, and returns `body`.
 
-
-def _one_of(instance: object, item: object, /) -> None:
-    """Take one item of an instance."""
-
-
-def _binder(
-    name: str, instance: list[Parameter], columns: list[Parameter], constants: list[Parameter]
-) -> Callable[..., Any]:
-    """Return a function that takes the arguments of a call, and returns its item and its constants.
-
-    Made from text, as `collections.namedtuple` does it, so that what Python says of wrong arguments is what it would
-    say of the function itself, where it counts the instance too.
+    There, `{item}` and `{constants}` are what an engine is passed, the latter with a comma in front, if there are any,
+    and `{owner}` is the instance of a method, which it takes first, or None. Made from text, as
+    `collections.namedtuple` does it, so that what Python says of wrong arguments is what it would say of the function
+    itself, where it counts the instance too.
     """
-    defaults = {f"_{each.name}_": each.default for each in (*columns, *constants)}
-    texts = [
-        each.name if each.default is Parameter.empty else f"{each.name}=_{each.name}_"
-        for each in (*columns, *constants)
-    ]
-    if constants:
-        texts.insert(len(columns), "*")
-    # One item alone has no name that would fit it.
-    nameless = sum(each.kind is Parameter.POSITIONAL_ONLY for each in columns) or len(columns) + len(constants) == 1
-    if nameless:
-        texts.insert(int(nameless), "/")
-    texts = [each.name for each in instance] + texts
-    item = ", ".join(each.name for each in columns)  # in parentheses a tuple, or the only one itself
-    values = ", ".join(f"{each.name!r}: {each.name}" for each in constants)
-    exec(f"def bind({', '.join(texts)}): return ({item}), {{{values}}}", defaults)  # noqa: S102 - names of parameters
-    bind: Callable[..., Any] = defaults["bind"]
-    bind.__name__ = bind.__qualname__ = name
-    return partial(bind, None) if instance else bind
+    names = [each.name for each in parameters]
+    use = "_".join(["use", *names])  # so no parameter has this name
+    constants = ", ".join(f"{each!r}: {each}" for each in names[method + columns :])
+    text = body.format(
+        use=use,
+        item=f"({', '.join(names[method : method + columns])})",  # a tuple, or the only one itself
+        constants=f", {{{constants}}}" if constants else "",
+        owner=names[0] if method else None,
+    )
+    space: dict[str, Any] = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
+    takes = [each.replace(annotation=Parameter.empty) for each in _nameless(parameters, method=method)]
+    for position, each in enumerate(takes):
+        if each.default is not Parameter.empty:
+            takes[position] = each.replace(default=_Text(f"_{each.name}_"))
+    function = f"def entry{Signature(takes)}: return {text}"
+    told = f"entry.__qualname__, entry.__doc__ = {name!r}, doc"
+    exec(f"def make({use}):\n {function}\n {told}\n return entry", space)  # noqa: S102 - names of parameters
+    make: Callable[[Any], Callable[..., Any]] = space["make"]
+    return make
+
+
+class _Text(str):
+    """Code, as which it stands in a signature."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
+def _nameless(parameters: list[Parameter], *, method: bool) -> list[Parameter]:
+    """Return parameters as those of one item, which alone has no name that would fit it."""
+    if len(parameters) > method + 1:
+        return parameters
+    return [each.replace(kind=Parameter.POSITIONAL_ONLY) for each in parameters]
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
     """Whether it must be awaited. Also an object whose `__call__()` must."""
-    return any(
-        inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each)
-        for each in (function, type(function).__call__)
-    )
+    both = function, type(function).__call__
+    return any(inspect.iscoroutinefunction(each) or inspect.isasyncgenfunction(each) for each in both)
 
 
 def as_coroutine_code(code: CodeType) -> CodeType:
@@ -116,32 +114,27 @@ def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Sign
         signature = inspect.signature(function, eval_str=True)
     except Exception:  # noqa: BLE001 - an annotation is any expression, and may not be importable here
         signature = inspect.signature(function)
-    parameters = list(signature.parameters.values())
-    first = 1 if method else 0
-    alone = len(parameters) == first + 1
-    for position, each in enumerate(parameters[first:], first):
+    parameters = _nameless(list(signature.parameters.values()), method=method)
+    for position, each in enumerate(parameters[method:], method):
         if each.kind in _POSITIONAL:
-            kind = Parameter.POSITIONAL_ONLY if alone else each.kind
-            parameters[position] = each.replace(kind=kind, annotation=_entry(each.annotation))
-    if alone:
-        parameters[0] = parameters[0].replace(kind=Parameter.POSITIONAL_ONLY)
+            parameters[position] = each.replace(annotation=_entry(each.annotation))
     return signature.replace(parameters=parameters, return_annotation=_entry(signature.return_annotation))
 
 
-def annotations_of_one_item(function: Callable[..., Any], *, method: bool) -> dict[str, Any]:
-    """Return the annotations that belong to `signature_of_one_item()`."""
-    signature = signature_of_one_item(function, method=method)
-    annotations = {name: parameter.annotation for name, parameter in signature.parameters.items()}
-    annotations["return"] = signature.return_annotation
-    return {name: annotation for name, annotation in annotations.items() if annotation is not Parameter.empty}
+def annotations_of(signature: Signature) -> dict[str, Any]:
+    """Return the annotations that belong to a signature."""
+    found = {name: each.annotation for name, each in signature.parameters.items()} | {
+        "return": signature.return_annotation
+    }
+    return {name: annotation for name, annotation in found.items() if annotation is not Parameter.empty}
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     try:
-        signature = inspect.signature(function)
+        return list(inspect.signature(function).parameters.values())
     except ValueError:  # written in C, and it does not say
-        signature = inspect.signature(_one_of if _class_around(function) else _one)
-    return list(signature.parameters.values())
+        names = ["instance", "item"] if _class_around(function) else ["item"]
+        return [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
 
 
 def _entry(annotation: Any) -> Any:

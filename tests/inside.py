@@ -44,7 +44,7 @@ Function = tuple[Any, str]  # a class or a module, and a name in it
 
 def engine(f: Any) -> Any:
     """Return what gathers the calls of `f` and runs its function."""
-    return f._engine if hasattr(f, "_engine") else f._self_engine
+    return f._self_engine
 
 
 def is_on_loops(f: Any) -> bool:
@@ -190,7 +190,7 @@ def timers_set(f: Any) -> list[Any]:
 
 def options_of(f: Any) -> Options:
     """Return the options of `f`, or of a buffer alone, as they stand."""
-    options: Options = f._options if isinstance(f, Buffer) else f._self_options
+    options: Options = f._options if isinstance(f, Buffer) else engine(f).options
     return options
 
 

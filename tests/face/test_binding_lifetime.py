@@ -159,6 +159,20 @@ def test_cancelled_future_lets_go_of_its_instance() -> None:
     asyncio.run(check(lambda one: one.fetch.submit(1)))
 
 
+def test_submit_that_is_kept_alone_still_fills_batches() -> None:
+    batches: list[list[int]] = []
+
+    def remember(items: list[int]) -> list[int]:
+        batches.append(items.copy())
+        return items
+
+    submit = batched(batch_size=2, timeout=None)(remember).submit
+    gc.collect()
+    futures = [submit(item) for item in range(4)]
+    assert [future.result() for future in futures] == [0, 1, 2, 3]
+    assert batches == [[0, 1], [2, 3]]
+
+
 def test_finalizer_of_an_instance_may_call_its_method() -> None:
     results: list[Any] = []
 

@@ -201,6 +201,8 @@ def test_decorated_function_tells_its_name_doc_signature_and_class() -> None:
     assert isinstance(decorated, BatchedFunction)
     assert decorated.__class__ is BatchedFunction
     assert callable(decorated)
+    assert decorated.submit.__doc__ == BatchedFunction.submit.__doc__
+    assert str(inspect.signature(decorated.submit)) == "(texts, /)"
 
 
 @pytest.mark.usefixtures("no_noise")
