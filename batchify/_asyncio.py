@@ -274,6 +274,7 @@ class LoopEngine(Engine):
         self._timer_at = inf
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
+        self._watched: SubmitCall | None = None
         self.has_usual_clock = type(loop).time is BaseEventLoop.time
         self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
@@ -347,11 +348,21 @@ class LoopEngine(Engine):
     def sleep_until(self, moment: float) -> None:
         if moment != self._timer_at:
             self._set_timer(moment)
-        if self._timer is None and self.buffer.head() is not None:
+        head = self.buffer.head()
+        if head is not None and self._timer is None:
             _held.add(self)
         else:
             _held.discard(self)
+        if type(head) is SubmitCall and head is not self._watched:
+            # Who holds its future may cancel it without a word: then there may be nothing to wait for.
+            self._watched = head
+            Future.add_done_callback(head.future, self._head_is_done, context=self.context)
         self.wakes_at = moment
+
+    def _head_is_done(self, future: "Future[Any]") -> None:
+        self._watched, loop = None, self.loop()
+        if future.cancelled() and loop is not None:
+            self.look(loop)
 
     def _set_timer(self, moment: float) -> None:
         timer, loop = self._timer, self.loop()

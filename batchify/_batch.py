@@ -121,46 +121,6 @@ class MapCall(Call):
             bell()
 
 
-class Ahead:
-    """What a map has read and not yielded yet."""
-
-    def __init__(
-        self, items: Iterator[Any], bell: Callable[[], object], ask: Callable[[Call], object] | None = None
-    ) -> None:
-        self.calls: deque[MapCall] = deque()
-        self.more = True
-        self._items = items
-        self._bell = bell
-        self._ask = ask
-        self._error: Exception | None = None
-
-    def read(self, size: int) -> list[MapCall]:
-        """Read so many items, or fewer if there are no `more`. Returns the calls that are to wait."""
-        calls: list[MapCall] = []
-        bell = self._bell
-        try:
-            for item in islice(self._items, min(size, sys.maxsize)):
-                call = MapCall()
-                call.item = item
-                call.bell = bell
-                calls.append(call)
-        except Exception as error:  # noqa: BLE001 - whatever they raise; see raise_error()
-            self._error = error
-        self.more = len(calls) == size
-        self.calls.extend(calls)
-        ask = self._ask
-        return calls if ask is None else [call for call in calls if is_sound(call, ask)]
-
-    def raise_error(self) -> None:
-        """Raise what the items raised, behind the results of those before."""
-        error, self._error = self._error, None
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback knows this frame
-
-
 def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
     """Ask what options want to know of a call of a map; where that fails, this is the answer."""
     try:

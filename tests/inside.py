@@ -26,7 +26,7 @@ from batchify import Stats, _asyncio, _batch, _buffer, _engine, _stats, _threads
 from batchify._asyncio import LoopEngine, LoopEngines
 from batchify._batch import Batch, Call, MapCall, advise, complain
 from batchify._buffer import Buffer, GroupedBuffer
-from batchify._engine import Controls, Engine
+from batchify._engine import Ahead, Controls, Engine
 from batchify._errors import ClosedError
 from batchify._inside import Place
 from batchify._options import Options

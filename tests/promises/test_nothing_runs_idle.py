@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from .. import inside
-from ..kit import Coroutines, Kit, Threads
+from ..kit import Kit, Threads
 
 
 def flush_threads(name: str) -> list[threading.Thread]:
@@ -83,7 +83,7 @@ def test_item_that_waits_sets_a_timer_only_if_time_makes_it_due(kit: Kit) -> Non
 def test_item_that_leaves_takes_its_timer_along(kit: Kit) -> None:
     kit.stop_the_clock()
     f = kit(batch_size=9, timeout=1.0)
-    future = kit.start(f, 1) if isinstance(kit, Coroutines) else kit.submit(f, 1)  # of loops' futures nobody is told
+    future = kit.submit(f, 1)
     kit.settle()
     assert inside.has_a_timer(f)
     assert future.cancel()
