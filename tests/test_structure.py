@@ -37,7 +37,7 @@ ONLY = {
     "wrapt": {"_decorator"},
     "inspect": {"_decorator", "_signature", "_options"},
     "asyncio": {"_asyncio", "_decorator"},
-    "monotonic": {"_threads"},
+    "monotonic": {"_asyncio", "_threads"},
     "Thread": {"_threads"},
     "allocate_lock": {"_threads", "_engine"},
     "RLock": {"_stats"},
