@@ -208,9 +208,15 @@ def reference_to_the_engine(f: Any) -> "weakref.ref[Any]":
 
 
 def figures_of_what_may_be_dropped(f: Any) -> Callable[[], Stats]:
-    """Return what tells, once `f` is gone and all its items are answered, the figures that it had."""
-    tally: Tally = engine(f).tally
-    return lambda: tally.read(lambda: (0, 0))
+    """Return what tells the figures of `f`, also when it is gone."""
+    known, tally = weakref.ref(engine(f)), engine(f).tally
+
+    def figures() -> Stats:
+        it = known()
+        stats: Stats = tally.read(lambda: (0, 0)) if it is None else it.stats
+        return stats
+
+    return figures
 
 
 async def all_on_this_loop_is_answered(f: Any) -> None:
