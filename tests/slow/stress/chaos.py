@@ -202,8 +202,7 @@ def close(world: World) -> None:
             work = asyncio.create_task(caller.work(100))
             for _ in range(world.rng.randrange(50)):
                 await asyncio.sleep(0)
-            world.history.events.append("closes")
-            await g.aclose()
+            await caller.options.aclose(caller.buffer)
             await work
 
         run_loop(main)
@@ -279,7 +278,7 @@ def ctrl_c(world: World) -> None:
         for _ in range(100):
             if control.interrupted(partial(caller.do, world.rng.choice(Caller.OPS))):
                 world.history.leave("main", but=list(caller.waiting))
-        control.interrupted(world.functions["f"][1].close)
+        control.interrupted(caller.options.close)
     caller.collect()
     world.join(neighbours)
     end.set()
@@ -551,7 +550,7 @@ class Table:
                     row["batches"] += batches[owner]
 
     def __str__(self) -> str:
-        events = ("flushes", "option changes", "closes", "drops", "loops", "forks", "interrupts", "figures off")
+        events = ("flushes", "option changes", "drain", "close", "enter", "drops", "loops", "forks", "interrupts", "figures off")
         outcomes = ("calls", "result", "error", "cancelled", "left", "refused")
         return "\n\n".join(
             (

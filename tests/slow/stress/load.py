@@ -6,7 +6,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from itertools import count
 from random import Random
 from typing import Any
@@ -22,7 +22,7 @@ from batchify import (
 )
 
 from ... import inside
-from .history import BatchRecord, CallRecord, History, Planned, Rules, answer
+from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, answer, moment
 
 # Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
 _here = threading.local()
@@ -95,7 +95,7 @@ class Function:
         return tuple(_results(batch))
 
     def _raising(self, batch: BatchRecord) -> Any:
-        batch.raised = True
+        batch.raised = Planned
         batch.fail(Planned)
         batch.end()
         raise Planned(batch.number)
@@ -103,7 +103,7 @@ class Function:
     def _exiting(self, batch: BatchRecord) -> Any:
         kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError, asyncio.CancelledError)
         kind = self.rng.choice(kinds)
-        batch.raised = issubclass(kind, Exception)
+        batch.raised = kind
         batch.fail(BatchError)
         batch.end()
         raise kind(batch.number)
@@ -141,7 +141,7 @@ class Function:
                 batch.give(token)
                 yield answer(token)
             if end == "raise":
-                batch.raised = True
+                batch.raised = Planned
                 batch.fail(Planned)
                 raise Planned(batch.number)
             if end == "short":
@@ -154,7 +154,7 @@ class Function:
 
         def work() -> list[int]:
             if raising:
-                batch.raised = True
+                batch.raised = Planned
                 batch.fail(Planned)
             batch.end()
             if raising:
@@ -165,7 +165,7 @@ class Function:
         return self.engine.submit(work)
 
     def _dropped_future(self, batch: BatchRecord) -> Any:
-        batch.raised = True
+        batch.raised = BatchError
         batch.fail(BatchError)
         batch.end()
         return Future[Any]()
@@ -289,15 +289,38 @@ class Options:
         self.function.history.events.append("flushes")
         self.f.flush()
 
+    def _how_to_close(self) -> dict[str, Any]:
+        return self.rng.choice(({}, {}, {"timeout": 0.001}, {"cancel_pending": True}))
+
     def close(self) -> None:
-        self.function.history.events.append("closes")
-        self.f.close()
+        how = self._how_to_close()
+        with (
+            suppress(TimeoutError),
+            self.function.history.act("close", self.function.name, cancels="cancel_pending" in how),
+        ):
+            self.f.close(**how)
+
+    async def aclose(self, buffer: str) -> None:
+        how = self._how_to_close()
+        with suppress(TimeoutError), self.function.history.act("close", buffer, cancels="cancel_pending" in how):
+            await self.f.aclose(**how)
+
+    def _timeout(self) -> float | None:
+        return self.rng.choice((None, None, 0.0, 0.001))
+
+    def drain(self) -> None:
+        with suppress(TimeoutError), self.function.history.act("drain", self.function.name):
+            self.f.drain(self._timeout())
+
+    async def adrain(self, buffer: str) -> None:
+        with suppress(TimeoutError), self.function.history.act("drain", buffer):
+            await self.f.adrain(self._timeout())
 
 
 class Caller:
     """A thread that calls a function in all ways there are. Ends with waiting for all its answers."""
 
-    OPS = ("call", "submit", "submit", "submit", "cancel", "collect", "map", "chain", "flush", "change")
+    OPS = ("call", "submit", "submit", "submit", "cancel", "collect", "map", "chain", "flush", "change", "drain")
 
     def __init__(self, name: str, function: Function, f: Any, rng: Random, timeouts: Sequence[float | None]) -> None:
         self.name, self.function, self.f, self.rng = name, function, f, rng
@@ -327,14 +350,18 @@ class Caller:
         except (ClosedError, BufferFullError) as error:
             call.end("refused", error)
             return None
+        call.accepted = moment()
         self.waiting[call] = future
         return future
 
     def cancel(self) -> None:
         for call in self.rng.sample(list(self.waiting), min(len(self.waiting), 2)):
-            if self.waiting[call].cancel():
+            future = self.waiting[call]
+            if future.cancel():
                 call.end("cancelled")
                 del self.waiting[call]
+            elif not (isinstance(future, _Chained) or future.running() or future.done()):
+                self.history.seen.append(Violation("running", f"{call} cannot be cancelled, and does not run"))
 
     def collect(self) -> None:
         while self.waiting:  # a chain may add some meanwhile
@@ -351,9 +378,12 @@ class Caller:
 
         def submit_second(_: object) -> None:
             try:
-                submitted.set_result(self.f.submit(second.token))
+                future = self.f.submit(second.token)
             except (ClosedError, BufferFullError) as error:
                 submitted.set_exception(error)
+            else:
+                second.accepted = moment()
+                submitted.set_result(future)
 
         if first is None:
             second.end("refused")
@@ -390,6 +420,9 @@ class Caller:
     def change(self) -> None:
         self.options.change()
 
+    def drain(self) -> None:
+        self.options.drain()
+
 
 class _Chained(Future[Any]):
     """What becomes of an item that a callback submits."""
@@ -420,7 +453,7 @@ class LoopCaller:
         self._others = count(1)
 
     async def work(self, steps: int) -> None:
-        common = ("ask", "ask", "cancel", "flush", "change", "turn", "turn")
+        common = ("ask", "ask", "cancel", "flush", "change", "turn", "turn", "drain")
         for _ in range(steps):
             op = self.rng.choice(common if self.aio else (*common, "submit", "submit", "cancel_future", "map"))
             if op == "turn":
@@ -457,6 +490,8 @@ class LoopCaller:
             self.waiting[call] = self.f.submit(call.token)
         except (ClosedError, BufferFullError) as error:
             call.end("refused", error)
+        else:
+            call.accepted = moment()
 
     def cancel_future(self) -> None:
         if self.waiting:
@@ -502,3 +537,6 @@ class LoopCaller:
 
     def change(self) -> None:
         self.options.change()
+
+    def drain(self) -> None:
+        self.tasks.append(asyncio.create_task(self.options.adrain(self.buffer)))

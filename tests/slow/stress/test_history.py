@@ -227,7 +227,7 @@ def isolated() -> History:
     """The second batch of a clean history is run again in halves, of which one fails."""
     history = clean()
     history.rules["f"] = Rules(isolate=True)
-    history.batches[1].raised = True
+    history.batches[1].raised = Planned
     history.batch("f", [3]).end()
     last = history.batch("f", [6])
     last.fail(Planned)
@@ -256,7 +256,7 @@ def _allow_no_isolation(history: History) -> None:
 
 
 def _run_again_what_did_not_fail(history: History) -> None:
-    history.batches[1].raised = False
+    history.batches[1].raised = None
 
 
 def _run_all_of_it_again(history: History) -> None:
