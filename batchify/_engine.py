@@ -31,9 +31,14 @@ class Controls:
     closed: bool
     blocks: list[None]  # one entry for each `with` block that is open
 
+    def _all(self) -> "Sequence[Engine]":
+        """Return the engines."""
+        raise NotImplementedError
+
     def everywhere(self, act: Callable[..., object], *args: Any) -> None:
         """Let the owner of each engine do that: a method of `Engine`."""
-        raise NotImplementedError
+        for engine in self._all():
+            engine.let(act, engine, *args)
 
     @property
     def batch_size(self) -> int:
@@ -62,7 +67,8 @@ class Controls:
         self.closed = True
         self.everywhere(Engine.all_is_due, True)
         if cancel_pending:
-            self.everywhere(Engine.refuse_waiting)
+            for engine in self._all():
+                engine.let(engine.refuse_waiting, engine.now())
 
     def open(self) -> None:
         """Begin a block, at whose end this is closed."""
@@ -226,10 +232,16 @@ class Engine:
         """Let all be due that waits, and comes: when the function was closed or dropped; or no longer."""
         self.buffer.ends = yes
 
-    def refuse_waiting(self) -> None:
-        """Let all that waits have an error; it is due, as the function is closed."""
+    def refuse_waiting(self, until: float) -> None:
+        """Let what arrived until then have an error, and not what came later, when it was opened again."""
+        later: list[Any] = []
         while (taken := self.buffer.take(inf)) is not None:
-            self._refused.append((self.callers(taken[0]), self.closed_error()))
+            for entry in taken[0]:
+                if entry.arrival > until:
+                    later.append(entry)
+                else:
+                    self._refused.append((self.callers((entry,)), self.closed_error()))
+        self.buffer.put_back(later)
 
     def until_answered(self, until: float, done: Callable[[], object]) -> None:
         """Make due what arrived until then, and call `done` when all of that is answered."""

@@ -443,8 +443,8 @@ class ThreadEngine(Controls, Engine):
     def closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
 
-    def everywhere(self, act: Callable[..., object], *args: Any) -> None:
-        self.let(act, self, *args)
+    def _all(self) -> "list[ThreadEngine]":
+        return [self]
 
     @property
     def stats(self) -> Stats:

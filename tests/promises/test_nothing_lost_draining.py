@@ -124,6 +124,20 @@ def test_block_opens_a_closed_function_again(way: Way) -> None:
     way.kit.consistent(f)
 
 
+def test_items_that_come_when_it_was_opened_again_are_not_refused(way: Way) -> None:
+    f = way.kit(negate, gated=True, batch_size=2, timeout=None)
+    runs = way.kit.busy(f, 1)
+    before = way.kit.submit(f, 2)
+    with pytest.raises(TimeoutError):
+        way.close(f, timeout=0.0, cancel_pending=True)
+    way.enter(f)
+    after = way.kit.submit(f, 3)
+    way.kit.go_on(2)
+    way.leave(f)
+    assert way.kit.outcomes([runs, after]) == [-1, -3]
+    assert type(way.kit.outcome(before)) is ClosedError
+
+
 def test_last_of_several_blocks_closes(way: Way) -> None:
     f = way.kit(batch_size=2, timeout=None)
     way.enter(f)

@@ -25,6 +25,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
+from math import inf
 from random import Random
 from types import FrameType
 from typing import Any
@@ -33,7 +34,7 @@ import batchify
 
 from ... import inside
 from ...tools import until
-from .history import CallRecord, History, Rules, Violation, check, check_stats, owner_of, verdict
+from .history import CallRecord, History, Planned, Rules, Violation, check, check_stats, owner_of, verdict
 from .load import Caller, Function, LoopCaller, run_loop, settle
 
 WAYS = (
@@ -43,7 +44,20 @@ WAYS = (
 WAYS_THERE = tuple(way for way in WAYS if "future" not in way)
 # Where loops end in the middle: a nested batch that is cancelled before its first step counts, but calls no function;
 # and a loop that is closed cannot end a generator.
+# What passes items is not asked where nobody waits for these.
 WAYS_CUT_OFF = tuple(way for way in WAYS_THERE if way not in ("inside", "generator"))
+
+
+
+def _isolates_by_type() -> bool:
+    try:
+        batchify.batched(batch_size=1, isolate=Planned)(lambda items: items)  # type: ignore[arg-type]
+    except TypeError:  # not in this version
+        return False
+    return True
+
+
+ISOLATE: tuple[bool | type[Exception], ...] = (True, True, Planned) if _isolates_by_type() else (True,)
 
 
 class World:
@@ -66,7 +80,7 @@ class World:
         return Random(self.rng.random())
 
     def function(self, name: str, *, on_loop: bool = False, cut_off: bool = False) -> tuple[Function, Any]:
-        every = WAYS_CUT_OFF if cut_off else WAYS_THERE if on_loop else WAYS
+        every = WAYS_CUT_OFF if cut_off else (*(WAYS_THERE if on_loop else WAYS), "passing")
         ways = self.rng.choice((every, ("list",), self.rng.sample(every, 3)))
         function = Function(self.history, name, self.seeded(), ways, self.engine)
         f = function.decorated(
@@ -87,7 +101,7 @@ class World:
             "concurrency": choice((2, 3, 8)),
             "groups": choice((2, 5)),
             "max_weight": choice((3.0, 10.0)),
-            "isolate": True,
+            "isolate": choice(ISOLATE),
             "dedupe": True,
             "max_pending": choice((1, 3, 20)),
             "reports": True,
@@ -135,7 +149,8 @@ class World:
         gc.collect()  # ends what was left behind in them
         for name, (_, f) in self.functions.items():
             if isinstance(f, batchify.BatchedFunction):
-                f.close()
+                with self.history.act("close", name):
+                    f.close()
             if wrong := check_stats(self.history, name, f.stats):
                 if self.figures_may_be_off:
                     self.history.events.append("figures off")
@@ -210,6 +225,40 @@ def close(world: World) -> None:
     works: list[Callable[[], object]] = [partial(world.caller(f"thread {n}", "f").work, 60) for n in range(5)]
     works += [partial(close_f, world.caller(f"closing {n}", "f"), world.rng.randrange(60)) for n in range(2)]
     world.together([*works, close_g, on_loop(world, "loop", 100)])
+
+
+def blocks(world: World) -> None:
+    """Functions that are opened again and again by `with`; now and then they are closed by hand as well."""
+    world.function("f")
+    world.function("g", on_loop=True)
+    by_hand = world.rng.random() < 0.4
+    rngs = [world.seeded() for _ in range(6)]
+
+    def thread(number: int) -> None:
+        rng, caller = rngs[number], world.caller(f"thread {number}", "f")
+        for _ in range(6):
+            caller.work(rng.randrange(10))  # it may be open by others
+            with caller.options.block():
+                caller.work(rng.randrange(15))
+                if by_hand and rng.random() < 0.2:
+                    caller.options.close()
+        caller.collect()
+
+    def loop(number: int) -> None:
+        async def main() -> None:
+            rng, name = rngs[number], f"loop {number}"
+            first = LoopCaller(name, *world.functions["f"], rng, world.timeouts, aio=True)
+            second = LoopCaller(name, *world.functions["g"], rng, world.timeouts, aio=False)
+            for _ in range(4):
+                await second.work(rng.randrange(10))
+                async with first.options.block_there(), second.options.block_there():
+                    await asyncio.gather(first.work(rng.randrange(20)), second.work(rng.randrange(20)))
+                    if by_hand and rng.random() < 0.2:
+                        await second.options.aclose(second.buffer)
+
+        run_loop(main)
+
+    world.together([partial(thread if number < 4 else loop, number) for number in range(6)])
 
 
 class CtrlC:
@@ -450,7 +499,7 @@ def _child(world: World, rng: Random) -> int:
 
 KINDS: dict[str, Callable[[World], None]] = {
     kind.__name__.replace("_", " "): kind
-    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork)
+    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork, blocks)
 }
 
 
@@ -491,7 +540,12 @@ def watched(what: str, seconds: float, world: World) -> Iterator[None]:
 
     def hung() -> None:
         print(f"HUNG: {what}", flush=True)
-        print(f"options: {world.history.rules}", flush=True)
+        for name, (_, f) in tuple(world.functions.items()):
+            print(f"{f!r}, {world.history.rules.get(name)}, {f.stats}", flush=True)
+        for act in world.history.acts:
+            if act.ended == inf or act.kind in ("close", "enter", "exit"):
+                print(act, flush=True)
+        print("\n".join(str(call) for call in tuple(world.history.calls) if call.outcome is None), flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds + 2, hung)

@@ -4,9 +4,12 @@ import asyncio
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import aclosing, closing, suppress
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextvars import Context
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
@@ -55,6 +58,8 @@ class Function:
         self.history, self.name, self.rng, self.ways, self.engine = history, name, rng, tuple(ways), engine
         self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
         self._nested: set[int] = set()
+        # What it passed to itself and did not wait for, by buffer.
+        self.passed: defaultdict[str, list[CallRecord]] = defaultdict(list)
 
     def decorated(self, *, size: int, timeout: float | None, on_loop: bool = False, rules: Rules | None = None) -> Any:
         options: dict[str, Any] = {}
@@ -184,6 +189,25 @@ class Function:
             settle(submitted, lambda: f.submit(submitted.token).result())
         return self._list(batch)
 
+    def _passing(self, batch: BatchRecord) -> Any:
+        """Pass an item that nobody inside waits for: it waits its turn."""
+        f = self.again()
+        if f is not None:
+            call = self.history.call(f"batch {batch.number} of {self.name}", batch.buffer, "passed")
+            self.passed[batch.buffer].append(call)
+            try:
+                future = f.submit(call.token)
+            except (ClosedError, BufferFullError) as error:
+                call.end("refused", error)
+            else:
+                call.accepted = moment()
+                watch = partial(future.add_done_callback, lambda future: settle(call, future.result))
+                if batch.buffer == self.name:
+                    watch()
+                else:  # not here: it would count as a wait of this batch
+                    asyncio.get_running_loop().call_soon(watch, context=Context())
+        return self._list(batch)
+
     # The same on an event loop
 
     async def run_there(self, items: list[int]) -> Any:
@@ -291,6 +315,29 @@ class Options:
 
     def _how_to_close(self) -> dict[str, Any]:
         return self.rng.choice(({}, {}, {"timeout": 0.001}, {"cancel_pending": True}))
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Open it for a block, as `with` does."""
+        history, name = self.function.history, self.function.name
+        with history.act("enter", name) as entered:
+            self.f.__enter__()
+        try:
+            yield
+        finally:
+            with history.act("exit", name, entered=entered):
+                self.f.__exit__(None, None, None)
+
+    @asynccontextmanager
+    async def block_there(self) -> AsyncIterator[None]:
+        history, name = self.function.history, self.function.name
+        with history.act("enter", name) as entered:
+            await self.f.__aenter__()
+        try:
+            yield
+        finally:
+            with history.act("exit", name, entered=entered):
+                await self.f.__aexit__(None, None, None)
 
     def close(self) -> None:
         how = self._how_to_close()
@@ -471,6 +518,8 @@ class LoopCaller:
             # Also what runs for callers that have all left: asyncio.run() would cut it off, and a batch from inside
             # that is cancelled before its first step counts, but calls no function.
             await inside.all_on_this_loop_is_answered(self.f)
+            while any(call.outcome is None for call in self.function.passed[self.buffer]):  # by one of the last
+                await inside.all_on_this_loop_is_answered(self.f)
 
     def ask(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
