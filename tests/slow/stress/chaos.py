@@ -34,6 +34,7 @@ import batchify
 
 from ... import inside
 from ...tools import until
+from .equal import Equal
 from .history import CallRecord, History, Planned, Rules, Violation, check, check_stats, owner_of, verdict
 from .load import Caller, Function, LoopCaller, run_loop, settle
 
@@ -46,7 +47,6 @@ WAYS_THERE = tuple(way for way in WAYS if "future" not in way)
 # and a loop that is closed cannot end a generator.
 # What passes items is not asked where nobody waits for these.
 WAYS_CUT_OFF = tuple(way for way in WAYS_THERE if way not in ("inside", "generator"))
-
 
 
 def _isolates_by_type() -> bool:
@@ -259,6 +259,23 @@ def blocks(world: World) -> None:
         run_loop(main)
 
     world.together([partial(thread if number < 4 else loop, number) for number in range(6)])
+
+
+def equal(world: World) -> None:
+    """Functions with `dedupe`, and items that are equal."""
+    functions = [Equal(world.seeded(), on_loop=on_loop) for on_loop in (False, False, True)]
+    decorated = [function.decorated() for function in functions]
+    works: list[Callable[[], object]] = []
+    for function, f in zip(functions, decorated, strict=True):
+        if not function.on_loop:
+            works += [partial(function.thread, f, world.seeded()) for _ in range(world.rng.randint(1, 4))]
+        works.append(partial(function.loop, f, world.seeded()))
+    world.together(works)
+    for function, f in zip(functions, decorated, strict=True):
+        if not function.on_loop:
+            f.close()
+        world.violations += function.check(f.stats)
+        world.history.events += ["equal"] * len(function.calls)
 
 
 class CtrlC:
@@ -499,7 +516,7 @@ def _child(world: World, rng: Random) -> int:
 
 KINDS: dict[str, Callable[[World], None]] = {
     kind.__name__.replace("_", " "): kind
-    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork, blocks)
+    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork, blocks, equal)
 }
 
 
@@ -604,7 +621,19 @@ class Table:
                     row["batches"] += batches[owner]
 
     def __str__(self) -> str:
-        events = ("flushes", "option changes", "drain", "close", "enter", "drops", "loops", "forks", "interrupts", "figures off")
+        events = (
+            "flushes",
+            "option changes",
+            "drain",
+            "close",
+            "enter",
+            "drops",
+            "loops",
+            "forks",
+            "interrupts",
+            "equal",
+            "figures off",
+        )
         outcomes = ("calls", "result", "error", "cancelled", "left", "refused")
         return "\n\n".join(
             (

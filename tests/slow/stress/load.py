@@ -255,7 +255,6 @@ class Function:
             finally:
                 self.history.leave(called.submitter)  # the batch was cancelled
 
-
     @staticmethod
     async def _submitted_inside(f: Any, call: CallRecord) -> Any:
         return await f.submit(call.token)  # it may be refused, which is not to be what the function raises
