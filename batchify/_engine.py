@@ -341,7 +341,10 @@ class Engine:
                 advise(self.name, size, self.options.batch_size, self.options.timeout)
             if batch is not None:
                 self._disturbed = False
-                return batch
+                try:
+                    return batch
+                finally:
+                    del batch  # a callback of a refused call may have kept this frame
             buffer, timeout = self.buffer, self.options.timeout
             waits = buffer.known > 0
             if buffer.ends and not (waits or self._running or self._parts or self.news):

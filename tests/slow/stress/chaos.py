@@ -563,6 +563,10 @@ def watched(what: str, seconds: float, world: World) -> Iterator[None]:
             if act.ended == inf or act.kind in ("close", "enter", "exit"):
                 print(act, flush=True)
         print("\n".join(str(call) for call in tuple(world.history.calls) if call.outcome is None), flush=True)
+        unanswered = {call.token for call in tuple(world.history.calls) if call.outcome is None}
+        for batch in tuple(world.history.batches):
+            if not unanswered.isdisjoint(batch.tokens):
+                print(batch, flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds + 2, hung)
