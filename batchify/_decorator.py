@@ -196,7 +196,7 @@ class _Batched(Generic[T, R, P], _Decorated):
 
     async def __aexit__(self, *exc_info: object) -> None:
         if self._self_engine.ends_block():
-            await self.aclose()
+            await self.adrain()
 
     @property
     def stats(self) -> Stats:
@@ -352,8 +352,7 @@ class BatchedFunction(_Batched[T, R, P]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._self_engine.ends_block():
-            self.close()
+        self._self_engine.close_at_end_of_block()
 
 
 class BatchedCoroutineFunction(_Batched[T, R, P]):

@@ -60,12 +60,12 @@ class Controls:
 
     def drop(self) -> None:
         """Answer what waits, and end: nobody can call any more."""
-        self.everywhere(Engine.all_is_due, True)
+        self.everywhere(Engine.all_is_due)
 
     def begin_to_close(self, *, cancel_pending: bool) -> None:
         """Refuse what comes, and make due what waits, or give it an error."""
         self.closed = True
-        self.everywhere(Engine.all_is_due, True)
+        self.everywhere(Engine.all_is_due, self)
         if cancel_pending:
             for engine in self._all():
                 engine.let(engine.refuse_waiting, engine.now())
@@ -73,15 +73,23 @@ class Controls:
     def open(self) -> None:
         """Begin a block, at whose end this is closed."""
         self.blocks.append(None)
+        self._open_again()
+
+    def _open_again(self) -> None:
         if self.closed:
             self.closed = False
-            self.everywhere(Engine.all_is_due, False)
+            self.everywhere(Engine.all_is_due, self)
 
     def ends_block(self) -> bool:
-        """End a block; return whether it was the last one."""
+        """End a block, and if it was the last one begin to close; return whether that is so."""
         with suppress(IndexError):
             self.blocks.pop()
-        return not self.blocks
+        if self.blocks:
+            return False
+        self.begin_to_close(cancel_pending=False)
+        if self.blocks:  # one has begun meanwhile, perhaps before this was closed
+            self._open_again()
+        return True
 
 
 class Engine:
@@ -228,20 +236,21 @@ class Engine:
         for bell in self.bells.copy():
             bell()
 
-    def all_is_due(self, yes: bool) -> None:
-        """Let all be due that waits, and comes: when the function was closed or dropped; or no longer."""
-        self.buffer.ends = yes
+    def all_is_due(self, of: Controls | None = None) -> None:
+        """Let all be due that waits, and comes, if the function is closed, or dropped (None); else no longer."""
+        # Asked now, as one may close and another open it, and their news come in the other order.
+        self.buffer.ends = of is None or of.closed
 
     def refuse_waiting(self, until: float) -> None:
         """Let what arrived until then have an error, and not what came later, when it was opened again."""
         later: list[Any] = []
-        while (taken := self.buffer.take(inf)) is not None:
-            for entry in taken[0]:
-                if entry.arrival > until:
-                    later.append(entry)
-                else:
-                    self._refused.append((self.callers((entry,)), self.closed_error()))
-        self.buffer.put_back(later)
+        try:
+            while (taken := self.buffer.take(inf)) is not None:
+                refused = [entry for entry in taken[0] if entry.arrival <= until]
+                later += taken[0][len(refused) :]  # they stand in order of arrival
+                self._refused.append((self.callers(refused), self.closed_error()))
+        finally:
+            self.buffer.put_back(later)
 
     def until_answered(self, until: float, done: Callable[[], object]) -> None:
         """Make due what arrived until then, and call `done` when all of that is answered."""

@@ -99,8 +99,7 @@ class BatchProcessor(Generic[R]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._engine.ends_block():
-            self.close()
+        self._engine.close_at_end_of_block()
 
     @property
     def stats(self) -> Stats:

@@ -456,6 +456,14 @@ class ThreadEngine(Controls, Engine):
         """Refuse what comes, and wait until what was accepted is answered, and the threads have ended."""
         threads = self._owner
         self.begin_to_close(cancel_pending=cancel_pending)
+        self._wait_until_closed(threads, timeout)
+
+    def close_at_end_of_block(self) -> None:
+        threads = self._owner
+        if self.ends_block():
+            self._wait_until_closed(threads, None)
+
+    def _wait_until_closed(self, threads: dict[int, Thread], timeout: float | None) -> None:
         if self._wait_until_answered(timeout):
             for thread in list(threads.values()):
                 if thread not in self._owner.values():  # somebody may have opened it again

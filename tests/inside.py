@@ -743,6 +743,11 @@ def begin_to_close(f: Any) -> None:
     engine(f).begin_to_close(cancel_pending=False)
 
 
+def begin_block(f: Any) -> None:
+    """Begin a `with` block, also where only `async with` is allowed."""
+    engine(f).open()
+
+
 # For slow/schedules/: what a scheduler of threads must replace
 
 
@@ -1154,7 +1159,7 @@ def close_that_makes_nothing_due() -> Block:
 
 def opening_that_is_not_heard() -> Block:
     """What comes after it was opened again is still due at once."""
-    return _replaced(Engine, "all_is_due", lambda hear: lambda it, yes: hear(it, True))
+    return _replaced(Engine, "all_is_due", lambda hear: lambda it, of=None: hear(it))
 
 
 def close_that_does_not_wait() -> Block:
