@@ -1,4 +1,4 @@
-"""Random load with equal items and `dedupe`: each result names its batch, and so tells which of the batches it is of."""
+"""Random load with equal items and `dedupe`: each result names the batch that it is of."""
 
 import asyncio
 import time
@@ -59,7 +59,7 @@ class Equal:
             "group_by": choice((None, type)),
         }
         function = self.run_there if self.on_loop else self.run
-        return batchify.batched(dedupe=True, **self.options)(function)  # type: ignore[call-overload]
+        return batchify.batched(dedupe=True, **self.options)(function)
 
     def begin(self, items: list[object]) -> int:
         number = next(self.numbers)

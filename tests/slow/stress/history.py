@@ -452,7 +452,10 @@ def _check_closing(history: History) -> Iterator[Violation]:
                 yield Violation("closed", f"{call} was accepted")
         elif call.token in batches and not call.nested:
             for act in by_hand:
-                if act.ended < call.began and all(enter.ended < act.began for enter in enters):
+                known = min(call.accepted, call.ended)
+                if act.ended < call.began and not any(
+                    act.began < enter.ended and enter.began < known for enter in enters
+                ):
                     yield Violation("closed", f"{call} was accepted, though it was closed at {act.ended}")
 
 
@@ -513,7 +516,10 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
 
 
 def _may_count_as(call: CallRecord, *, cancels: bool) -> set[str]:
-    """Return as what a call that is in no batch may be counted; "" is nowhere. `cancels`: a close may refuse it late."""
+    """Return as what a call that is in no batch may be counted; "" is nowhere.
+
+    `cancels`: there is a close that refuses what waits, so that calls fail that were accepted.
+    """
     late = {"failed"} if cancels else set()
     if call.outcome == "left":
         return {"cancelled", "refused", ""} | late
