@@ -518,10 +518,6 @@ class LoopEngines(Controls):
                     engine.forget()
         return found
 
-    def everywhere(self, act: Callable[..., object], *args: Any) -> None:
-        for engine in self._all():
-            engine.let(act, engine, *args)
-
     def flush(self) -> None:
         """Make due what waits, in all loops; any thread may call."""
         for engine in self._all():

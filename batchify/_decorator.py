@@ -181,8 +181,7 @@ class Blocking(_Common):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        if self._self_engine.ends_block():
-            self.close()
+        self._self_engine.close_at_end_of_block()
 
 
 class _Batched(Generic[T, R, P], _Common, _Decorated):
@@ -265,7 +264,7 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
 
     async def __aexit__(self, *exc_info: object) -> None:
         if self._self_engine.ends_block():
-            await self.aclose()
+            await self.adrain()
 
     @property
     def batch_size(self) -> int:

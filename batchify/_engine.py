@@ -33,9 +33,14 @@ class Controls:
     closed: bool  # whoever closes or opens the function writes it, everybody reads it
     blocks: list[None]  # one entry for each `with` block that is open
 
+    def _all(self) -> "Sequence[Engine]":
+        """Return the engines."""
+        raise NotImplementedError
+
     def everywhere(self, act: Callable[..., object], *args: Any) -> None:
         """Let the owner of each engine do that: a method of `Engine`."""
-        raise NotImplementedError
+        for engine in self._all():
+            engine.let(act, engine, *args)
 
     @property
     def batch_size(self) -> int:
@@ -57,27 +62,36 @@ class Controls:
 
     def drop(self) -> None:
         """Answer what waits, and end: nobody can call any more."""
-        self.everywhere(Engine.all_is_due, True)
+        self.everywhere(Engine.all_is_due)
 
     def begin_to_close(self, *, cancel_pending: bool) -> None:
         """Refuse what comes, and make due what waits, or give it an error."""
         self.closed = True
-        self.everywhere(Engine.all_is_due, True)
+        self.everywhere(Engine.all_is_due, self)
         if cancel_pending:
-            self.everywhere(Engine.refuse_waiting)
+            for engine in self._all():
+                engine.let(engine.refuse_waiting, engine.now())
 
     def open(self) -> None:
         """Begin a block, at whose end this is closed."""
         self.blocks.append(None)
+        self._open_again()
+
+    def _open_again(self) -> None:
         if self.closed:
             self.closed = False
-            self.everywhere(Engine.all_is_due, False)
+            self.everywhere(Engine.all_is_due, self)
 
     def ends_block(self) -> bool:
-        """End a block; return whether it was the last one."""
+        """End a block, and if it was the last one begin to close; return whether that is so."""
         with suppress(IndexError):
             self.blocks.pop()
-        return not self.blocks
+        if self.blocks:
+            return False
+        self.begin_to_close(cancel_pending=False)
+        if self.blocks:  # one has begun meanwhile, perhaps before this was closed
+            self._open_again()
+        return True
 
 
 class Engine:
@@ -250,14 +264,21 @@ class Engine:
         for bell in self.bells.copy():
             bell()
 
-    def all_is_due(self, yes: bool) -> None:
-        """Let all be due that waits, and comes: when the function was closed or dropped; or no longer."""
-        self.buffer.ends = yes
+    def all_is_due(self, of: Controls | None = None) -> None:
+        """Let all be due that waits, and comes, if the function is closed, or dropped (None); else no longer."""
+        # Asked now, as one may close and another open it, and their news come in the other order.
+        self.buffer.ends = of is None or of.closed
 
-    def refuse_waiting(self) -> None:
-        """Let all that waits have an error; it is due, as the function is closed."""
-        while (taken := self.buffer.take(inf)) is not None:
-            self._refused.append((self.callers(taken[0]), self.closed_error()))
+    def refuse_waiting(self, until: float) -> None:
+        """Let what arrived until then have an error, and not what came later, when it was opened again."""
+        later: list[Any] = []
+        try:
+            while (taken := self.buffer.take(inf)) is not None:
+                refused = [entry for entry in taken[0] if entry.arrival <= until]
+                later += taken[0][len(refused) :]  # they stand in order of arrival
+                self._refused.append((self.callers(refused), self.closed_error()))
+        finally:
+            self.buffer.put_back(later)
 
     def until_answered(self, until: float, done: Callable[[], object]) -> None:
         """Make due what arrived until then, and call `done` when all of that is answered."""
@@ -346,7 +367,10 @@ class Engine:
             if not self.news and len(self.inbox) < wake_at:  # 3.
                 step = max(0.0, moment - now)
         self._disturbed = False
-        return step
+        try:
+            return step
+        finally:
+            del step  # a callback of a refused call may have kept this frame, and so the batch
 
     def _begin(self, now: float) -> Batch | None:
         """Begin with the batch that is due, if any is."""
@@ -374,7 +398,10 @@ class Engine:
         if self._hint:
             size, self._hint = self._hint, 0
             advise(self.name, size, self.options.batch_size, self.options.timeout)
-        return batch
+        try:
+            return batch
+        finally:
+            del batch  # as in next()
 
     def _when_to_wake(self, now: float, *, rested: bool) -> tuple[float, float]:
         """Return the moment at which to wake, and how long the inbox must be to wake before."""

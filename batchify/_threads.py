@@ -375,8 +375,8 @@ class ThreadEngine(Controls, Engine):
     def closed_error(self) -> ClosedError:
         return ClosedError(f"{self.name}() is closed{' (the interpreter is exiting)' if _exiting else ''}")
 
-    def everywhere(self, act: Callable[..., object], *args: Any) -> None:
-        self.let(act, self, *args)
+    def _all(self) -> "list[ThreadEngine]":
+        return [self]
 
     @property
     def stats(self) -> Stats:
@@ -388,6 +388,14 @@ class ThreadEngine(Controls, Engine):
         """Refuse what comes, and wait until what was accepted is answered, and the threads have ended."""
         threads = self._owner
         self.begin_to_close(cancel_pending=cancel_pending)
+        self._wait_until_closed(threads, timeout)
+
+    def close_at_end_of_block(self) -> None:
+        threads = self._owner
+        if self.ends_block():
+            self._wait_until_closed(threads, None)
+
+    def _wait_until_closed(self, threads: dict[int, Thread], timeout: float | None) -> None:
         if self._wait_until_answered(timeout):
             for thread in list(threads.values()):
                 if thread not in self._owner.values():  # somebody may have opened it again

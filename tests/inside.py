@@ -211,9 +211,15 @@ def reference_to_the_engine(f: Any) -> "weakref.ref[Any]":
 
 
 def figures_of_what_may_be_dropped(f: Any) -> Callable[[], Stats]:
-    """Return what tells, once `f` is gone and all its items are answered, the figures that it had."""
-    tally: Tally = engine(f).tally
-    return lambda: tally.read(lambda: (0, 0))
+    """Return what tells the figures of `f`, also when it is gone."""
+    known, tally = weakref.ref(engine(f)), engine(f).tally
+
+    def figures() -> Stats:
+        it = known()
+        stats: Stats = tally.read(lambda: (0, 0)) if it is None else it.stats
+        return stats
+
+    return figures
 
 
 async def all_on_this_loop_is_answered(f: Any) -> None:
@@ -782,6 +788,11 @@ def begin_to_close(f: Any) -> None:
     engine(f).begin_to_close(cancel_pending=False)
 
 
+def begin_block(f: Any) -> None:
+    """Begin a `with` block, also where only `async with` is allowed."""
+    engine(f).open()
+
+
 # For slow/schedules/: what a scheduler of threads must replace
 
 
@@ -1193,7 +1204,7 @@ def close_that_makes_nothing_due() -> Block:
 
 def opening_that_is_not_heard() -> Block:
     """What comes after it was opened again is still due at once."""
-    return _replaced(Engine, "all_is_due", lambda hear: lambda it, yes: hear(it, True))
+    return _replaced(Engine, "all_is_due", lambda hear: lambda it, of=None: hear(it))
 
 
 def close_that_does_not_wait() -> Block:

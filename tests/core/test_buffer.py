@@ -286,7 +286,7 @@ def test_put_back_items_of_a_group_stand_where_they_stood() -> None:
     inside.check(engine.buffer)
     taken = [look(engine, 9.0) for _ in range(4)]
     assert taken == [(calls[1:3], "full"), (calls[3:5], "full"), (calls[5:], "full"), math.inf]
-    engine.let(engine.all_is_due, True)
+    engine.let(engine.all_is_due)
     assert look(engine, 9.0) == (calls[:1], "close")
 
 

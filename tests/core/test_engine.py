@@ -1,6 +1,7 @@
 """When does a caller ring, and what does the owner do next? Case by case, beside the list of `test_engine_model`."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -91,7 +92,7 @@ def test_news_always_ring(options: dict[str, Any]) -> None:
         lambda: engine.withdraw(call),
         lambda: engine.when_answered(lambda: None),
         lambda: engine.let(engine.settings_changed),
-        lambda: engine.let(engine.all_is_due, True),
+        lambda: engine.let(engine.all_is_due),
     ):
         before = engine.rung
         act()
@@ -138,7 +139,7 @@ def test_right_after_a_batch_one_who_comes_rings_if_timeout_is_0(options: dict[s
 @PLAIN_AND_ALL
 def test_while_it_closes_one_who_comes_rings_also_right_after_a_batch(options: dict[str, Any]) -> None:
     engine, _ = filled(0.0, 0.0, 0.0, 0.0, timeout=None, concurrency=2, **options)
-    engine.let(engine.all_is_due, True)
+    engine.let(engine.all_is_due)
     first, second = engine.look(), engine.look()
     second.settle([0])
     assert engine.next(0.0, rested=False) == math.inf  # it is not at its end, as the first one runs
@@ -374,7 +375,7 @@ def test_drain_does_not_wait_for_who_has_left(options: dict[str, Any]) -> None:
 def test_close_makes_all_due_and_ends_when_it_is_answered(options: dict[str, Any]) -> None:
     engine, calls = filled(*[0.0] * 4, timeout=None, concurrency=1, **options)
     told = drained(engine)
-    engine.let(engine.all_is_due, True)
+    engine.let(engine.all_is_due)
     late = drained(engine)
     batch = engine.look()
     assert (batch.callers, batch.reason) == (calls[:3], "full")
@@ -393,8 +394,8 @@ def test_close_can_refuse_what_waits_also_what_the_owner_has_not_seen_yet(option
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
     look(engine, 0.0)
     calls += post(engine, 2)
-    engine.let(engine.all_is_due, True)
-    engine.let(engine.refuse_waiting)
+    engine.let(engine.all_is_due)
+    engine.let(engine.refuse_waiting, math.inf)
     assert look(engine, 0.0) is None
     assert [type(call.error) for call in calls] == [ClosedError] * 4
     stats = engine.tally.read(engine.waiting)
@@ -406,8 +407,8 @@ def test_close_that_refuses_counts_those_who_had_left_as_such(options: dict[str,
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
     look(engine, 0.0)
     engine.withdraw(calls[0])
-    engine.let(engine.all_is_due, True)
-    engine.let(engine.refuse_waiting)
+    engine.let(engine.all_is_due)
+    engine.let(engine.refuse_waiting, math.inf)
     assert look(engine, 0.0) is None
     stats = engine.tally.read(engine.waiting)
     assert (stats.accepted, stats.failed, stats.cancelled) == (2, 1, 1)
@@ -416,9 +417,9 @@ def test_close_that_refuses_counts_those_who_had_left_as_such(options: dict[str,
 @PLAIN_AND_ALL
 def test_opened_again_it_waits_for_full_batches_as_before(options: dict[str, Any]) -> None:
     engine, _ = filled(**options)
-    engine.let(engine.all_is_due, True)
+    engine.let(engine.all_is_due)
     assert look(engine, 0.0) is None
-    engine.let(engine.all_is_due, False)
+    engine.let(engine.all_is_due, SimpleNamespace(closed=False))
     post(engine)
     assert look(engine, 0.0) == 1.0
 

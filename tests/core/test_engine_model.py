@@ -1,6 +1,7 @@
 """The owner's step beside a plain list, with any options together. No thread, no sleep: the clock is moved by hand."""
 
 import math
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
@@ -296,10 +297,10 @@ class EngineAgainstList(RuleBasedStateMachine):
     @precondition(lambda self: len(self.posted) > 15)
     @rule(cancel_pending=st.booleans())
     def close(self, cancel_pending: bool) -> None:
-        self.engine.let(self.engine.all_is_due, True)
+        self.engine.let(self.engine.all_is_due)
         self.news.append(lambda: setattr(self, "ends", True))
         if cancel_pending:
-            self.engine.let(self.engine.refuse_waiting)
+            self.engine.let(self.engine.refuse_waiting, math.inf)
             self.news.append(self.hear_refuse_waiting)
 
     def hear_refuse_waiting(self) -> None:
@@ -309,7 +310,7 @@ class EngineAgainstList(RuleBasedStateMachine):
     @precondition(lambda self: self.ends)
     @rule()
     def open_again(self) -> None:
-        self.engine.let(self.engine.all_is_due, False)
+        self.engine.let(self.engine.all_is_due, SimpleNamespace(closed=False))
         self.news.append(lambda: setattr(self, "ends", False))
 
     # What whoever runs a batch does

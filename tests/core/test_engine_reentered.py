@@ -56,7 +56,7 @@ def flushes(engine: HandEngine, _: list[Call], __: Call) -> None:
 
 
 def closes(engine: HandEngine, _: list[Call], __: Call) -> None:
-    engine.let(engine.all_is_due, True)
+    engine.let(engine.all_is_due)
 
 
 ACTS: list[Act] = [posts, posts_and_flushes, posts_and_flushes_if_it_is_lonely, posts_and_leaves]

@@ -2,12 +2,15 @@
 
 import asyncio
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
 from batchify import BatchProcessor, BatchReport, ClosedError
 
+from .. import inside
+from ..intruder import at_each_line
 from ..kit import Coroutines, Kit, Steps, Threads, negate, new_kit
 
 LATE = r"^negate\(\) has not answered within 0(\.0)? s all that it accepted; it goes on with it$"
@@ -124,6 +127,20 @@ def test_block_opens_a_closed_function_again(way: Way) -> None:
     way.kit.consistent(f)
 
 
+def test_items_that_come_when_it_was_opened_again_are_not_refused(way: Way) -> None:
+    f = way.kit(negate, gated=True, batch_size=2, timeout=None)
+    runs = way.kit.busy(f, 1)
+    before = way.kit.submit(f, 2)
+    with pytest.raises(TimeoutError):
+        way.close(f, timeout=0.0, cancel_pending=True)
+    way.enter(f)
+    after = way.kit.submit(f, 3)
+    way.kit.go_on(2)
+    way.leave(f)
+    assert way.kit.outcomes([runs, after]) == [-1, -3]
+    assert type(way.kit.outcome(before)) is ClosedError
+
+
 def test_last_of_several_blocks_closes(way: Way) -> None:
     f = way.kit(batch_size=2, timeout=None)
     way.enter(f)
@@ -136,6 +153,22 @@ def test_last_of_several_blocks_closes(way: Way) -> None:
     way.leave(f)
     with pytest.raises(ClosedError):
         way.kit.submit(f, 3)
+
+
+def test_block_that_begins_while_the_last_one_ends_is_open(way: Way) -> None:
+    for lines in at_each_line(at_least=5):
+        f = way.kit(batch_size=2, timeout=None)
+        way.enter(f)
+        begin = partial(inside.begin_block, f)
+        with lines.intruder_doing(begin).on_this_thread():
+            way.leave(f)
+        if lines.where:
+            waits = way.kit.submit(f, 1)
+            way.kit.settle(f)
+            assert not waits.done(), lines.where  # else it is still closing
+            way.leave(f)
+            assert waits.result() == -1
+        way.kit.consistent(f)
 
 
 def test_close_in_the_midst_of_a_block_closes_and_its_end_does_no_harm(way: Way) -> None:

@@ -4,13 +4,15 @@ So a batch leaves the flush thread for an executor or an engine, and is answered
 """
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from batchify import BatchError, ResultCountError
+from batchify import BatchError, ClosedError, ResultCountError
 
 from ..kit import Threads
 from ..tools import in_threads
@@ -104,6 +106,35 @@ def test_returned_future_that_is_cancelled_fails_its_callers(threads: Threads) -
         return future
 
     assert [type(outcome) for outcome in threads.answers(function, 1, 2)] == [BatchError] * 2
+
+
+def test_returned_future_that_is_dropped_is_noticed_whatever_a_callback_has_kept(threads: Threads) -> None:
+    def function(items: list[int]) -> Any:
+        if items == [3]:
+            return Future()
+        started.set()
+        go_on.wait()
+        return items
+
+    def keep(future: Future[Any]) -> None:
+        with suppress(ClosedError):
+            future.result()  # the error, which is kept, knows this frame, and so all those beneath it
+
+    started, go_on = threading.Event(), threading.Event()
+    f = threads(function, batch_size=1)
+    first = f.submit(1)
+    started.wait()
+    refused = f.submit(2)
+    refused.add_done_callback(keep)
+    with pytest.raises(TimeoutError):
+        f.close(timeout=0.0, cancel_pending=True)
+    with f:
+        dropped = f.submit(3)
+        go_on.set()
+        assert first.result() == 1
+        with pytest.raises(BatchError, match="dropped it unfinished"):
+            dropped.result()
+    assert type(refused.exception()) is ClosedError
 
 
 # Engines that call back more than once

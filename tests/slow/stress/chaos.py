@@ -25,6 +25,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from functools import partial
+from math import inf
 from random import Random
 from types import FrameType
 from typing import Any
@@ -33,7 +34,8 @@ import batchify
 
 from ... import inside
 from ...tools import until
-from .history import CallRecord, History, Rules, Violation, check, check_stats, owner_of, verdict
+from .equal import Equal
+from .history import CallRecord, History, Planned, Rules, Violation, check, check_stats, owner_of, verdict
 from .load import Caller, Function, LoopCaller, run_loop, settle
 
 WAYS = (
@@ -43,7 +45,19 @@ WAYS = (
 WAYS_THERE = tuple(way for way in WAYS if "future" not in way)
 # Where loops end in the middle: a nested batch that is cancelled before its first step counts, but calls no function;
 # and a loop that is closed cannot end a generator.
+# What passes items is not asked where nobody waits for these.
 WAYS_CUT_OFF = tuple(way for way in WAYS_THERE if way not in ("inside", "generator"))
+
+
+def _isolates_by_type() -> bool:
+    try:
+        batchify.batched(batch_size=1, isolate=Planned)(lambda items: items)  # type: ignore[arg-type]
+    except TypeError:  # not in this version
+        return False
+    return True
+
+
+ISOLATE: tuple[bool | type[Exception], ...] = (True, True, Planned) if _isolates_by_type() else (True,)
 
 
 class World:
@@ -66,7 +80,7 @@ class World:
         return Random(self.rng.random())
 
     def function(self, name: str, *, on_loop: bool = False, cut_off: bool = False) -> tuple[Function, Any]:
-        every = WAYS_CUT_OFF if cut_off else WAYS_THERE if on_loop else WAYS
+        every = WAYS_CUT_OFF if cut_off else (*(WAYS_THERE if on_loop else WAYS), "passing")
         ways = self.rng.choice((every, ("list",), self.rng.sample(every, 3)))
         function = Function(self.history, name, self.seeded(), ways, self.engine)
         f = function.decorated(
@@ -87,7 +101,7 @@ class World:
             "concurrency": choice((2, 3, 8)),
             "groups": choice((2, 5)),
             "max_weight": choice((3.0, 10.0)),
-            "isolate": True,
+            "isolate": choice(ISOLATE),
             "dedupe": True,
             "max_pending": choice((1, 3, 20)),
             "reports": True,
@@ -135,7 +149,8 @@ class World:
         gc.collect()  # ends what was left behind in them
         for name, (_, f) in self.functions.items():
             if isinstance(f, batchify.BatchedFunction):
-                f.close()
+                with self.history.act("close", name):
+                    f.close()
             if wrong := check_stats(self.history, name, f.stats):
                 if self.figures_may_be_off:
                     self.history.events.append("figures off")
@@ -202,8 +217,7 @@ def close(world: World) -> None:
             work = asyncio.create_task(caller.work(100))
             for _ in range(world.rng.randrange(50)):
                 await asyncio.sleep(0)
-            world.history.events.append("closes")
-            await g.aclose()
+            await caller.options.aclose(caller.buffer)
             await work
 
         run_loop(main)
@@ -211,6 +225,57 @@ def close(world: World) -> None:
     works: list[Callable[[], object]] = [partial(world.caller(f"thread {n}", "f").work, 60) for n in range(5)]
     works += [partial(close_f, world.caller(f"closing {n}", "f"), world.rng.randrange(60)) for n in range(2)]
     world.together([*works, close_g, on_loop(world, "loop", 100)])
+
+
+def blocks(world: World) -> None:
+    """Functions that are opened again and again by `with`; now and then they are closed by hand as well."""
+    world.function("f")
+    world.function("g", on_loop=True)
+    by_hand = world.rng.random() < 0.4
+    rngs = [world.seeded() for _ in range(6)]
+
+    def thread(number: int) -> None:
+        rng, caller = rngs[number], world.caller(f"thread {number}", "f")
+        for _ in range(6):
+            caller.work(rng.randrange(10))  # it may be open by others
+            with caller.options.block():
+                caller.work(rng.randrange(15))
+                if by_hand and rng.random() < 0.2:
+                    caller.options.close()
+        caller.collect()
+
+    def loop(number: int) -> None:
+        async def main() -> None:
+            rng, name = rngs[number], f"loop {number}"
+            first = LoopCaller(name, *world.functions["f"], rng, world.timeouts, aio=True)
+            second = LoopCaller(name, *world.functions["g"], rng, world.timeouts, aio=False)
+            for _ in range(4):
+                await second.work(rng.randrange(10))
+                async with first.options.block_there(), second.options.block_there():
+                    await asyncio.gather(first.work(rng.randrange(20)), second.work(rng.randrange(20)))
+                    if by_hand and rng.random() < 0.2:
+                        await second.options.aclose(second.buffer)
+
+        run_loop(main)
+
+    world.together([partial(thread if number < 4 else loop, number) for number in range(6)])
+
+
+def equal(world: World) -> None:
+    """Functions with `dedupe`, and items that are equal."""
+    functions = [Equal(world.seeded(), on_loop=on_loop) for on_loop in (False, False, True)]
+    decorated = [function.decorated() for function in functions]
+    works: list[Callable[[], object]] = []
+    for function, f in zip(functions, decorated, strict=True):
+        if not function.on_loop:
+            works += [partial(function.thread, f, world.seeded()) for _ in range(world.rng.randint(1, 4))]
+        works.append(partial(function.loop, f, world.seeded()))
+    world.together(works)
+    for function, f in zip(functions, decorated, strict=True):
+        if not function.on_loop:
+            f.close()
+        world.violations += function.check(f.stats)
+        world.history.events += ["equal"] * len(function.calls)
 
 
 class CtrlC:
@@ -279,7 +344,7 @@ def ctrl_c(world: World) -> None:
         for _ in range(100):
             if control.interrupted(partial(caller.do, world.rng.choice(Caller.OPS))):
                 world.history.leave("main", but=list(caller.waiting))
-        control.interrupted(world.functions["f"][1].close)
+        control.interrupted(caller.options.close)
     caller.collect()
     world.join(neighbours)
     end.set()
@@ -451,7 +516,7 @@ def _child(world: World, rng: Random) -> int:
 
 KINDS: dict[str, Callable[[World], None]] = {
     kind.__name__.replace("_", " "): kind
-    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork)
+    for kind in (threads, loops, mixed, close, ctrl_c, ctrl_c_of_a_runner, reopen, drop, methods, fork, blocks, equal)
 }
 
 
@@ -492,7 +557,16 @@ def watched(what: str, seconds: float, world: World) -> Iterator[None]:
 
     def hung() -> None:
         print(f"HUNG: {what}", flush=True)
-        print(f"options: {world.history.rules}", flush=True)
+        for name, (_, f) in tuple(world.functions.items()):
+            print(f"{f!r}, {world.history.rules.get(name)}, {f.stats}", flush=True)
+        for act in world.history.acts:
+            if act.ended == inf or act.kind in ("close", "enter", "exit"):
+                print(act, flush=True)
+        print("\n".join(str(call) for call in tuple(world.history.calls) if call.outcome is None), flush=True)
+        unanswered = {call.token for call in tuple(world.history.calls) if call.outcome is None}
+        for batch in tuple(world.history.batches):
+            if not unanswered.isdisjoint(batch.tokens):
+                print(batch, flush=True)
         os._exit(1)
 
     timer = threading.Timer(seconds + 2, hung)
@@ -551,7 +625,19 @@ class Table:
                     row["batches"] += batches[owner]
 
     def __str__(self) -> str:
-        events = ("flushes", "option changes", "closes", "drops", "loops", "forks", "interrupts", "figures off")
+        events = (
+            "flushes",
+            "option changes",
+            "drain",
+            "close",
+            "enter",
+            "drops",
+            "loops",
+            "forks",
+            "interrupts",
+            "equal",
+            "figures off",
+        )
         outcomes = ("calls", "result", "error", "cancelled", "left", "refused")
         return "\n\n".join(
             (

@@ -51,7 +51,7 @@ class Rules:
     concurrency: int = 1
     groups: int = 1  # so many
     max_weight: float | None = None
-    isolate: bool = False
+    isolate: bool | type[Exception] = False
     dedupe: bool = False  # of which nothing is seen, as no two tokens are equal
     max_pending: int | None = None
     reports: bool = False
@@ -61,6 +61,11 @@ class Rules:
 
     def weight(self, token: int) -> int:
         return token % 7
+
+    def halves(self, batch: "BatchRecord") -> bool:
+        """Whether a batch that failed is run again in halves."""
+        kinds = Exception if self.isolate is True else self.isolate or ()
+        return batch.raised is not None and issubclass(batch.raised, kinds)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,6 +77,7 @@ class CallRecord:
     how: str  # for tables
     nested: bool  # made from inside the function, so that it must be run at once
     began: int
+    accepted: float = inf  # when that was known, for a future
     ended: float = inf
     outcome: Outcome | None = None
     value: object = None  # its result
@@ -105,7 +111,7 @@ class BatchRecord:
     given: dict[int, int] = field(default_factory=dict)  # when a single result left the function before that
     # Whose caller must get an error, unless it is run again, and the type of it.
     errors: dict[int, str] = field(default_factory=dict)
-    raised: bool = False  # an Exception for the whole batch, so that it may be run again in halves
+    raised: type[BaseException] | None = None  # for the whole batch, so that it may be run again in halves
 
     def give(self, token: int) -> None:
         self.given[token] = moment()
@@ -132,6 +138,27 @@ class Limit:
     ended: float = inf
 
 
+@dataclass(slots=True, eq=False)
+class Act:
+    """What was done to a buffer, and when."""
+
+    kind: Literal["close", "drain", "enter", "exit"]  # the last two: of a block, by `with`
+    buffer: str
+    began: int
+    cancels: bool  # what waits, in closing
+    entered: "Act | None"  # for "exit"
+    ended: float = inf  # when it had been done, if it did not raise
+
+
+@dataclass(frozen=True)
+class Violation:
+    rule: str
+    facts: str
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.facts}"
+
+
 class History:
     """Records calls and batches. Any thread may do so; a submitter is one thread, or the tasks of one event loop."""
 
@@ -141,6 +168,8 @@ class History:
         self.limits: defaultdict[str, list[Limit]] = defaultdict(list)  # by owner
         self.rules: dict[str, Rules] = {}  # by owner, if it has options
         self.reports: defaultdict[str, list[int]] = defaultdict(list)  # by owner: of how many items each one was
+        self.acts: list[Act] = []
+        self.seen: list[Violation] = []  # what was found wrong on the way
         self.events: list[str] = []  # what else was done, for tables
         self._tokens = count(1)
         self._numbers = count(1)
@@ -175,14 +204,21 @@ class History:
         yield
         record.ended = moment()
 
-
-@dataclass(frozen=True)
-class Violation:
-    rule: str
-    facts: str
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.facts}"
+    @contextmanager
+    def act(
+        self,
+        kind: Literal["close", "drain", "enter", "exit"],
+        buffer: str,
+        *,
+        cancels: bool = False,
+        entered: Act | None = None,
+    ) -> Iterator[Act]:
+        """Record that this is being done."""
+        record = Act(kind, buffer, moment(), cancels, entered)
+        self.acts.append(record)
+        self.events.append(kind)
+        yield record
+        record.ended = moment()
 
 
 def owner_of(buffer: str) -> str:
@@ -199,6 +235,7 @@ def check(history: History, *, concurrency: int = 1) -> list[Violation]:
     defaults = Rules(concurrency=concurrency)
     rules = defaultdict[str, Rules](lambda: defaults, history.rules)
     return [
+        *history.seen,
         *_check_places(history, rules),
         *_check_answers(history),
         *_check_moments(history),
@@ -206,6 +243,9 @@ def check(history: History, *, concurrency: int = 1) -> list[Violation]:
         *_check_order(history, rules),
         *_check_overlap(history, rules),
         *_check_company(history, rules),
+        *_check_room(history, rules),
+        *_check_closing(history),
+        *_check_draining(history),
     ]
 
 
@@ -230,10 +270,12 @@ def _check_places(history: History, rules: Mapping[str, Rules]) -> Iterator[Viol
     for call in history.calls:
         found = batches.get(call.token, [])
         for before, after in pairwise(found):
-            if not (rules[owner_of(call.buffer)].isolate and _is_part(before, after)):
+            if not (rules[owner_of(call.buffer)].halves(before) and _is_part(before, after)):
                 yield Violation("twice", f"{call} is in {before} and in {after}")
         if call.outcome == "refused" and found:
             yield Violation("refused", f"{call} is in {found[0]}")
+        if call.outcome == "cancelled" and call.how in ("submit", "chain") and found:
+            yield Violation("cancelled", f"{call} is in {found[0]}: its future said that it was cancelled")
         if call.error == "BufferFullError" and rules[owner_of(call.buffer)].max_pending is None:
             yield Violation("refused", f"{call}, and there is no limit")
         if call.outcome in ("result", "error") and not found:
@@ -251,7 +293,7 @@ def _is_part(whole: BatchRecord, part: BatchRecord) -> bool:
     unanswered = [token for token in whole.tokens if token not in whole.given]
     middle = len(unanswered) // 2
     halves = (unanswered[:middle], unanswered[middle:])
-    return whole.raised and whole.ended < part.began and part.tokens in halves
+    return whole.ended < part.began and part.tokens in halves
 
 
 def _check_answers(history: History) -> Iterator[Violation]:
@@ -351,7 +393,7 @@ def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Vio
         weight = sum(map(of_owner.weight, batch.tokens))
         if of_owner.max_weight is not None and weight > of_owner.max_weight and len(batch.tokens) > 1:
             yield Violation("weight", f"{batch} weighs {weight}")
-        if of_owner.isolate and batch.raised and len(batch.errors) > 1:
+        if of_owner.halves(batch) and len(batch.errors) > 1:
             for token in batch.errors.keys() - gone:  # whose loop may have been closed
                 if batches[token][-1] is batch:
                     yield Violation("isolate", f"{token} was not run again after {batch}")
@@ -371,15 +413,76 @@ def _check_overlap(history: History, rules: Mapping[str, Rules]) -> Iterator[Vio
             yield Violation("overlap", f"at once ran {' and '.join(map(str, there))}")
 
 
+def _check_room(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
+    """Who finds no room finds `max_pending` calls that wait, not counting those of maps."""
+    batches = _in_batches(history)
+    by_buffer: defaultdict[str, list[tuple[int, float]]] = defaultdict(list)  # from when to when a call may have waited
+    for call in history.calls:
+        if not call.how.endswith("map"):
+            taken = batches[call.token][0].began if call.token in batches else call.ended
+            by_buffer[call.buffer].append((call.began, taken))
+    for call in history.calls:
+        most = rules[owner_of(call.buffer)].max_pending
+        if call.error == "BufferFullError" and most is not None:
+            there = sum(began < call.ended and taken > call.began for began, taken in by_buffer[call.buffer])
+            if there - 1 < most:  # one is itself
+                yield Violation("room", f"{call}, and no more than {there - 1} waited")
+
+
+def _check_closing(history: History) -> Iterator[Violation]:
+    """Who is refused finds the function closed, and who is not, open; in a block it is open, unless closed by hand."""
+    batches = _in_batches(history)
+    for call in history.calls:
+        acts = [act for act in history.acts if owner_of(act.buffer) == owner_of(call.buffer)]
+        shut = [act for act in acts if act.kind in ("close", "exit")]
+        enters = [act for act in acts if act.kind == "enter"]
+        by_hand = [act for act in acts if act.kind == "close"]
+        if call.error == "ClosedError":
+            if not any(
+                act.began < call.ended
+                and not any(act.ended < enter.began and enter.ended < call.began for enter in enters)
+                for act in shut
+            ):
+                yield Violation("closed", f"{call}, and it was open")
+            if not by_hand and any(
+                act.entered is not None and act.entered.ended < call.began and call.ended < act.began for act in shut
+            ):
+                yield Violation("closed", f"{call}, and it was made in a block")
+            if call.accepted < inf and not any(act.cancels and act.began < call.ended for act in by_hand):
+                yield Violation("closed", f"{call} was accepted")
+        elif call.token in batches and not call.nested:
+            for act in by_hand:
+                known = min(call.accepted, call.ended)
+                if act.ended < call.began and not any(
+                    act.began < enter.ended and enter.began < known for enter in enters
+                ):
+                    yield Violation("closed", f"{call} was accepted, though it was closed at {act.ended}")
+
+
+def _check_draining(history: History) -> Iterator[Violation]:
+    """When a drain or a close is over, what was accepted before has been answered."""
+    batches = _in_batches(history)
+    for act in history.acts:
+        if act.kind in ("close", "drain") and act.ended < inf:
+            for call in history.calls:
+                if call.buffer == act.buffer and call.accepted < act.began and call.outcome in ("result", "error"):
+                    batch = batches[call.token][-1] if call.token in batches else None
+                    if batch is not None and act.ended < batch.given.get(call.token, batch.ended):
+                        yield Violation("drained", f"{call} was answered after {act.kind} at {act.ended}, in {batch}")
+
+
 def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Violation]:
     """Return where the figures of a function, which runs no more, are not those of the history."""
     batches = [batch for batch in history.batches if owner_of(batch.buffer) == owner]
     rules = history.rules.get(owner, Rules())
     of_token = {token: found for token, found in _in_batches(history).items() if owner_of(found[0].buffer) == owner}
     nested = {call.token for call in history.calls if call.nested}
-    outside = Counter(
-        call.outcome for call in history.calls if owner_of(call.buffer) == owner and call.token not in of_token
-    )
+    cancels = any(act.cancels and owner_of(act.buffer) == owner for act in history.acts)
+    outside = [
+        _may_count_as(call, cancels=cancels)
+        for call in history.calls
+        if owner_of(call.buffer) == owner and call.token not in of_token
+    ]
     failed = sum(token in found[-1].errors for token, found in of_token.items())
     pairs: dict[str, tuple[object, object]] = {
         "pending, running, in_flight": ((stats.pending, stats.running, stats.in_flight), (0, 0, 0)),
@@ -389,7 +492,6 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
             stats.reasons.get("nested", 0),
             sum(nested.issuperset(batch.tokens) and of_token[batch.tokens[0]][0] is batch for batch in batches),
         ),
-        "failed": (stats.failed, failed),
         "answered": (stats.answered, len(of_token) - failed),
         "accepted": (stats.accepted, stats.answered + stats.failed + stats.cancelled),
     }
@@ -401,15 +503,34 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
         for name, (figure, fact) in pairs.items()
         if figure != fact
     ]
-    refused = sum(call.error == "BufferFullError" and owner_of(call.buffer) == owner for call in history.calls)
-    for name, figure, least in (
-        ("cancelled", stats.cancelled, outside["cancelled"]),
-        ("refused", stats.refused, refused),
+    for name, figure, in_batches in (
+        ("cancelled", stats.cancelled, 0),
+        ("refused", stats.refused, 0),
+        ("failed", stats.failed, failed),
     ):
-        most = least + outside["left"]
+        least = in_batches + sum(may == {name} for may in outside)
+        most = in_batches + sum(name in may for may in outside)
         if not least <= figure <= most:
             found.append(Violation("stats", f"{name} of {owner}: {figure}, but there were {least} to {most}"))
     return found
+
+
+def _may_count_as(call: CallRecord, *, cancels: bool) -> set[str]:
+    """Return as what a call that is in no batch may be counted; "" is nowhere.
+
+    `cancels`: there is a close that refuses what waits, so that calls fail that were accepted.
+    """
+    late = {"failed"} if cancels else set()
+    if call.outcome == "left":
+        return {"cancelled", "refused", ""} | late
+    if call.outcome == "cancelled":
+        # Of the others it is the task that is cancelled, perhaps after that.
+        return {"cancelled"} if call.how in ("submit", "chain", "loop submit") else {"cancelled"} | late
+    if call.error == "BufferFullError":
+        return {"refused"}
+    if call.error == "ClosedError" and call.accepted < inf:
+        return {"failed"}
+    return {""} if call.how in ("submit", "chain", "loop submit") else {""} | late
 
 
 def verdict(violations: Sequence[Any], most: int = 10) -> str:

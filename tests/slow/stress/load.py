@@ -4,9 +4,12 @@ import asyncio
 import threading
 import time
 import weakref
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import CancelledError, Executor, Future
-from contextlib import aclosing, closing
+from contextlib import aclosing, asynccontextmanager, closing, contextmanager, suppress
+from contextvars import Context
+from functools import partial
 from itertools import count
 from random import Random
 from typing import Any
@@ -22,7 +25,7 @@ from batchify import (
 )
 
 from ... import inside
-from .history import BatchRecord, CallRecord, History, Planned, Rules, answer
+from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, answer, moment
 
 # Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
 _here = threading.local()
@@ -55,6 +58,8 @@ class Function:
         self.history, self.name, self.rng, self.ways, self.engine = history, name, rng, tuple(ways), engine
         self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
         self._nested: set[int] = set()
+        # What it passed to itself and did not wait for, by buffer.
+        self.passed: defaultdict[str, list[CallRecord]] = defaultdict(list)
 
     def decorated(self, *, size: int, timeout: float | None, on_loop: bool = False, rules: Rules | None = None) -> Any:
         options: dict[str, Any] = {}
@@ -95,7 +100,7 @@ class Function:
         return tuple(_results(batch))
 
     def _raising(self, batch: BatchRecord) -> Any:
-        batch.raised = True
+        batch.raised = Planned
         batch.fail(Planned)
         batch.end()
         raise Planned(batch.number)
@@ -103,7 +108,7 @@ class Function:
     def _exiting(self, batch: BatchRecord) -> Any:
         kinds = (SystemExit, KeyboardInterrupt, GeneratorExit, StopIteration, CancelledError, asyncio.CancelledError)
         kind = self.rng.choice(kinds)
-        batch.raised = issubclass(kind, Exception)
+        batch.raised = kind
         batch.fail(BatchError)
         batch.end()
         raise kind(batch.number)
@@ -141,7 +146,7 @@ class Function:
                 batch.give(token)
                 yield answer(token)
             if end == "raise":
-                batch.raised = True
+                batch.raised = Planned
                 batch.fail(Planned)
                 raise Planned(batch.number)
             if end == "short":
@@ -154,7 +159,7 @@ class Function:
 
         def work() -> list[int]:
             if raising:
-                batch.raised = True
+                batch.raised = Planned
                 batch.fail(Planned)
             batch.end()
             if raising:
@@ -165,7 +170,7 @@ class Function:
         return self.engine.submit(work)
 
     def _dropped_future(self, batch: BatchRecord) -> Any:
-        batch.raised = True
+        batch.raised = BatchError
         batch.fail(BatchError)
         batch.end()
         return Future[Any]()
@@ -182,6 +187,25 @@ class Function:
             called, submitted = self._nested_calls(batch, 2)
             settle(called, lambda: f(called.token))
             settle(submitted, lambda: f.submit(submitted.token).result())
+        return self._list(batch)
+
+    def _passing(self, batch: BatchRecord) -> Any:
+        """Pass an item that nobody inside waits for: it waits its turn."""
+        f = self.again()
+        if f is not None:
+            call = self.history.call(f"batch {batch.number} of {self.name}", batch.buffer, "passed")
+            self.passed[batch.buffer].append(call)
+            try:
+                future = f.submit(call.token)
+            except (ClosedError, BufferFullError) as error:
+                call.end("refused", error)
+            else:
+                call.accepted = moment()
+                watch = partial(future.add_done_callback, lambda future: settle(call, future.result))
+                if batch.buffer == self.name:
+                    watch()
+                else:  # not here: it would count as a wait of this batch
+                    asyncio.get_running_loop().call_soon(watch, context=Context())
         return self._list(batch)
 
     # The same on an event loop
@@ -227,9 +251,13 @@ class Function:
             called, submitted = self._nested_calls(batch, 2)
             try:
                 await settle_there(called, f(called.token))
-                await settle_there(submitted, f.submit(submitted.token))
+                await settle_there(submitted, self._submitted_inside(f, submitted))
             finally:
                 self.history.leave(called.submitter)  # the batch was cancelled
+
+    @staticmethod
+    async def _submitted_inside(f: Any, call: CallRecord) -> Any:
+        return await f.submit(call.token)  # it may be refused, which is not to be what the function raises
 
 
 # Callers
@@ -284,15 +312,61 @@ class Options:
         self.function.history.events.append("flushes")
         self.f.flush()
 
+    def _how_to_close(self) -> dict[str, Any]:
+        return self.rng.choice(({}, {}, {"timeout": 0.001}, {"cancel_pending": True}))
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Open it for a block, as `with` does."""
+        history, name = self.function.history, self.function.name
+        with history.act("enter", name) as entered:
+            self.f.__enter__()
+        try:
+            yield
+        finally:
+            with history.act("exit", name, entered=entered):
+                self.f.__exit__(None, None, None)
+
+    @asynccontextmanager
+    async def block_there(self) -> AsyncIterator[None]:
+        history, name = self.function.history, self.function.name
+        with history.act("enter", name) as entered:
+            await self.f.__aenter__()
+        try:
+            yield
+        finally:
+            with history.act("exit", name, entered=entered):
+                await self.f.__aexit__(None, None, None)
+
     def close(self) -> None:
-        self.function.history.events.append("closes")
-        self.f.close()
+        how = self._how_to_close()
+        with (
+            suppress(TimeoutError),
+            self.function.history.act("close", self.function.name, cancels="cancel_pending" in how),
+        ):
+            self.f.close(**how)
+
+    async def aclose(self, buffer: str) -> None:
+        how = self._how_to_close()
+        with suppress(TimeoutError), self.function.history.act("close", buffer, cancels="cancel_pending" in how):
+            await self.f.aclose(**how)
+
+    def _timeout(self) -> float | None:
+        return self.rng.choice((None, None, 0.0, 0.001))
+
+    def drain(self) -> None:
+        with suppress(TimeoutError), self.function.history.act("drain", self.function.name):
+            self.f.drain(self._timeout())
+
+    async def adrain(self, buffer: str) -> None:
+        with suppress(TimeoutError), self.function.history.act("drain", buffer):
+            await self.f.adrain(self._timeout())
 
 
 class Caller:
     """A thread that calls a function in all ways there are. Ends with waiting for all its answers."""
 
-    OPS = ("call", "submit", "submit", "submit", "cancel", "collect", "map", "chain", "flush", "change")
+    OPS = ("call", "submit", "submit", "submit", "cancel", "collect", "map", "chain", "flush", "change", "drain")
 
     def __init__(self, name: str, function: Function, f: Any, rng: Random, timeouts: Sequence[float | None]) -> None:
         self.name, self.function, self.f, self.rng = name, function, f, rng
@@ -322,14 +396,18 @@ class Caller:
         except (ClosedError, BufferFullError) as error:
             call.end("refused", error)
             return None
+        call.accepted = moment()
         self.waiting[call] = future
         return future
 
     def cancel(self) -> None:
         for call in self.rng.sample(list(self.waiting), min(len(self.waiting), 2)):
-            if self.waiting[call].cancel():
+            future = self.waiting[call]
+            if future.cancel():
                 call.end("cancelled")
                 del self.waiting[call]
+            elif not (isinstance(future, _Chained) or future.running() or future.done()):
+                self.history.seen.append(Violation("running", f"{call} cannot be cancelled, and does not run"))
 
     def collect(self) -> None:
         while self.waiting:  # a chain may add some meanwhile
@@ -346,9 +424,12 @@ class Caller:
 
         def submit_second(_: object) -> None:
             try:
-                submitted.set_result(self.f.submit(second.token))
+                future = self.f.submit(second.token)
             except (ClosedError, BufferFullError) as error:
                 submitted.set_exception(error)
+            else:
+                second.accepted = moment()
+                submitted.set_result(future)
 
         if first is None:
             second.end("refused")
@@ -385,6 +466,9 @@ class Caller:
     def change(self) -> None:
         self.options.change()
 
+    def drain(self) -> None:
+        self.options.drain()
+
 
 class _Chained(Future[Any]):
     """What becomes of an item that a callback submits."""
@@ -415,7 +499,7 @@ class LoopCaller:
         self._others = count(1)
 
     async def work(self, steps: int) -> None:
-        common = ("ask", "ask", "cancel", "flush", "change", "turn", "turn")
+        common = ("ask", "ask", "cancel", "flush", "change", "turn", "turn", "drain")
         for _ in range(steps):
             op = self.rng.choice(common if self.aio else (*common, "submit", "submit", "cancel_future", "map"))
             if op == "turn":
@@ -433,6 +517,8 @@ class LoopCaller:
             # Also what runs for callers that have all left: asyncio.run() would cut it off, and a batch from inside
             # that is cancelled before its first step counts, but calls no function.
             await inside.all_on_this_loop_is_answered(self.f)
+            while any(call.outcome is None for call in self.function.passed[self.buffer]):  # by one of the last
+                await inside.all_on_this_loop_is_answered(self.f)
 
     def ask(self) -> None:
         for _ in range(self.rng.randint(1, 4)):
@@ -452,6 +538,8 @@ class LoopCaller:
             self.waiting[call] = self.f.submit(call.token)
         except (ClosedError, BufferFullError) as error:
             call.end("refused", error)
+        else:
+            call.accepted = moment()
 
     def cancel_future(self) -> None:
         if self.waiting:
@@ -497,3 +585,6 @@ class LoopCaller:
 
     def change(self) -> None:
         self.options.change()
+
+    def drain(self) -> None:
+        self.tasks.append(asyncio.create_task(self.options.adrain(self.buffer)))

@@ -5,9 +5,9 @@ from math import inf
 
 import pytest
 
-from batchify import BufferFullError, Stats
+from batchify import BufferFullError, ClosedError, Stats
 
-from .history import BatchRecord, CallRecord, History, Planned, Rules, check, check_stats, moment, verdict
+from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, check, check_stats, moment, verdict
 
 
 def clean() -> History:
@@ -227,7 +227,7 @@ def isolated() -> History:
     """The second batch of a clean history is run again in halves, of which one fails."""
     history = clean()
     history.rules["f"] = Rules(isolate=True)
-    history.batches[1].raised = True
+    history.batches[1].raised = Planned
     history.batch("f", [3]).end()
     last = history.batch("f", [6])
     last.fail(Planned)
@@ -256,7 +256,7 @@ def _allow_no_isolation(history: History) -> None:
 
 
 def _run_again_what_did_not_fail(history: History) -> None:
-    history.batches[1].raised = False
+    history.batches[1].raised = None
 
 
 def _run_all_of_it_again(history: History) -> None:
@@ -304,6 +304,105 @@ def test_overlap_is_allowed_by_the_concurrency_of_the_function() -> None:
     _run_at_once(history)
     history.rules["f"] = Rules(concurrency=2)
     assert check(history) == []
+
+
+def shut() -> History:
+    """A clean history; then f is closed, which refuses a call that waits and one that comes, and opened for a block."""
+    history = clean()
+    history.rules["f"] = Rules(max_pending=1)
+    waits = history.call("a", "f", "submit")
+    waits.accepted = moment()
+    history.call("b", "f", "submit").end("refused", BufferFullError())
+    with history.act("close", "f", cancels=True):
+        waits.end("refused", ClosedError())
+    history.call("b", "f", "submit").end("refused", ClosedError())
+    with history.act("enter", "f") as entered:
+        pass
+    inside = history.call("b", "f", "submit")
+    inside.accepted = moment()
+    batch = history.batch("f", [inside.token])
+    batch.end()
+    inside.end("result", -inside.token)
+    with history.act("drain", "f"):
+        pass
+    with history.act("exit", "f", entered=entered):
+        pass
+    return history
+
+
+def test_closing_and_opening_and_draining_pass() -> None:
+    assert check(shut()) == []
+    figures: dict[str, object] = {
+        "accepted": 9,
+        "answered": 5,
+        "failed": 3,
+        "refused": 1,
+        "batches": 4,
+        "sizes": {3: 1, 2: 1, 1: 2},
+        "reasons": {"full": 1, "timeout": 2, "nested": 1},
+    }
+    assert check_stats(shut(), "f", stats(**figures)) == []
+    assert check_stats(shut(), "f", stats(**figures | {"failed": 2, "accepted": 8})) != []
+
+
+def _refuse_when_it_is_open(history: History) -> None:
+    history.acts[0].began = history.acts[0].ended = moment()
+
+
+def _refuse_what_was_accepted(history: History) -> None:
+    history.acts[0].cancels = False
+
+
+def _accept_when_it_is_closed(history: History) -> None:
+    call = _call(history, 12)
+    call.accepted, call.submitter, call.error = call.ended, "c", ""
+    history.batch("f", [12]).end()
+    call.end("result", -12)
+    history.acts = [act for act in history.acts if act.kind != "drain"]  # which was before that
+
+
+def _refuse_in_a_block(history: History) -> None:
+    history.acts[0].kind = "exit"
+    history.call("b", "f", "submit").end("refused", ClosedError())
+    history.calls[-1].began, history.calls[-1].ended = history.batches[-1].began, history.batches[-1].ended
+
+
+def _drain_before_the_answer(history: History) -> None:
+    history.acts[2].began = _call(history, 13).accepted + 0.1  # type: ignore[assignment]
+    history.acts[2].ended = history.batches[-1].ended - 0.1
+
+
+def _refuse_where_there_is_room(history: History) -> None:
+    history.rules["f"] = Rules(max_pending=2)
+
+
+def _cancel_what_runs(history: History) -> None:
+    _call(history, 13).outcome = "cancelled"
+
+
+@pytest.mark.parametrize(
+    ("harm", "rule"),
+    [
+        (_refuse_when_it_is_open, "closed"),
+        (_refuse_what_was_accepted, "closed"),
+        (_accept_when_it_is_closed, "closed"),
+        (_refuse_in_a_block, "closed"),
+        (_drain_before_the_answer, "drained"),
+        (_refuse_where_there_is_room, "room"),
+        (_cancel_what_runs, "cancelled"),
+    ],
+    ids=lambda value: value.__name__.strip("_") if callable(value) else "",
+)
+def test_rule_of_what_is_refused_and_answered_finds_what_breaks_it(harm: Callable[[History], None], rule: str) -> None:
+    history = shut()
+    harm(history)
+    assert rules(history) == {rule}
+
+
+def test_what_was_seen_on_the_way_is_reported() -> None:
+    history = clean()
+    history.seen.append(Violation("running", "it does not"))
+    assert rules(history) == {"running"}
 
 
 def test_reports_must_be_as_many_as_batches() -> None:

@@ -119,7 +119,7 @@ def test_random_load_from_threads_and_loops(seed: int) -> None:
             for _ in range(40):
                 await first.work(5)
                 await second.work(5)
-            await g.aclose()  # the others may be in the middle
+            await second.options.aclose(second.buffer)  # the others may be in the middle
 
         run_loop(main)
 
