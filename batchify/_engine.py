@@ -218,7 +218,7 @@ class Engine:
             self.buffer.flush(until)
 
     def settings_changed(self) -> None:
-        self.buffer.adapt()
+        self.buffer.repair()
         for bell in self.bells.copy():
             bell()
 
@@ -316,7 +316,7 @@ class Engine:
             self.buffer.admit(now)
             while self._refused:
                 self.refuse(*self._refused.popleft())
-            if self.turns and (self.inbox or self.buffer.size or self._parts):
+            if self.turns and (len(self.buffer) or self._parts):
                 tally.begin_change()
                 try:
                     batch = self._take(now)
@@ -331,20 +331,22 @@ class Engine:
                 self._disturbed = False
                 return batch
             buffer, timeout = self.buffer, self.options.timeout
-            waits = buffer.known > 0
-            if buffer.ends and not (waits or self._running or self._parts or self.news):
+            head = buffer.head()
+            if buffer.ends and not (head is not None or self._running or self._parts or self.news):
                 self.wake_at = 1  # for the next owner, if there will be one
                 self._disturbed = False
                 return None
             wakes_at, wake_at = inf, inf
             if self.turns:
-                wakes_at, wake_at = buffer.due_at if waits else inf, 1
-                if waits or (not rested and timeout != 0.0):
+                wake_at = 1
+                if timeout is not None and head is not None:
+                    wakes_at = head.arrival + timeout
+                if head is not None or (not rested and timeout != 0.0):
                     # If nothing waits, right after a batch, it sleeps for as long as an item may wait. One that comes
                     # meanwhile is due later than that, so it need not wake this to be timed: one wake-up for each batch
                     # instead of two.
-                    wake_at = 1 if buffer.ends else buffer.wake_at
-                    if not waits and timeout is not None:
+                    wake_at = 1 if buffer.ends else buffer.wake_at()
+                    if head is None and timeout is not None:
                         wakes_at = now + timeout
             self.sleep_until(wakes_at)
             self.wake_at = wake_at  # 2.
@@ -413,9 +415,10 @@ class Engine:
     def _say_what_is_answered(self) -> None:
         for each in self._drains.copy():
             until, done = each
-            unanswered = [self.buffer.oldest, *self._running.values()]
-            unanswered += [part[0].arrival for part in self._parts]
-            if not self._refused and all(arrival == inf or arrival > until for arrival in unanswered):
+            head = self.buffer.head()
+            unanswered = [*self._running.values(), *(part[0].arrival for part in self._parts)]
+            unanswered += [] if head is None else [head.arrival]
+            if not self._refused and all(arrival > until for arrival in unanswered):
                 done()
                 self._drains.remove(each)
 
