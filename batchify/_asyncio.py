@@ -329,7 +329,7 @@ class LoopEngine(Engine):
     def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
-            waits = len(self.inbox) + self.buffer.size
+            waits = len(self.buffer)
             if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
                 if self._next is None:
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice
@@ -345,10 +345,9 @@ class LoopEngine(Engine):
             self.wakes_at = -inf  # whoever comes next rings
             raise
 
-    def sleep_until(self, moment: float) -> None:
+    def sleep_until(self, moment: float, head: Any) -> None:
         if moment != self._timer_at:
             self._set_timer(moment)
-        head = self.buffer.head()
         if head is not None and self._timer is None:
             _held.add(self)
         else:
@@ -375,7 +374,7 @@ class LoopEngine(Engine):
 
     def _begin(self, now: float) -> Batch | None:
         loop = self.loop()
-        if self._next is None and loop is not None and (self._parts or self.buffer.is_due(now)):
+        if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
             self._due_since = now
             self._start(loop)
         return self._next  # type: ignore[return-value]  # if there is one it looks next, so there is nothing to wake for

@@ -42,50 +42,31 @@ class Buffer:
     def __init__(self, options: Options, inbox: deque[Call], left: Tell) -> None:
         self._options = options
         self._calls = inbox
-        self._waiting: Collection[Any] = inbox  # the entries of which the owner has taken notice
+        self._waiting: set[Any] = set()  # the entries that are not in the inbox any more
         self._left = left  # is told of each call whose caller has left, when that is taken out
         self.gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
 
-    @property
-    def known(self) -> int:
-        """How many entries wait of which the owner has taken notice."""
-        return 0 if self.head() is None else len(self._waiting)
-
-    @property
-    def size(self) -> int:
-        """How many entries wait that are not in the inbox any more."""
-        return 0 if self._waiting is self._calls else len(self._waiting)
-
     def __len__(self) -> int:
-        return len(self._calls) + self.size
+        return len(self._calls) + len(self._waiting)
 
     def calls(self) -> list[Call]:
         """Return the calls that wait, and perhaps some that have left. Any thread may ask."""
         return list(self._calls.copy())
 
     def head(self) -> Any:
-        """Return the entry that has waited longest, or None. Those before it have left, and are forgotten."""
+        """Return what has waited longest, of which the owner has taken notice, or None.
+
+        What stood before that has left, and is forgotten.
+        """
         calls = self._calls
         while calls and calls[0].has_left():
             self._left(calls.popleft())
         return calls[0] if calls else None
 
-    @property
-    def oldest(self) -> float:
-        """The arrival of the call that has waited longest; inf if none waits."""
-        head = self.head()
-        return inf if head is None else head.arrival
-
-    @property
-    def due_at(self) -> float:
-        """The moment at which take() will have a batch, if it has none now: inf if something must happen first."""
-        return inf if self._options.timeout is None else self.oldest + self._options.timeout
-
-    @property
     def wake_at(self) -> float:
-        """How long the inbox must be for a batch to be due before `due_at`."""
+        """How long the inbox must be for a batch to be due before the timeout of the head."""
         return self._options.batch_size
 
     def admit(self, now: float) -> None:
@@ -98,21 +79,15 @@ class Buffer:
         """Take notice that the caller of a call has left."""
         self.gone += 1
         if self.gone * 2 > len(self._calls):
-            self.gone, left = 0, set[Call]()
-            calls = self._pick(len(self._calls))
+            self.gone, calls = 0, self._pick(len(self._calls))
             try:
-                left = {each for each in calls if each.has_left()}
-            finally:  # at the left end, since others append at the right
-                self.put_back([each for each in calls if each not in left])
-            for each in left:
-                self._left(each)
+                calls.sort(key=lambda each: not each.has_left())  # to the front, which else changes no order
+            finally:
+                self.put_back(calls)
+            self.head()
 
     def repair(self) -> None:
-        """Find out anew all that can be, after an exception at any line."""
-
-    def adapt(self) -> None:
-        """Take notice that options have changed."""
-        self.repair()
+        """Find out anew all that can be: after an exception at any line, and when options have changed."""
 
     def flush(self, until: float) -> None:
         """Make due what arrived until then."""
@@ -122,24 +97,20 @@ class Buffer:
         """Whether a call waits that only others of its group will make due, or a timeout, or a flush."""
         return False  # all are of one group
 
-    def is_due(self, now: float) -> bool:
-        """Whether take() will have a batch."""
-        return self._next(now) is not None
-
     def take(self, now: float) -> tuple[list[Any], Reason] | None:
         """Hand out the next batch, oldest first, and why it is due; None if none is due yet.
 
         Some of its callers, or all, may have left.
         """
-        due = self._next(now)
+        due = self.due(now)
         return None if due is None else (self._pick(due[0]), due[1])
 
     def put_back(self, entries: list[Any]) -> None:
         """Let entries wait again that take() handed out."""
         self._calls.extendleft(reversed(entries))
 
-    def _next(self, now: float) -> tuple[Any, Reason] | None:
-        """Return what _pick() is to take the next batch from, if one is due, and why."""
+    def due(self, now: float) -> tuple[Any, Reason] | None:
+        """Say whether take() will have a batch: from what, and why it is due; None if it will not."""
         size = len(self._calls)
         if size >= self._options.batch_size:
             return self._options.batch_size, "full"
@@ -192,12 +163,10 @@ class GroupedBuffer(Buffer):
     out from that: by _enter() and _release() where entries come and go, and by repair() for all of them.
     """
 
-    _waiting: set[Any]
-
     def __init__(self, options: Options, inbox: deque[Call], left: Tell, refuse: Tell) -> None:
         super().__init__(options, inbox, left)
         self._refuse = refuse  # is told of calls that are to get an error, and which
-        self._waiting = set()
+        self._limit = inf if options.max_pending is None else options.max_pending
         self._numbers = count()
         self.repair()
 
@@ -207,7 +176,7 @@ class GroupedBuffer(Buffer):
         # Where a call looks for its like. As these ask a user's __eq__(), which may raise, they may lack an entry or a
         # group, which then nobody joins, or have one that does not wait, which is passed over.
         self._groups: dict[GroupKey | None, Group] = {}
-        self._equals: dict[Any, Equal] = {}
+        self._equals: dict[Any, Any] = {}
         # Heaps of groups by their oldest entry: of all groups, and of those that are full. Each group stands there
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
@@ -232,15 +201,12 @@ class GroupedBuffer(Buffer):
                 self.leave(call)
         return None
 
-    @property
     def wake_at(self) -> float:
-        options = self._options
-        if options.max_weight is not None:
+        if self._options.max_weight is not None:
             return 1
         while self._sizes and not self._sizes[len(self._sizes)]:
             self._sizes.popitem()
-        room = inf if options.max_pending is None else options.max_pending - self._limited
-        return max(1, min(options.batch_size - len(self._sizes), room))
+        return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self._limited))
 
     def admit(self, now: float) -> None:
         if len(self._listed) + len(self._listed_full) > 8 * len(self._waiting):
@@ -278,12 +244,11 @@ class GroupedBuffer(Buffer):
         for entry in entries:
             self._enter(entry)
 
-    def _next(self, now: float) -> tuple[Group, Reason] | None:
-        group, most = self._first(self._listed), self._options.max_pending
+    def due(self, now: float) -> tuple[Group, Reason] | None:
+        group = self._first(self._listed)
         if group is None:
             return None
-        is_full = self._is_full(group) or (most is not None and self._limited >= most)
-        reason = "full" if is_full else self._why(group[0].arrival, now)
+        reason = "full" if self._is_full(group) or self._limited >= self._limit else self._why(group[0].arrival, now)
         if reason is None:
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
@@ -306,11 +271,10 @@ class GroupedBuffer(Buffer):
 
     def _add(self, call: Call) -> None:
         """Let a call wait. It looks for its like, where a user's __eq__() may raise, before that."""
-        entry: Any = call
-        group = self._groups.get(call.key)
+        entry, group = call, self._groups.get(call.key)
         if self._options.dedupe:
             entry = self._equals.get((call.key, call.item_key))
-            if entry in self._waiting:
+            if entry is not None and entry in self._waiting:
                 call.entry = entry
                 entry.callers.append(call)
                 self._limited += call.limited

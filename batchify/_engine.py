@@ -171,8 +171,8 @@ class Engine:
         """Return the time by which all is measured here."""
         raise NotImplementedError
 
-    def sleep_until(self, moment: float) -> None:
-        """Prepare to wake at that moment, or (inf) only when woken. Comes before anybody rings."""
+    def sleep_until(self, moment: float, head: Any) -> None:  # noqa: ARG002
+        """Prepare to wake at that moment, or (inf) only when woken. Comes before anybody rings. `head`: who waits."""
         self.wakes_at = moment
 
     def let(self, act: Callable[..., object], *args: Any) -> None:
@@ -260,7 +260,7 @@ class Engine:
             self.buffer.flush(until)
 
     def settings_changed(self) -> None:
-        self.buffer.adapt()
+        self.buffer.repair()
         for bell in self.bells.copy():
             bell()
 
@@ -355,12 +355,12 @@ class Engine:
             step = self._take_due(now, self._begin)
             if step is not None:
                 break
-            buffer = self.buffer
-            if buffer.ends and not (buffer.known or self._running or self._parts or self.news):
+            head = self.buffer.head()
+            if self.buffer.ends and not (head is not None or self._running or self._parts or self.news):
                 self.wake_at = 1  # for the next owner, if there will be one
                 break
-            moment, wake_at = self._when_to_wake(now, rested=rested)
-            self.sleep_until(moment)
+            moment, wake_at = self._when_to_wake(head, now, rested=rested)
+            self.sleep_until(moment, head)
             self.wake_at = wake_at  # 2.
             if self._barrier.acquire(False):  # never waits, also if Ctrl-C has left it held
                 self._barrier.release()
@@ -387,7 +387,7 @@ class Engine:
         self.buffer.admit(now)
         while self._refused:
             self.refuse(*self._refused.popleft())
-        if self.turns and (self.inbox or self.buffer.size or self._parts):
+        if self.turns and (len(self.buffer) or self._parts):
             self.tally.begin_change()
             try:
                 batch = take(now)
@@ -403,18 +403,20 @@ class Engine:
         finally:
             del batch  # as in next()
 
-    def _when_to_wake(self, now: float, *, rested: bool) -> tuple[float, float]:
+    def _when_to_wake(self, head: Any, now: float, *, rested: bool) -> tuple[float, float]:
         """Return the moment at which to wake, and how long the inbox must be to wake before."""
-        buffer, timeout = self.buffer, self.options.timeout
+        timeout = inf if self.options.timeout is None else self.options.timeout
         if not self.turns:
             return inf, inf
-        if buffer.known:
-            return buffer.due_at, 1 if buffer.ends else buffer.wake_at
-        if rested or timeout == 0.0 or buffer.ends:
+        if self.buffer.ends:
+            return now if head is not None else inf, 1
+        if head is not None:
+            return head.arrival + timeout, self.buffer.wake_at()
+        if rested or timeout == 0.0:
             return inf, 1
         # Right after a batch it sleeps for as long as an item may wait. One that comes meanwhile is due later than
         # that, so it need not wake this to be timed: one wake-up for each batch instead of two.
-        return inf if timeout is None else now + timeout, buffer.wake_at
+        return now + timeout, self.buffer.wake_at()
 
     def _hear(self, now: float) -> None:
         self.tally.begin_change()
@@ -475,9 +477,10 @@ class Engine:
     def _say_what_is_answered(self) -> None:
         for each in self._drains.copy():
             until, done = each
-            unanswered = [self.buffer.oldest, *self._running.values()]
-            unanswered += [part[0].arrival for part in self._parts]
-            if not self._refused and all(arrival == inf or arrival > until for arrival in unanswered):
+            head = self.buffer.head()
+            unanswered = [*self._running.values(), *(part[0].arrival for part in self._parts)]
+            unanswered += [] if head is None else [head.arrival]
+            if not self._refused and all(arrival > until for arrival in unanswered):
                 done()
                 self._drains.remove(each)
 

@@ -168,7 +168,8 @@ def by_buffer(arrivals: Sequence[float], costs: Costs, timeout: float) -> Latenc
     latencies: Latencies = []
     free_at, number, now = 0.0, 0, 0.0
     while len(latencies) < len(arrivals):
-        due_at = max(now if buffer.is_due(now) else buffer.due_at, free_at, now)
+        head = buffer.head()
+        due_at = max(math.inf if head is None else now if buffer.due(now) else head.arrival + timeout, free_at, now)
         if number < len(arrivals) and arrivals[number] <= due_at:
             now = arrivals[number]
             inbox.append(Item(now))

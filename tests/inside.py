@@ -1054,7 +1054,7 @@ def drain_that_does_not_ring() -> Block:
 
 def wake_at_that_knows_no_groups() -> Block:
     """The owner is rung for a full batch, however many of a group wait already."""
-    return patch.object(GroupedBuffer, "wake_at", property(lambda it: it._options.batch_size))
+    return patch.object(GroupedBuffer, "wake_at", lambda it: it._options.batch_size)
 
 
 def wake_at_that_knows_no_limit() -> Block:
@@ -1063,7 +1063,7 @@ def wake_at_that_knows_no_limit() -> Block:
     def lacking(it: Any) -> Any:
         return max(1, it._options.batch_size - len(it._sizes))
 
-    return patch.object(GroupedBuffer, "wake_at", property(lacking))
+    return patch.object(GroupedBuffer, "wake_at", lacking)
 
 
 def owner_that_is_not_rung_for_the_first() -> Block:
