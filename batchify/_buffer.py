@@ -44,7 +44,7 @@ class Buffer:
         self._calls = inbox
         self._waiting: set[Any] = set()  # the entries that are not in the inbox any more
         self._left = left  # is told of each call whose caller has left, when that is taken out
-        self.gone = 0  # how many have left since these were last sorted out
+        self._gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
 
@@ -77,9 +77,9 @@ class Buffer:
 
     def leave(self, call: Call) -> None:  # noqa: ARG002
         """Take notice that the caller of a call has left."""
-        self.gone += 1
-        if self.gone * 2 > len(self._calls):
-            self.gone, calls = 0, self._pick(len(self._calls))
+        self._gone += 1
+        if self._gone * 2 > len(self._calls):
+            self._gone, calls = 0, self._pick(len(self._calls))
             try:
                 calls.sort(key=lambda each: not each.has_left())  # to the front, which else changes no order
             finally:

@@ -264,6 +264,7 @@ class ThreadEngine(Controls, Engine):
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
         self.returns_futures = False  # the function has done so, and so does not block
         self.has_futures = False  # whether calls may have futures; whoever makes one writes it
+        self.has_leavers = False  # whether there may be calls that have left
         self._complained = False  # that no further thread could be started
         self.begin_reign()
 
@@ -473,8 +474,15 @@ class ThreadEngine(Controls, Engine):
             raise
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        # Who leaves posts that. Who does so at this very moment is answered in vain.
-        return super().claim(calls) if self.has_futures or self.buffer.gone else calls
+        if not (self.has_futures or self.has_leavers):
+            return calls  # who leaves posts that; if at this very moment, he is answered in vain
+        if not len(self.buffer):
+            self.has_leavers = False  # they were met, or are among these
+        return super().claim(calls)
+
+    def left(self, call: Call) -> None:
+        self.has_leavers = True
+        super().left(call)
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""

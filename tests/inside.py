@@ -641,8 +641,8 @@ def as_it_falls_asleep(f: Any, do: Callable[[], object]) -> None:
     it = engines(f)[0]
     sleep_until = it.sleep_until
 
-    def asleep(moment: float) -> None:
-        sleep_until(moment)
+    def asleep(moment: float, head: Any) -> None:
+        sleep_until(moment, head)
         do()
 
     it.sleep_until = asleep  # type: ignore[method-assign]

@@ -172,7 +172,7 @@ def test_item_that_comes_as_the_owner_falls_asleep_is_seen(options: dict[str, An
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
     late: list[Call] = []
 
-    def sleep_until(_: float) -> None:
+    def sleep_until(*_: object) -> None:
         if not late:
             late.extend(post(engine))
 
@@ -184,7 +184,7 @@ def test_item_that_comes_as_the_owner_falls_asleep_is_seen(options: dict[str, An
 def test_news_that_come_as_the_owner_falls_asleep_are_heard(options: dict[str, Any]) -> None:
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
 
-    def sleep_until(_: float) -> None:
+    def sleep_until(*_: object) -> None:
         if not engine.news:
             engine.flush()
 
