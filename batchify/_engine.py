@@ -316,7 +316,7 @@ class Engine:
             self.buffer.admit(now)
             while self._refused:
                 self.refuse(*self._refused.popleft())
-            if self.turns and (len(self.buffer) or self._parts):
+            if self.turns and (self.inbox or self.buffer.waiting or self._parts):
                 tally.begin_change()
                 try:
                     batch = self._take(now)
