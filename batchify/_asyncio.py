@@ -329,7 +329,7 @@ class LoopEngine(Engine):
     def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
-            waits = len(self.buffer)
+            waits = len(self.inbox) + len(self.buffer.waiting)
             if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
                 if self._next is None:
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice

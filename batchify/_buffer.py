@@ -42,14 +42,14 @@ class Buffer:
     def __init__(self, options: Options, inbox: deque[Call], left: Tell) -> None:
         self._options = options
         self._calls = inbox
-        self._waiting: set[Any] = set()  # the entries that are not in the inbox any more
+        self.waiting: set[Any] = set()  # the entries that are not in the inbox any more
         self._left = left  # is told of each call whose caller has left, when that is taken out
         self._gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
 
     def __len__(self) -> int:
-        return len(self._calls) + len(self._waiting)
+        return len(self._calls) + len(self.waiting)
 
     def calls(self) -> list[Call]:
         """Return the calls that wait, and perhaps some that have left. Any thread may ask."""
@@ -79,12 +79,11 @@ class Buffer:
         """Take notice that the caller of a call has left."""
         self._gone += 1
         if self._gone * 2 > len(self._calls):
-            self._gone, calls = 0, self._pick(len(self._calls))
+            self._gone, calls = 0, list(map(deque.popleft, repeat(self._calls, len(self._calls))))
             try:
-                calls.sort(key=lambda each: not each.has_left())  # to the front, which else changes no order
+                calls.sort(key=lambda each: not each.has_left())  # to the front, where head() forgets them
             finally:
                 self.put_back(calls)
-            self.head()
 
     def repair(self) -> None:
         """Find out anew all that can be: after an exception at any line, and when options have changed."""
@@ -103,23 +102,20 @@ class Buffer:
         Some of its callers, or all, may have left.
         """
         due = self.due(now)
-        return None if due is None else (self._pick(due[0]), due[1])
+        # In one step of C, so that no exception from elsewhere can cut it short.
+        return None if due is None else (list(map(deque.popleft, repeat(self._calls, due[0]))), due[1])
 
     def put_back(self, entries: list[Any]) -> None:
         """Let entries wait again that take() handed out."""
         self._calls.extendleft(reversed(entries))
 
     def due(self, now: float) -> tuple[Any, Reason] | None:
-        """Say whether take() will have a batch: from what, and why it is due; None if it will not."""
+        """Say whether take() will have a batch: of what, and why it is due; None if it will not."""
         size = len(self._calls)
         if size >= self._options.batch_size:
             return self._options.batch_size, "full"
         reason = self._why(self._calls[0].arrival, now) if size else None
         return None if reason is None else (size, reason)
-
-    def _pick(self, size: int) -> list[Any]:
-        """Take out the first calls, so many, in one step, so that no exception from elsewhere cuts it short."""
-        return list(map(deque.popleft, repeat(self._calls, size)))
 
     def _why(self, oldest: float, now: float) -> Reason | None:
         """Say why a batch that is not full is due; None if it is not."""
@@ -159,7 +155,7 @@ class Group(list[Any]):
 class GroupedBuffer(Buffer):
     """The same, where only calls of one group share a batch, items have weights, or equal ones are one entry.
 
-    `_waiting` is the truth: an entry waits from the moment it is put in there until it is taken out. All else is found
+    `waiting` is the truth: an entry waits from the moment it is put in there until it is taken out. All else is found
     out from that: by _enter() and _release() where entries come and go, and by repair() for all of them.
     """
 
@@ -181,7 +177,7 @@ class GroupedBuffer(Buffer):
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
         self._listed_full: list[tuple[float, int, Group]] = []
-        entries = sorted(self._waiting, key=order_of)
+        entries = sorted(self.waiting, key=order_of)
         for entry in entries:
             entry.group.clear()
             entry.group.weight = None
@@ -190,7 +186,7 @@ class GroupedBuffer(Buffer):
 
     def calls(self) -> list[Call]:
         inbox = self._calls.copy()  # first, as calls move from there
-        return list({*inbox, *self._callers(self._waiting.copy())})
+        return list({*inbox, *self._callers(self.waiting.copy())})
 
     def head(self) -> Any:
         while (group := self._first(self._listed)) is not None:
@@ -209,7 +205,7 @@ class GroupedBuffer(Buffer):
         return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self._limited))
 
     def admit(self, now: float) -> None:
-        if len(self._listed) + len(self._listed_full) > 8 * len(self._waiting):
+        if len(self._listed) + len(self._listed_full) > 8 * len(self.waiting):
             self.repair()  # most of what stands there is no more
         inbox = self._calls
         if inbox and self._entry(inbox[0]) is not None:
@@ -240,9 +236,21 @@ class GroupedBuffer(Buffer):
         return entry is not None and call.arrival > self._flushed_at and not self._is_full(entry.group)
 
     def put_back(self, entries: list[Any]) -> None:
-        self._waiting.update(entries)
+        self.waiting.update(entries)
         for entry in entries:
             self._enter(entry)
+
+    def take(self, now: float) -> tuple[list[Any], Reason] | None:
+        due = self.due(now)
+        if due is None:
+            return None
+        group, reason = due
+        taken, most = group[: self._options.batch_size], self._options.max_weight
+        if most is not None:
+            fit = takewhile(lambda weight: weight <= most, accumulate(map(weight_of, taken)))
+            del taken[max(1, len(list(fit))) :]
+        self._release(group, taken)
+        return taken, reason
 
     def due(self, now: float) -> tuple[Group, Reason] | None:
         group = self._first(self._listed)
@@ -253,28 +261,20 @@ class GroupedBuffer(Buffer):
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
 
-    def _pick(self, group: Group) -> list[Any]:  # type: ignore[override]
-        taken, most = group[: self._options.batch_size], self._options.max_weight
-        if most is not None:
-            fit = takewhile(lambda weight: weight <= most, accumulate(map(weight_of, taken)))
-            del taken[max(1, len(list(fit))) :]
-        self._release(group, taken)
-        return taken
-
     def _callers(self, entries: Collection[Any]) -> Collection[Call]:
         return [call for entry in entries for call in entry.callers] if self._options.dedupe else entries
 
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
         entry = getattr(call, "entry", None) if self._options.dedupe else call
-        return entry if entry in self._waiting and call in self._callers([entry]) else None
+        return entry if entry in self.waiting and call in self._callers([entry]) else None
 
     def _add(self, call: Call) -> None:
         """Let a call wait. It looks for its like, where a user's __eq__() may raise, before that."""
         entry, group = call, self._groups.get(call.key)
         if self._options.dedupe:
             entry = self._equals.get((call.key, call.item_key))
-            if entry is not None and entry in self._waiting:
+            if entry is not None and entry in self.waiting:
                 call.entry = entry
                 entry.callers.append(call)
                 self._limited += call.limited
@@ -282,7 +282,7 @@ class GroupedBuffer(Buffer):
             entry = call.entry = Equal(call)
         entry.group = Group(call.key) if group is None else group
         entry.number = next(self._numbers)
-        self._waiting.add(entry)
+        self.waiting.add(entry)
         self._enter(entry)
 
     def _enter(self, entry: Any) -> None:
@@ -304,10 +304,9 @@ class GroupedBuffer(Buffer):
         self._limited += sum(map(limited_of, self._callers([entry])))
         if group.weight is not None:
             group.weight += entry.weight
-        is_first = group[0] is entry
-        if is_first:
+        if group[0] is entry:
             heappush(self._listed, (*order_of(entry), group))
-        if (is_first or not was_full) and self._is_full(group):
+        if (group[0] is entry or not was_full) and self._is_full(group):
             heappush(self._listed_full, (*order_of(group[0]), group))
 
     def _release(self, group: Group, entries: list[Any]) -> None:
@@ -324,7 +323,7 @@ class GroupedBuffer(Buffer):
             if self._options.dedupe:
                 for entry in entries:
                     del self._equals[entry.keys]
-        self._waiting.difference_update(entries)  # one step, and the last, so that nothing can cut it short
+        self.waiting.difference_update(entries)  # one step, and the last, so that nothing can cut it short
 
     def _first(self, listed: list[tuple[float, int, Group]]) -> Group | None:
         """Return the group of a heap whose oldest entry has waited longest."""

@@ -226,6 +226,8 @@ class Engine:
     def is_full(self) -> bool:
         """Whether `max_pending` calls wait that count."""
         most = self.options.max_pending or inf
+        if len(self.buffer) < most and not self.options.dedupe:
+            return False  # a look is enough, as mostly
         return sum(call.limited and not call.has_left() for call in self.buffer.calls()) >= most
 
     def closed_error(self) -> ClosedError:
@@ -387,7 +389,7 @@ class Engine:
         self.buffer.admit(now)
         while self._refused:
             self.refuse(*self._refused.popleft())
-        if self.turns and (len(self.buffer) or self._parts):
+        if self.turns and (self.inbox or self.buffer.waiting or self._parts):
             self.tally.begin_change()
             try:
                 batch = take(now)

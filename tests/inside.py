@@ -266,12 +266,12 @@ def check(f: Any) -> None:
 def _check_groups(buffer: GroupedBuffer) -> None:
     """Assert that all that a buffer of groups has found out is what its entries that wait say."""
     dedupe, most = buffer._options.dedupe, buffer._options.max_weight
-    groups = {id(entry.group): entry.group for entry in buffer._waiting}
+    groups = {id(entry.group): entry.group for entry in buffer.waiting}
     assert {id(group) for group in buffer._groups.values()} == set(groups)
-    assert sum(map(len, groups.values())) == len(buffer._waiting)
-    assert {*buffer._equals.values()} == (buffer._waiting if dedupe else set())
-    calls = [call for entry in buffer._waiting for call in (entry.callers if dedupe else [entry])]
-    assert len(set(calls)) == len(calls) >= len(buffer._waiting)
+    assert sum(map(len, groups.values())) == len(buffer.waiting)
+    assert {*buffer._equals.values()} == (buffer.waiting if dedupe else set())
+    calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
+    assert len(set(calls)) == len(calls) >= len(buffer.waiting)
     assert buffer._limited == sum(call.limited for call in calls)
     longest = max(map(len, groups.values()), default=0)
     assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
@@ -279,7 +279,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     }
     for group in groups.values():
         assert buffer._groups[group.key] is group
-        assert {*group} <= buffer._waiting
+        assert {*group} <= buffer.waiting
         assert all(entry.group is group for entry in group)
         order = [(entry.arrival, entry.number) for entry in group]
         assert order == sorted(order)

@@ -142,7 +142,7 @@ def test_exception_at_any_line_of_the_buffer_loses_nothing_and_doubles_nothing(
         engine.rung = 1
         until_it_sleeps(engine, step)
         inside.check(engine.buffer)
-        if lines.text != "return taken":  # else nobody but its caller knows them
+        if lines.text != "return taken, reason":  # else nobody but its caller knows them
             assert all(call.is_over() for call in calls), lines.where
             stats = engine.tally.read(engine.waiting)
             assert (stats.pending, stats.running) == (0, 0), lines.where
