@@ -51,7 +51,6 @@ class Call:
     left: bool
     number: int
     value: Any
-    waits: bool
     # These are set only where an option asks for them.
     context: Context
     item_key: Any

@@ -330,7 +330,6 @@ class Engine:
         if reason == "nested":
             for call in calls:
                 call.arrival = now
-                call.waits = False  # if it is the copy of one that does
             buffer = self._make_buffer(deque(calls), refused)
             buffer.ends = True
             buffer.admit(now)
