@@ -203,33 +203,8 @@ class Batch(Place):
 
     # Running the function
 
-    def run(self, function: Callable[[list[Any]], Any]) -> None:
-        """Call the function with a list of its own, and settle every call by what it does."""
-        try:
-            value = self.enter(function, [entry.item for entry in self._unanswered[0]], **self._constants)
-            if type(value) is not list and _is_future(value):
-                self.expect(value)
-                return
-        except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
-            self.fail(error)
-        else:
-            self.settle(value)
-
-    def expect(self, future: Any) -> None:
-        """See to it that `settle_future()` is called when the future is done."""
-        future.add_done_callback(self.settle_future)
-
-    def settle_future(self, future: Any) -> None:
-        """Spread over the calls what a future holds that is done."""
-        try:
-            value = future.result()
-        except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
-            self.fail(error)
-        else:
-            self.settle(value)
-
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
-        """As run(), for a function that is awaited or is an async generator; in a task of the batch's own."""
+        """Call a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
             value = function([entry.item for entry in self._unanswered[0]], **self._constants)
             if type(value) is not CoroutineType and hasattr(type(value), "__aiter__"):
@@ -241,7 +216,7 @@ class Batch(Place):
                 value = self._not_yielded(entries)
             else:
                 value = await value
-        except Exception as error:  # noqa: BLE001 - as in run()
+        except Exception as error:  # noqa: BLE001 - whatever it raises
             self._raised(error)
         except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed: they must not go on waiting
             self.fail(error)
@@ -430,7 +405,7 @@ def _without_our_frame(error: BaseException) -> BaseException:
     return BaseException.with_traceback(error, traceback.tb_next if traceback else None)
 
 
-def _is_future(value: object) -> bool:
+def is_future(value: object) -> bool:
     # Asked of the type: a proxy's or a mock's instance says yes to any name. Not one of asyncio, whose
     # add_done_callback() is for its loop's thread only; known, without importing asyncio, by what asyncio.isfuture()
     # looks for.

@@ -181,7 +181,7 @@ class Blocking(_Common):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._self_engine.close_at_end_of_block()
+        self._self_engine.close(ends_block=True)
 
 
 class _Batched(Generic[T, R, P], _Common, _Decorated):

@@ -175,10 +175,11 @@ class Engine:
         """Prepare to wake at that moment, or (inf) only when woken. Comes before anybody rings. `head`: who waits."""
         self.wakes_at = moment
 
-    def let(self, act: Callable[..., object], *args: Any) -> None:
-        """Let the owner do that."""
+    def let(self, act: Callable[..., object], *args: Any) -> bool:
+        """Let the owner do that. False if there is none, and nothing to do."""
         self.news.append(partial(act, *args))
         self.ring()
+        return True
 
     def post(self, calls: Sequence[Any]) -> None:
         """Let calls wait. See above for the steps."""
@@ -241,8 +242,7 @@ class Engine:
 
     def when_answered(self, done: Callable[[], object]) -> bool:
         """Call `done` when what was accepted so far is answered. False if it is, and `done` will not be called."""
-        self.let(self.until_answered, self.now(), done)
-        return True
+        return self.let(self.until_answered, self.now(), done)
 
     def late_message(self, timeout: float | None) -> str:
         return f"{self.name}() has not answered within {timeout} s all that it accepted; it goes on with it"

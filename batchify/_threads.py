@@ -23,7 +23,7 @@ import weakref
 from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from contextvars import Context
 from copy import copy
 from functools import partial
@@ -34,12 +34,12 @@ from time import monotonic
 from typing import Any
 
 from . import _inside
-from ._batch import Batch, Call, complain
+from ._batch import Batch, Call, complain, is_future
 from ._engine import Ahead, Controls, Engine
 from ._errors import BatchError, ClosedError
 from ._inside import Place, here, needs
 from ._options import NO_CONSTANTS, Options, Takes
-from ._stats import Reason, Stats, Tally
+from ._stats import Stats, Tally
 
 get_place = _inside.place.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
@@ -147,72 +147,67 @@ class _Waiters(list[Any]):
         self._future = weakref.ref(future)
 
     def append(self, waiter: Any) -> None:
-        if not isinstance(waiter.event, _WaitedInside):
-            waiter.event = _WaitedInside(was_set=waiter.event.is_set())
-        waiter.event.futures.append(self._future)
+        event = waiter.event  # on which it will sleep
+        if not hasattr(event, "futures"):
+            event.futures = []
+            event.wait = partial(_answer_and_wait, event.futures, event.wait)
+        event.futures.append(self._future)
         super().append(waiter)
 
 
-class _WaitedInside(threading.Event):
-    """What wait() and as_completed() sleep on, where a function waits by these for futures that it submitted."""
-
-    def __init__(self, *, was_set: bool) -> None:
-        super().__init__()
-        self.futures: list[weakref.ref[ItemFuture]] = []
-        if was_set:
-            self.set()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        for known in self.futures:
-            future = known()
-            if future is not None:
-                future.waited_for()
-        return super().wait(timeout)
+def _answer_and_wait(
+    futures: "list[weakref.ref[ItemFuture]]", wait: Callable[[float | None], bool], timeout: float | None = None
+) -> bool:
+    for known in futures:
+        future = known()
+        if future is not None:
+            future.waited_for()
+    return wait(timeout)
 
 
 class ThreadBatch(Batch):
     """A batch that is run on a thread of ours."""
 
     engine: "ThreadEngine"
-
-    def __init__(
-        self, engine: "ThreadEngine", entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool
-    ) -> None:
-        super().__init__(engine, entries, reason, now, takes_turn=takes_turn)
-        self._buffer = engine.buffer
-        self._parts: list[ThreadBatch] = []
-        # An empty one, and not that of whoever called first, whose variables (a user, a transaction) are not those of
-        # the others.
-        self.enter = Context().run
+    _parts: Sequence["ThreadBatch"] = ()
 
     def is_forgotten(self) -> bool:
-        return self._buffer is not self.engine.buffer  # the function forked, and this is the child
+        return self.life is not self.engine.life  # the function forked, and this is the child
 
-    def run(self, function: Callable[[list[Any]], Any]) -> None:
-        self.thread = get_ident()
-        self.beneath = here()
+    def run(self, function: Callable[[list[Any]], Any], beneath: Place | None) -> None:
+        """Call the function with a list of its own, and settle every call by what it does."""
+        self.thread, self.beneath = get_ident(), beneath
         self.engine.places.add(self)
+        # An empty context, and not that of whoever called first, whose variables (a user, a transaction) are not those
+        # of the others.
+        self.enter = Context().run
         self.enter(_inside.place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
-        super().run(function)
-        self._run_parts(function)
+        try:
+            value = self.enter(function, [entry.item for entry in self._unanswered[0]], **self._constants)
+            if type(value) is not list and is_future(value):
+                # From now on the future alone holds this, so that it goes with it.
+                self.engine.returns_futures = True
+                self.thread = None
+                self.engine.places.discard(self)
+                self.enter(_inside.place.set, None)
+                value.add_done_callback(self.settle_future)
+                return
+        except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
+            self.fail(error)
+        else:
+            self.settle(value)
+        self._run_parts(function, beneath)
 
     def run_at_once(self, batches: list[Any]) -> None:
         self._parts = batches  # later: here the error of the whole is being handled, and would become their context
 
-    def _run_parts(self, function: Callable[[list[Any]], Any]) -> None:
-        parts, self._parts = self._parts, []
+    def _run_parts(self, function: Callable[[list[Any]], Any], beneath: Place | None) -> None:
+        parts, self._parts = self._parts, ()
         for part in parts:
-            part.run(function)
-
-    def expect(self, future: Any) -> None:
-        self.engine.returns_futures = True
-        # The function has returned. From now on the future alone holds this, so that it goes with it.
-        self.thread = None
-        self.engine.places.discard(self)
-        self.enter(_inside.place.set, None)
-        super().expect(future)
+            part.run(function, beneath)
 
     def settle_future(self, future: Any) -> None:
+        """Spread over the calls what a future holds that is done."""
         engine = self.engine
         if engine is None:
             return  # it has called back before
@@ -222,9 +217,21 @@ class ThreadBatch(Batch):
             _take_frames(5)  # or let() might be cut short
             engine.let(self.settle_future, future)
             return
-        with _working_for(engine):  # what is called back on the engine's thread could wait for this very batch
-            super().settle_future(future)
-            self._run_parts(engine.function)
+        # What is called back here, on a thread of somebody else, could wait for this very batch.
+        place = _work_for(engine.life, here())
+        engine.places.add(place)
+        try:
+            try:
+                value = future.result()
+            except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
+                self.fail(error)
+            else:
+                self.settle(value)
+            self._run_parts(engine.function, place)
+        finally:
+            engine.places.discard(place)
+            place.thread = None
+            _inside.place.set(place.beneath)
 
     def __del__(self) -> None:
         if self._unanswered:
@@ -266,10 +273,10 @@ class ThreadEngine(Controls, Engine):
         self.has_futures = False  # whether calls may have futures; whoever makes one writes it
         self.has_leavers = False  # whether there may be calls that have left
         self._complained = False  # that no further thread could be started
-        self.begin_reign()
+        self.make_room()
 
-    def begin_reign(self) -> None:
-        """Let there be room for a flush thread: at the beginning, and when the last one is about to end."""
+    def make_room(self) -> None:
+        """Make room for a flush thread: at the beginning, and when the last one is about to end."""
         self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
     def __del__(self) -> None:
@@ -288,7 +295,7 @@ class ThreadEngine(Controls, Engine):
         if len(self.inbox) >= self.wake_at:
             _ring(self._bell)
         if not self._owner:  # the thread has just ended
-            self._look_again(calls)
+            self._start(calls)
 
     def ring(self) -> None:
         _ring(self._bell)
@@ -296,14 +303,21 @@ class ThreadEngine(Controls, Engine):
     def now(self) -> float:
         return monotonic()
 
-    def let(self, act: Callable[..., object], *args: Any) -> None:
-        if self._owner:  # else nothing waits
-            super().let(act, *args)
+    def let(self, act: Callable[..., object], *args: Any) -> bool:
+        # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
+        # a next one, so it is told all the same.
+        return bool(self._owner and super().let(act, *args) and self._owner)
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
         if not self._warned and _running_loop() is not None:
-            self._warn_on_event_loop()
+            self._warned = True
+            warnings.warn(
+                f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result "
+                f"is there, so that nobody on it can join the batch: use `await {self.awaitable}`",
+                RuntimeWarning,
+                stacklevel=3,  # the line of the user, who called __call__() or request(), which called this
+            )
         bell = allocate_lock()
         bell.acquire()
         call = Call()
@@ -325,7 +339,7 @@ class ThreadEngine(Controls, Engine):
         future = ItemFuture()
         call = future.call = FutureCall()
         call.item, call.future, call.engine, call.owner = item, future, self, owner
-        if here() is not None:
+        if get_place() is not None:
             future._waiters = _Waiters(future)
         self.has_futures = True
         try:
@@ -347,7 +361,9 @@ class ThreadEngine(Controls, Engine):
 
     def must_not_wait(self, place: Place) -> bool:
         ends = (_ending or _exiting) and not self._owner  # in Python 3.12 no thread can be started then
-        return ends or _in_a_step(place) or super().must_not_wait(place)
+        # A finalizer, in the midst of what others would have to wait for: so it must not wait for them.
+        holds_up_others = not isinstance(place, Batch) and any(engine.tally.is_mine for engine in _all())
+        return ends or holds_up_others or super().must_not_wait(place)
 
     def map(
         self,
@@ -385,29 +401,23 @@ class ThreadEngine(Controls, Engine):
 
     # Closing
 
-    def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
-        """Refuse what comes, and wait until what was accepted is answered, and the threads have ended."""
-        threads = self._owner
-        self.begin_to_close(cancel_pending=cancel_pending)
-        self._wait_until_closed(threads, timeout)
+    def close(self, timeout: float | None = None, *, cancel_pending: bool = False, ends_block: bool = False) -> None:
+        """Refuse what comes, and wait until what was accepted is answered, and the threads have ended.
 
-    def close_at_end_of_block(self) -> None:
+        `ends_block`: at the end of a `with` block, and only if it is the last one.
+        """
         threads = self._owner
-        if self.ends_block():
-            self._wait_until_closed(threads, None)
-
-    def _wait_until_closed(self, threads: dict[int, Thread], timeout: float | None) -> None:
-        if self._wait_until_answered(timeout):
+        if not ends_block:
+            self.begin_to_close(cancel_pending=cancel_pending)
+        elif not self.ends_block():
+            return
+        if self.drain(timeout):
             for thread in list(threads.values()):
                 if thread not in self._owner.values():  # somebody may have opened it again
                     thread.join()
 
-    def drain(self, timeout: float | None = None) -> None:
-        """Wait until what was accepted so far is answered."""
-        self._wait_until_answered(timeout)
-
-    def _wait_until_answered(self, timeout: float | None) -> bool:
-        """Return whether all is answered; False if this must not wait for it here."""
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until what was accepted so far is answered. False if this must not wait for it here."""
         place = here()
         call = Call()  # as whoever looks for a ring must see this
         call.bell = allocate_lock()
@@ -418,37 +428,29 @@ class ThreadEngine(Controls, Engine):
             waits = place is None or not self.must_not_wait(place)
             if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
                 return True
-            if not waits:
-                return False
-            if not call.bell.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
+            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
                 raise TimeoutError(self.late_message(timeout))
-            return True
+            return waits
         finally:
             call.leave()
 
-    def when_answered(self, done: Callable[[], object]) -> bool:
-        if not self._owner:
-            return False
-        # Also if the last one has ended: there may be a next one.
-        Engine.let(self, self.until_answered, self.now(), done)
-        return bool(self._owner)  # else it has ended, with all answered
-
     # The flush thread
 
-    @property
-    def threads(self) -> list[Thread]:
-        return list(self._owner.copy().values())
+    def _start(self, posted: Sequence[Call] = ()) -> None:
+        """Start a flush thread, before anything of a call is accepted: where none can be started it just fails.
 
-    def _start(self) -> None:
-        """Start a flush thread, before anything of a call is accepted: where none can be started it just fails."""
+        Or to answer calls that were `posted` as the last one ended, closed or not.
+        """
         begun = allocate_lock()
         begun.acquire()
         try:
             self._start_thread(_own, weakref.ref(self), self.life, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
+            for call in posted:  # nobody may take them out again, as there may be an owner by now
+                call.leave()
             raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
         begun.acquire()
-        if self.closed:  # by somebody who found no flush thread to wait for
+        if self.closed and not posted:  # by somebody who found no flush thread to wait for
             raise self.closed_error()
 
     def _start_thread(self, target: Callable[..., None], *args: Any) -> Thread:
@@ -460,18 +462,9 @@ class ThreadEngine(Controls, Engine):
         """Let a thread be the flush thread. False if there is one."""
         if self._owner.setdefault(0, thread) is not thread:
             return False
+        self._owner_ident = thread.ident
         self.buffer.ends = self.closed
         return True
-
-    def _look_again(self, calls: Sequence[Call]) -> None:
-        """See to calls that were posted as the last flush thread ended: another one answers them, closed or not."""
-        try:
-            with suppress(ClosedError):
-                self._start()
-        except RuntimeError:
-            for call in calls:  # nobody may take them out again, as there may be an owner by now
-                call.leave()
-            raise
 
     def claim(self, calls: list[Any]) -> list[Any]:
         if not (self.has_futures or self.has_leavers):
@@ -486,7 +479,7 @@ class ThreadEngine(Controls, Engine):
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""
-        if self.options.concurrency == 1 or self.returns_futures:
+        if self.returns_futures:
             return False
         # The batches that have a turn keep one runner busy each.
         if len(self._running) >= len(self._owner) and not self._start_runner():
@@ -506,18 +499,12 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Batch) -> None:
-        if not batch.takes_turn or batch.is_forgotten():
+        if not batch.takes_turn or batch.life is not self.life:
             return
-        owner = self._owner.get(0)
-        if owner is not None and owner.ident == batch.thread:
-            self.turn_ended(batch)  # it runs it, and so is not about to sleep
+        if batch.thread == self._owner_ident:
+            self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         else:
             self.let(self.turn_ended, batch)
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether nothing here depends on the owner until somebody posts."""
-        return not len(self.buffer) and not self._drains
 
     # Calls from inside
 
@@ -525,7 +512,7 @@ class ThreadEngine(Controls, Engine):
         if noted is not None:
             noted.forget(calls)  # who looks for a ring through this thread finds none: it runs them itself
         for batch in self.at_once(calls):
-            batch.run(self.function)
+            batch.run(self.function, here())
 
     def run_future_now(self, call: FutureCall) -> None:
         """Run a call here and now that waits in the buffer, if it still does."""
@@ -534,52 +521,40 @@ class ThreadEngine(Controls, Engine):
             self.run_now([other])
             self.let(self.left, call)
 
-    def _warn_on_event_loop(self) -> None:
-        self._warned = True
-        warnings.warn(
-            f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result is "
-            f"there, so that nobody on it can join the batch: use `await {self.awaitable}`",
-            RuntimeWarning,
-            stacklevel=4,  # the line of the user, who called __call__() or request(), which called call()
-        )
-
 
 def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType) -> None:
     """Be the owner of an engine, `known` weakly."""
     me = current_thread()
+    place = _work_for(life)
     engine = known()
-    place = _working(life)
     if engine is None or not engine.become_owner(me):
         begun.release()
         return  # two callers have each started one
+    engine.places.add(place)
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
     bell, inbox, batches = engine._bell, engine.inbox, engine._batches
     begun.release()
-    step: Any = None
-    seconds = inf
+    step: Any = inf  # seconds to sleep, a batch to run, or None: to end
     while True:
         try:
-            bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
-            if engine is None:
-                engine = known()
+            bell.acquire(True, -1 if step == inf else min(step, TIMEOUT_MAX))
+            engine = engine or known()
             if engine is None:
                 break  # it is garbage
-            engine.places.add(place)
             rested = True
-            while engine.inbox is inbox:
+            while engine.life is life:
                 step = engine.next(monotonic(), rested=rested)
                 if not isinstance(step, ThreadBatch):
                     break
-                if not engine.give_to_a_runner(step):
-                    step.run(engine.function)
-                step = None
-                rested = False
+                if engine.options.concurrency == 1 or not engine.give_to_a_runner(step):
+                    step.run(engine.function, place)
+                step, rested = 0.0, False
             else:
                 break  # the function forked, and this is the child
             place.passed = None
             if step is None:
                 drains = engine._drains
-                engine.begin_reign()
+                engine.make_room()
                 _ring(bell)  # for the next owner
                 if not (inbox or engine.news) or not engine.become_owner(me):
                     engine.places.discard(place)
@@ -590,13 +565,11 @@ def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType
                 step, engine._drains = 0.0, drains
                 batches.put(None)
                 batches = engine._batches
-            seconds = step
-            if engine.is_idle:
+            if not (inbox or engine.buffer.waiting or engine._drains):
                 engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
             _disturbed(step, error)
-            step = None
-            seconds = 0.0  # look again at once, as it may have struck just after the bell
+            step = 0.0  # look again at once, as it may have struck just after the bell
     batches.put(None)
     place.thread = None
     engine = None  # an error that the function raised knows this frame, and may be kept
@@ -604,7 +577,7 @@ def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType
 
 def _run(batches: "SimpleQueue[ThreadBatch | None]", life: object) -> None:
     """Be a runner."""
-    place = _working(life)
+    place = _work_for(life)
     batch: ThreadBatch | None = None
     engine: Any = None
     while True:
@@ -612,7 +585,7 @@ def _run(batches: "SimpleQueue[ThreadBatch | None]", life: object) -> None:
             while (batch := batches.get()) is not None:
                 engine = batch.engine
                 engine.places.add(place)
-                batch.run(engine.function)
+                batch.run(engine.function, place)
                 place.passed = None
                 engine.places.discard(place)
                 if engine.life is not life:
@@ -632,38 +605,17 @@ def _disturbed(batch: Any, error: BaseException) -> None:
         batch.fail(error)
 
 
-def _working(life: object) -> Place:
+def _work_for(life: object, beneath: Place | None = None) -> Place:
     """Let this thread be one that works for an engine."""
     place = Place()
-    place.life, place.thread, place.beneath, place.passed = life, get_ident(), None, None
+    place.life, place.thread, place.beneath = life, get_ident(), beneath
     _inside.place.set(place)
     return place
-
-
-@contextmanager
-def _working_for(engine: ThreadEngine) -> Generator[None, None, None]:
-    """Let this thread be one for the time being."""
-    beneath = here()
-    token = _inside.place.set(beneath)
-    place = _working(engine.life)
-    place.beneath = beneath
-    engine.places.add(place)
-    try:
-        yield
-    finally:
-        engine.places.discard(place)
-        place.thread = None
-        _inside.place.reset(token)
 
 
 def _take_frames(number: int) -> None:
     if number:
         _take_frames(number - 1)
-
-
-def _in_a_step(place: Place) -> bool:
-    """Whether this is a finalizer in the midst of what others would have to wait for: so it must not wait for them."""
-    return not isinstance(place, Batch) and any(engine.tally.is_mine for engine in _all())
 
 
 def _running_loop() -> object:
@@ -693,7 +645,6 @@ def _forget_parent() -> None:
     """Begin anew in a forked child."""
     for engine in _all():
         engine.begin_anew()
-        engine.buffer.ends = engine.closed
 
 
 def _drain_all() -> None:

@@ -63,7 +63,7 @@ def engines(f: Any) -> list[Engine]:
 
 def threads_of(f: Any) -> list[threading.Thread]:
     """Return the flush threads that work for `f` now."""
-    return list(engine(f).threads)
+    return list(engine(f)._owner.copy().values())
 
 
 def _is_asleep(it: ThreadEngine, thread: threading.Thread) -> bool:
@@ -542,10 +542,10 @@ def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[M
                     raise errors.pop()
                 return super().__new__(cls)
 
-            def run(self, function: Any) -> None:
+            def run(self, *args: Any) -> None:
                 if errors and runs:
                     raise errors.pop()
-                super().run(function)
+                super().run(*args)
 
         return FailsOnce
 
@@ -1089,12 +1089,12 @@ def news_of_which_only_the_first_is_heard() -> Block:
 
 def owner_that_does_not_look_again() -> Block:
     """An owner that ends does not look whether somebody posted who still saw it."""
-    return _and_then(ThreadEngine, "begin_reign", lambda _: _blind.add(get_ident()))
+    return _and_then(ThreadEngine, "make_room", lambda _: _blind.add(get_ident()))
 
 
 def poster_that_does_not_look_again() -> Block:
     """Who posts does not look whether the owner has just ended."""
-    return _nothing(ThreadEngine, "_look_again")
+    return _replaced(ThreadEngine, "_start", lambda start: lambda it, posted=(): posted or start(it))
 
 
 def second_owner_that_stays() -> Block:
@@ -1104,7 +1104,7 @@ def second_owner_that_stays() -> Block:
 
 def owner_that_is_remembered() -> Block:
     """An owner that ends does not make room for the next one."""
-    return _replaced(ThreadEngine, "begin_reign", lambda begin: lambda it: None if hasattr(it, "_owner") else begin(it))
+    return _replaced(ThreadEngine, "make_room", lambda begin: lambda it: None if hasattr(it, "_owner") else begin(it))
 
 
 def owner_that_does_not_know_that_it_is_closed() -> Block:
@@ -1208,7 +1208,7 @@ def opening_that_is_not_heard() -> Block:
 
 
 def close_that_does_not_wait() -> Block:
-    return _nothing(ThreadEngine, "_wait_until_answered", False)
+    return _nothing(ThreadEngine, "drain", False)
 
 
 def drain_that_forgets_what_runs() -> Block:
@@ -1237,7 +1237,7 @@ def end_that_is_not_told() -> Block:
 
         return run
 
-    return _replaced(ThreadEngine, "begin_reign", forgets)
+    return _replaced(ThreadEngine, "make_room", forgets)
 
 
 def function_that_is_dropped_with_its_items() -> Block:

@@ -47,7 +47,7 @@ class Direct(inside.HandEngine):
         self.flush()
         self.make_batch = self.Batch
         self.batch = self.look()
-        self.settle, self.fail, self.run = self.batch.settle, self.batch.fail, self.batch.run
+        self.settle, self.fail = self.batch.settle, self.batch.fail
 
     class Bell:
         def __init__(self, of: "Direct", item: int) -> None:
@@ -117,7 +117,7 @@ def test_batch_disturbed_as_it_answers_tells_every_caller_its_result(step: str) 
 def test_batch_disturbed_before_it_answers_gives_its_callers_an_error_that_is_counted() -> None:
     batch = Direct(1, 2, 1, dedupe=True, fails_at="before it is counted")
     with pytest.raises(MemoryError):
-        batch.run(lambda items: [ValueError(), 20])
+        batch.settle([ValueError(), 20])
     assert [type(error) for error in batch.outcomes()] == [MemoryError] * 3
     assert batch.told == [1, 1, 2]
     assert batch.counted == [(3, 3, True)]
@@ -147,7 +147,7 @@ def test_batch_without_memory_for_its_halves_keeps_its_calls_until_it_is_told_ag
 def test_batch_disturbed_as_it_answers_tells_the_callers_of_equal_items_too(step: str) -> None:
     batch = Direct(1, 2, 1, fails_at=step, dedupe=True)
     with pytest.raises(MemoryError):
-        batch.run(lambda items: [item * 10 for item in items])
+        batch.settle([10, 20])
     assert batch.outcomes() == [10, 20, 10]
     assert set(batch.told) == {1, 2}
     assert batch.told.count(1) >= 2
