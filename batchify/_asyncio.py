@@ -37,7 +37,7 @@ from types import coroutine
 from typing import Any
 
 from . import _inside
-from ._batch import Batch, Call
+from ._batch import Batch, Call, MapCall
 from ._engine import Ahead, Controls, Engine
 from ._inside import Place, here, needs
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
@@ -218,17 +218,9 @@ class LoopBatch(Batch):
     def run_at_once(self, batches: list[Any]) -> None:
         self.engine.start_all(batches)
 
-    def begin(self) -> None:
-        """Take notice that the function is about to run here."""
-        self.thread = get_ident()
-        _inside.place.set(self)
-        self.engine.places.add(self)
-        if SubmitCall in map(type, self._unanswered[0]):
-            self.watch()
-
     def watch(self, _: object = None) -> None:
         """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
-        entries = self._unanswered[0] if self._unanswered else ()
+        entries = self.to_answer[0] if self.to_answer else ()
         if self.engine is None or not entries:
             return  # it has ended, or all have their answers
         for call in self.calls(entries):
@@ -381,7 +373,7 @@ class LoopEngine(Engine):
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None) -> None:
         """Start a task that will take the next batch, as late as can be; or one for that batch, which takes no turn."""
-        steps = self._turn(batch)
+        steps = self._turn(loop, batch)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -395,20 +387,31 @@ class LoopEngine(Engine):
         else:
             batch.task = task
 
-    async def _turn(self, batch: LoopBatch | None) -> None:
-        """Run a batch, or else the one that is due."""
+    async def _turn(self, loop: asyncio.AbstractEventLoop, batch: Any) -> None:
+        """Run a batch, or else (None) the one that is due."""
         alone, task = batch is not None, None
         try:
             await _begun()
             if not alone:
                 task = self._next
                 self._next = None
-                batch = self._take_now(task)
+                batch = self._take_due(max(loop.time(), self._due_since), self._take)
+                self._disturbed = False
+                if batch is not None:
+                    batch.task = task
+                if batch is None or self.turns:
+                    self.look(loop)  # another one may be due
+                elif self._timer is not None:
+                    self._set_timer(inf)
             if batch is not None:
-                batch.begin()
+                batch.thread = get_ident()
+                _inside.place.set(batch)
+                self.places.add(batch)
+                if SubmitCall in map(type, batch.to_answer[0]):
+                    batch.watch()
                 await batch.run_async(self.function)
                 batch = None
-                if not alone and (loop := self.loop()) is not None:
+                if not alone:
                     self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
             if not alone and (task is None or task is self._next):
@@ -426,24 +429,13 @@ class LoopEngine(Engine):
         finally:
             _inside.place.set(None)  # a cycle: task, context, batch
 
-    def _take_now(self, task: Any) -> Any:
-        loop: Any = self.loop()
-        batch: Any = self._take_due(max(loop.time(), self._due_since), self._take)
-        self._disturbed = False
-        if batch is not None:
-            batch.task = task
-        if batch is None or self.turns:
-            self.look(loop)  # another one may be due
-        elif self._timer is not None:
-            self._set_timer(inf)
-        return batch
-
     # Batches
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        if not self.has_others and len([call for call in calls if not call.future.done()]) == len(calls):
-            return calls
-        return super().claim(calls)
+        for call in calls:
+            if type(call) is not MapCall and call.future.done():
+                return super().claim(calls)
+        return super().claim(calls) if self.has_leavers else calls
 
     ended = Engine.turn_ended
 
@@ -468,7 +460,7 @@ class LoopEngine(Engine):
         """Run a call at once that waits."""
         if call in self.buffer.calls() and not call.is_over():
             alone = copy(call)
-            self.has_others = call.is_alone = True
+            self.has_leavers = self.has_others = call.is_alone = True
             self.buffer.leave(call)
             self.run_now([alone])
 
@@ -551,7 +543,10 @@ class LoopEngines(Controls):
                 inbox = engine.inbox
                 inbox.append(call)
                 if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
-                    engine.wake(loop)
+                    if current_task(loop) is not None:  # as wake() asks
+                        engine.look(loop)
+                    else:
+                        engine.wake(loop)
         except BaseException:
             call.future.cancel()
             raise

@@ -8,7 +8,7 @@ What is the same for threads and event loops is written here once. They differ i
 """
 
 import sys
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -151,6 +151,7 @@ class Engine:
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         self.buffer = self._make_buffer(self.inbox, self._refused)
         self._disturbed = False  # whether an exception from elsewhere struck while the owner looked
+        self.has_leavers = False  # whether calls may wait whose callers have left, and said so
         self._hint = 0  # the size of batches, if it is to be said that they are never full
         self._barrier = allocate_lock()  # taken by the owner alone
 
@@ -255,6 +256,7 @@ class Engine:
     # What the owner does when news come
 
     def left(self, call: Call) -> None:
+        self.has_leavers = True
         self.buffer.leave(call)
 
     def make_due(self, until: float, lonely: Call | None = None) -> None:
@@ -301,6 +303,8 @@ class Engine:
 
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
+        if not len(self.buffer):
+            self.has_leavers = False  # all of them were met, or are among these
         claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
             for call in set(calls).difference(claimed):
@@ -389,11 +393,13 @@ class Engine:
         while self._refused:
             self.refuse(*self._refused.popleft())
         if self.turns and (self.inbox or self.buffer.waiting or self._parts):
-            self.tally.begin_change()
+            tally, me = self.tally, get_ident()
+            tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
             try:
                 batch = take(now)
             finally:
-                self.tally.end_change()
+                tally.version = object()
+                tally.changing.remove(me)
         if self._drains and not self.buffer.ends:  # else see say_end()
             self._say_what_is_answered()
         if self._hint:
@@ -450,13 +456,12 @@ class Engine:
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
-                arrivals = list(map(arrival_of, self.callers(entries)))
+                arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1
-                with self.tally.lock:
-                    self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
+                self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
                 if batch is not None:
                     self.turn_ended(batch)

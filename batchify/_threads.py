@@ -185,6 +185,7 @@ class ThreadBatch(Batch):
         # the others.
         self.enter = Context().run
 
+    @property
     def is_forgotten(self) -> bool:
         return self._buffer is not self.engine.buffer  # the function forked, and this is the child
 
@@ -227,7 +228,7 @@ class ThreadBatch(Batch):
             self._run_parts(engine.function)
 
     def __del__(self) -> None:
-        if self._unanswered:
+        if self.to_answer:
             # The function's future is garbage; or the runner that took this was disturbed at this very moment.
             what = "returned a future and dropped it unfinished" if self.engine.returns_futures else "was not run"
             self.fail(BatchError(f"{self.engine.name}() {what}"))
@@ -264,7 +265,6 @@ class ThreadEngine(Controls, Engine):
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
         self.returns_futures = False  # the function has done so, and so does not block
         self.has_futures = False  # whether calls may have futures; whoever makes one writes it
-        self.has_leavers = False  # whether there may be calls that have left
         self._complained = False  # that no further thread could be started
         self.begin_reign()
 
@@ -474,15 +474,8 @@ class ThreadEngine(Controls, Engine):
             raise
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        if not (self.has_futures or self.has_leavers):
-            return calls  # who leaves posts that; if at this very moment, he is answered in vain
-        if not len(self.buffer):
-            self.has_leavers = False  # they were met, or are among these
-        return super().claim(calls)
-
-    def left(self, call: Call) -> None:
-        self.has_leavers = True
-        super().left(call)
+        # Who leaves posts that. If it is at this very moment, the answer goes nowhere.
+        return super().claim(calls) if self.has_futures or self.has_leavers else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""
@@ -506,7 +499,7 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Batch) -> None:
-        if not batch.takes_turn or batch.is_forgotten():
+        if not batch.takes_turn or batch.is_forgotten:
             return
         owner = self._owner.get(0)
         if owner is not None and owner.ident == batch.thread:
