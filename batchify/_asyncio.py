@@ -578,12 +578,12 @@ class LoopEngines(Controls):
         ahead = self._ahead(constants, bell)
         try:
             while ahead.reads(items):
-                answered = ahead.take()
-                if not answered:
+                results = ahead.take()
+                if not results:
                     await bell.wait()
                     bell.clear()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
         finally:
             ahead.end()
 
@@ -618,13 +618,13 @@ class LoopEngines(Controls):
         reader.add_done_callback(ended)
         try:
             while ahead.calls or not reader.done():
-                answered = ahead.take(1)
+                results = ahead.take(1)
                 room.set()
-                if not answered:
+                if not results:
                     await bell.wait()
                     bell.clear()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
             await reader  # raises what the items raised
         finally:
             ahead.end()

@@ -504,70 +504,74 @@ class Ahead:
         self._ask = partial(engine.ask, constants=constants)
         self._ring = ring
         self.calls: deque[MapCall] = deque()
-        self._error: Exception | None = None  # of the items themselves
+        self.error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
         engine.bells.add(ring)
 
     def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
         """Read on. Return whether there is a further result."""
         size = self._engine.options.batch_size
+        most = 1 if one_by_one else min(size, sys.maxsize)
         # One by one, it does not wait for the next item to come while a result is there.
-        while self.more and len(self.calls) <= size and not (one_by_one and self._is_answered()):
-            most = 1 if one_by_one else size
-            found: list[Any] = []
-            try:
-                for item in islice(items, min(most, sys.maxsize)):
-                    found.append(item)  # noqa: PERF402 - extend() might lose those before an error
-            except Exception as error:  # noqa: BLE001 - whatever they raise; it comes behind the results of those before
-                self._error = error
-            self.put(found)
-            if len(found) < most:
+        while self.more and len(self.calls) <= size and not (one_by_one and self.calls and self.calls[0].is_over()):
+            if self.put(islice(items, most)) < most:
                 self.has_ended()
-        if not self.calls and self._error is not None:
-            error, self._error = self._error, None
+        if not self.calls and self.error is not None:
+            error, self.error = self.error, None
             try:
                 raise error
             finally:
                 del error  # its traceback knows this frame
         return bool(self.calls)
 
-    def has_ended(self) -> None:
-        """Say that there are no more items."""
-        if self.more:
-            self.more = False
-            self._engine.flush()  # nothing of this map will join what is left
-
-    def put(self, items: Iterable[Any]) -> None:
-        """Let items wait."""
-        calls = []
-        for item in items:
-            call = MapCall()
-            call.item, call.bell = item, self._ring
-            calls.append(call)
+    def put(self, items: Iterable[Any]) -> int:
+        """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
+        calls: list[MapCall] = []
+        try:
+            for item in items:
+                call = MapCall()
+                call.item, call.bell = item, self._ring
+                calls.append(call)
+        except Exception as error:  # noqa: BLE001 - whatever they raise
+            self.error = error
         self.calls.extend(calls)
-        if self._engine.asks:
-            sound = [call for call in calls if is_sound(call, self._ask)]
-            if len(sound) < len(calls):
-                self._ring()  # an error is there
-            calls = sound
-        if calls:
-            self._engine.put(calls, waits=True)
+        sound = [call for call in calls if is_sound(call, self._ask)] if self._engine.asks else calls
+        if sound:
+            self._engine.put(sound, waits=True)
+        if len(sound) < len(calls):
+            self._ring()  # an error is there
+        return len(calls)
 
-    def take(self, most: int = sys.maxsize) -> deque[MapCall]:
-        """Return the next calls that have an answer, which the map is about to yield; if there is none, it sleeps."""
+    def take(self, most: int = sys.maxsize) -> deque[Any]:
+        """Return the next results, which the map is about to yield, or raise the next error. It sleeps if none is there.
+
+        Not all, if that would keep it from reading on.
+        """
+        results: deque[Any] = deque()
         if self.more:
-            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))  # then it reads on
-        taken: deque[MapCall] = deque()
-        while len(taken) < most and self._is_answered():
-            taken.append(self.calls.popleft())
-        if not taken:
+            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))
+        for call in islice(self.calls, most):
+            if not hasattr(call, "error") or call.error is not None:
+                break
+            results.append(call.value)
+        for _ in results:
+            self.calls.popleft()
+        if not results and self.calls:
+            if hasattr(self.calls[0], "error"):
+                self.calls.popleft().outcome()
             self.make_due()
-        return taken
+        return results
 
     def make_due(self) -> None:
         """See to it that the next answer comes, as the map is going to sleep."""
         if self.calls and self._engine.options.fills_by_groups:
             self._engine.flush(self.calls[0])
+
+    def has_ended(self) -> None:
+        """Say that there are no more items."""
+        if self.more:
+            self.more = False
+            self._engine.flush()  # nothing of this map will join what is left
 
     @property
     def is_full(self) -> bool:
@@ -580,9 +584,6 @@ class Ahead:
         self._engine.bells.discard(self._ring)
         for call in self.calls:
             self._engine.withdraw(call)
-
-    def _is_answered(self) -> bool:
-        return bool(self.calls) and hasattr(self.calls[0], "error")
 
 
 def _count_left(tally: Tally, call: Any) -> None:

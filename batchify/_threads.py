@@ -365,11 +365,11 @@ class ThreadEngine(Controls, Engine):
         ahead = Ahead(self, constants, partial(_ring, bell))
         try:
             while ahead.reads(items, one_by_one=not chunked):
-                answered = ahead.take()
-                if not answered:
+                results = ahead.take()
+                if not results:
                     bell.acquire()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
         finally:
             ahead.end()
 
