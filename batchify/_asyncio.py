@@ -432,10 +432,12 @@ class LoopEngine(Engine):
     # Batches
 
     def claim(self, calls: list[Any]) -> list[Any]:
+        if self.has_leavers:
+            return super().claim(calls)
         for call in calls:
-            if type(call) is not MapCall and call.future.done():
+            if type(call) is not MapCall and call.future.done():  # without a word, or with one that comes later
                 return super().claim(calls)
-        return super().claim(calls) if self.has_leavers else calls
+        return calls
 
     ended = Engine.turn_ended
 

@@ -389,7 +389,8 @@ class Engine:
         batch = None
         if self.news:
             self._hear(now)
-        self.buffer.admit(now)
+        if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
+            self.buffer.admit(now)
         while self._refused:
             self.refuse(*self._refused.popleft())
         if self.turns and (self.inbox or self.buffer.waiting or self._parts):
