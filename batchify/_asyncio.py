@@ -14,7 +14,7 @@ import asyncio
 import os
 import weakref
 from _thread import get_ident
-from asyncio import BaseEventLoop, CancelledError, Future, InvalidStateError, current_task, get_running_loop
+from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -30,6 +30,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
+from functools import partial
 from math import inf
 from operator import attrgetter
 from time import monotonic
@@ -77,7 +78,10 @@ class LoopCall(Call):
                     call.future.exception()  # as if asked for: an error must not be logged once for each item
                 else:
                     call.future.set_result(result)
-            except (InvalidStateError, RuntimeError):  # its caller has left, or a stranger did it; the loop is closed
+            except (
+                asyncio.InvalidStateError,
+                RuntimeError,
+            ):  # its caller has left, or a stranger did it; the loop is closed
                 pass
 
 
@@ -126,7 +130,7 @@ def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[...,
         call = submit(engine, item, None, constants, LoopCall)
         try:
             return await call.future
-        except (CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit):
             engine.withdraw(call)
             raise
         finally:
@@ -166,30 +170,20 @@ async def when_answered(of: Any, timeout: float | None) -> None:
     engine = of._engines.get(loop) if type(of) is LoopEngines else of
     if engine is None:
         return
-    answered = loop.create_future()
-
-    def say() -> None:
-        if not answered.done():
-            answered.set_result(None)
-
-    def done() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(say)
-
+    call = AioCall()
+    call.loop, call.future = loop, Future(loop=loop)
     place = here()
     waits = place is None or not needs(engine, place)
-    if not engine.when_answered(done) or not waits:
+    if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
         return
     if place is not None:
-        waiting = LoopCall()
-        waiting.future = answered
-        place.note(engine, (waiting,))
+        place.note(engine, (call,))
     try:
-        await asyncio.wait([answered], timeout=timeout)
-        if not answered.done():
+        await asyncio.wait([call.future], timeout=timeout)
+        if not call.future.done():
             raise TimeoutError(engine.late_message(timeout))
     finally:
-        answered.cancel()
+        call.future.cancel()
 
 
 class InsideFuture(asyncio.Future[Any]):
@@ -230,20 +224,6 @@ class LoopBatch(Batch):
                 return
         self.task.cancel()
 
-    def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
-        if self.engine.has_others:
-            super().tell(calls, results, failed)
-        else:
-            LoopCall.tell(calls, results, failed)
-
-
-def _runs_a_task(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a task of that loop runs on this thread just now, so that the loop does not sleep."""
-    try:
-        return get_running_loop() is loop and current_task(loop) is not None
-    except RuntimeError:
-        return False
-
 
 @coroutine
 def _begun() -> Generator[None, None, None]:
@@ -268,7 +248,6 @@ class LoopEngine(Engine):
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self._watched: SubmitCall | None = None
         self.has_usual_clock = type(loop).time is BaseEventLoop.time
-        self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
@@ -297,10 +276,9 @@ class LoopEngine(Engine):
         if loop is None:
             return
         with suppress(RuntimeError):  # the loop is closed
-            if _runs_a_task(loop):
-                loop.call_soon(self.look, loop, context=self.context)
-            else:
-                loop.call_soon_threadsafe(self.look, loop, context=self.context)
+            # If a task of it runs here it does not sleep; if not, this may be a signal handler while it does.
+            runs_here = _get_running_loop() is loop and current_task(loop) is not None
+            (loop.call_soon if runs_here else loop.call_soon_threadsafe)(self.look, loop, context=self.context)
 
     def post(self, calls: Sequence[Any]) -> None:
         loop = get_running_loop()
@@ -316,7 +294,7 @@ class LoopEngine(Engine):
         if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
-            loop.call_soon_threadsafe(self.look, loop, context=self.context)
+            self.ring()
 
     def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
@@ -462,7 +440,7 @@ class LoopEngine(Engine):
         """Run a call at once that waits."""
         if call in self.buffer.calls() and not call.is_over():
             alone = copy(call)
-            self.has_leavers = self.has_others = call.is_alone = True
+            self.has_leavers = call.is_alone = True
             self.buffer.leave(call)
             self.run_now([alone])
 
@@ -545,10 +523,7 @@ class LoopEngines(Controls):
                 inbox = engine.inbox
                 inbox.append(call)
                 if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
-                    if current_task(loop) is not None:  # as wake() asks
-                        engine.look(loop)
-                    else:
-                        engine.wake(loop)
+                    engine.wake(loop)
         except BaseException:
             call.future.cancel()
             raise
@@ -634,9 +609,7 @@ class LoopEngines(Controls):
             await asyncio.wait([reader])
 
     def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> Ahead:
-        engine = self._of(get_running_loop())
-        engine.has_others = True
-        return Ahead(engine, constants, bell.set)
+        return Ahead(self._of(get_running_loop()), constants, bell.set)
 
     @property
     def stats(self) -> Stats:

@@ -544,9 +544,9 @@ class Ahead:
         return len(calls)
 
     def take(self, most: int = sys.maxsize) -> deque[Any]:
-        """Return the next results, which the map is about to yield, or raise the next error. It sleeps if none is there.
+        """Return the next results, or raise the next error; the map sleeps if none is there.
 
-        Not all, if that would keep it from reading on.
+        Not all of them, if that would keep it from reading on.
         """
         results: deque[Any] = deque()
         if self.more:
