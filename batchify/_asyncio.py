@@ -14,7 +14,7 @@ import asyncio
 import os
 import weakref
 from _thread import get_ident
-from asyncio import BaseEventLoop, CancelledError, Future, InvalidStateError, current_task, get_running_loop
+from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -30,6 +30,7 @@ from collections.abc import (
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
+from functools import partial
 from math import inf
 from operator import attrgetter
 from time import monotonic
@@ -37,7 +38,7 @@ from types import coroutine
 from typing import Any
 
 from . import _inside
-from ._batch import Batch, Call
+from ._batch import Batch, Call, MapCall
 from ._engine import Ahead, Controls, Engine
 from ._inside import Place, here, needs
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
@@ -77,7 +78,10 @@ class LoopCall(Call):
                     call.future.exception()  # as if asked for: an error must not be logged once for each item
                 else:
                     call.future.set_result(result)
-            except (InvalidStateError, RuntimeError):  # its caller has left, or a stranger did it; the loop is closed
+            except (
+                asyncio.InvalidStateError,
+                RuntimeError,
+            ):  # its caller has left, or a stranger did it; the loop is closed
                 pass
 
 
@@ -126,7 +130,7 @@ def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[...,
         call = submit(engine, item, None, constants, LoopCall)
         try:
             return await call.future
-        except (CancelledError, GeneratorExit):
+        except (asyncio.CancelledError, GeneratorExit):
             engine.withdraw(call)
             raise
         finally:
@@ -166,30 +170,20 @@ async def when_answered(of: Any, timeout: float | None) -> None:
     engine = of._engines.get(loop) if type(of) is LoopEngines else of
     if engine is None:
         return
-    answered = loop.create_future()
-
-    def say() -> None:
-        if not answered.done():
-            answered.set_result(None)
-
-    def done() -> None:
-        with suppress(RuntimeError):  # the loop is closed
-            loop.call_soon_threadsafe(say)
-
+    call = AioCall()
+    call.loop, call.future = loop, Future(loop=loop)
     place = here()
     waits = place is None or not needs(engine, place)
-    if not engine.when_answered(done) or not waits:
+    if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
         return
     if place is not None:
-        waiting = LoopCall()
-        waiting.future = answered
-        place.note(engine, (waiting,))
+        place.note(engine, (call,))
     try:
-        await asyncio.wait([answered], timeout=timeout)
-        if not answered.done():
+        await asyncio.wait([call.future], timeout=timeout)
+        if not call.future.done():
             raise TimeoutError(engine.late_message(timeout))
     finally:
-        answered.cancel()
+        call.future.cancel()
 
 
 class InsideFuture(asyncio.Future[Any]):
@@ -218,17 +212,9 @@ class LoopBatch(Batch):
     def run_at_once(self, batches: list[Any]) -> None:
         self.engine.start_all(batches)
 
-    def begin(self) -> None:
-        """Take notice that the function is about to run here."""
-        self.thread = get_ident()
-        _inside.place.set(self)
-        self.engine.places.add(self)
-        if SubmitCall in map(type, self._unanswered[0]):
-            self.watch()
-
     def watch(self, _: object = None) -> None:
         """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
-        entries = self._unanswered[0] if self._unanswered else ()
+        entries = self.to_answer[0] if self.to_answer else ()
         if self.engine is None or not entries:
             return  # it has ended, or all have their answers
         for call in self.calls(entries):
@@ -237,20 +223,6 @@ class LoopBatch(Batch):
                     asyncio.Future.add_done_callback(call.future, self.watch, context=self.engine.context)
                 return
         self.task.cancel()
-
-    def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
-        if self.engine.has_others:
-            super().tell(calls, results, failed)
-        else:
-            LoopCall.tell(calls, results, failed)
-
-
-def _runs_a_task(loop: asyncio.AbstractEventLoop) -> bool:
-    """Whether a task of that loop runs on this thread just now, so that the loop does not sleep."""
-    try:
-        return get_running_loop() is loop and current_task(loop) is not None
-    except RuntimeError:
-        return False
 
 
 @coroutine
@@ -276,7 +248,6 @@ class LoopEngine(Engine):
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self._watched: SubmitCall | None = None
         self.has_usual_clock = type(loop).time is BaseEventLoop.time
-        self.has_others = False  # whether there may be calls of maps, or such that run past the buffer
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
@@ -305,10 +276,9 @@ class LoopEngine(Engine):
         if loop is None:
             return
         with suppress(RuntimeError):  # the loop is closed
-            if _runs_a_task(loop):
-                loop.call_soon(self.look, loop, context=self.context)
-            else:
-                loop.call_soon_threadsafe(self.look, loop, context=self.context)
+            # If a task of it runs here it does not sleep; if not, this may be a signal handler while it does.
+            runs_here = _get_running_loop() is loop and current_task(loop) is not None
+            (loop.call_soon if runs_here else loop.call_soon_threadsafe)(self.look, loop, context=self.context)
 
     def post(self, calls: Sequence[Any]) -> None:
         loop = get_running_loop()
@@ -324,7 +294,7 @@ class LoopEngine(Engine):
         if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
-            loop.call_soon_threadsafe(self.look, loop, context=self.context)
+            self.ring()
 
     def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
@@ -381,7 +351,7 @@ class LoopEngine(Engine):
 
     def _start(self, loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None) -> None:
         """Start a task that will take the next batch, as late as can be; or one for that batch, which takes no turn."""
-        steps = self._turn(batch)
+        steps = self._turn(loop, batch)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -395,20 +365,31 @@ class LoopEngine(Engine):
         else:
             batch.task = task
 
-    async def _turn(self, batch: LoopBatch | None) -> None:
-        """Run a batch, or else the one that is due."""
+    async def _turn(self, loop: asyncio.AbstractEventLoop, batch: Any) -> None:
+        """Run a batch, or else (None) the one that is due."""
         alone, task = batch is not None, None
         try:
             await _begun()
             if not alone:
                 task = self._next
                 self._next = None
-                batch = self._take_now(task)
+                batch = self._take_due(max(loop.time(), self._due_since), self._take)
+                self._disturbed = False
+                if batch is not None:
+                    batch.task = task
+                if batch is None or self.turns:
+                    self.look(loop)  # another one may be due
+                elif self._timer is not None:
+                    self._set_timer(inf)
             if batch is not None:
-                batch.begin()
+                batch.thread = get_ident()
+                _inside.place.set(batch)
+                self.places.add(batch)
+                if SubmitCall in map(type, batch.to_answer[0]):
+                    batch.watch()
                 await batch.run_async(self.function)
                 batch = None
-                if not alone and (loop := self.loop()) is not None:
+                if not alone:
                     self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
             if not alone and (task is None or task is self._next):
@@ -426,24 +407,15 @@ class LoopEngine(Engine):
         finally:
             _inside.place.set(None)  # a cycle: task, context, batch
 
-    def _take_now(self, task: Any) -> Any:
-        loop: Any = self.loop()
-        batch: Any = self._take_due(max(loop.time(), self._due_since), self._take)
-        self._disturbed = False
-        if batch is not None:
-            batch.task = task
-        if batch is None or self.turns:
-            self.look(loop)  # another one may be due
-        elif self._timer is not None:
-            self._set_timer(inf)
-        return batch
-
     # Batches
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        if not self.has_others and len([call for call in calls if not call.future.done()]) == len(calls):
-            return calls
-        return super().claim(calls)
+        if self.has_leavers:
+            return super().claim(calls)
+        for call in calls:
+            if type(call) is not MapCall and call.future.done():  # without a word, or with one that comes later
+                return super().claim(calls)
+        return calls
 
     ended = Engine.turn_ended
 
@@ -468,7 +440,7 @@ class LoopEngine(Engine):
         """Run a call at once that waits."""
         if call in self.buffer.calls() and not call.is_over():
             alone = copy(call)
-            self.has_others = call.is_alone = True
+            self.has_leavers = call.is_alone = True
             self.buffer.leave(call)
             self.run_now([alone])
 
@@ -583,12 +555,12 @@ class LoopEngines(Controls):
         ahead = self._ahead(constants, bell)
         try:
             while ahead.reads(items):
-                answered = ahead.take()
-                if not answered:
+                results = ahead.take()
+                if not results:
                     await bell.wait()
                     bell.clear()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
         finally:
             ahead.end()
 
@@ -623,13 +595,13 @@ class LoopEngines(Controls):
         reader.add_done_callback(ended)
         try:
             while ahead.calls or not reader.done():
-                answered = ahead.take(1)
+                results = ahead.take(1)
                 room.set()
-                if not answered:
+                if not results:
                     await bell.wait()
                     bell.clear()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
             await reader  # raises what the items raised
         finally:
             ahead.end()
@@ -637,9 +609,7 @@ class LoopEngines(Controls):
             await asyncio.wait([reader])
 
     def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> Ahead:
-        engine = self._of(get_running_loop())
-        engine.has_others = True
-        return Ahead(engine, constants, bell.set)
+        return Ahead(self._of(get_running_loop()), constants, bell.set)
 
     @property
     def stats(self) -> Stats:

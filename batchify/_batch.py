@@ -171,7 +171,7 @@ class Batch(Place):
             )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.
-        self._unanswered = [entries]
+        self.to_answer = [entries]
 
     # What a subclass does
 
@@ -197,18 +197,16 @@ class Batch(Place):
         """Run these when this one has ended."""
         raise NotImplementedError
 
-    def is_forgotten(self) -> bool:
-        """Whether nobody is here whom the answers could reach."""
-        return False
+    is_forgotten = False  # whether nobody is here whom the answers could reach
 
     # Running the function
 
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
         """Call a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
-            value = function([entry.item for entry in self._unanswered[0]], **self._constants)
+            value = function([entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is not CoroutineType and hasattr(type(value), "__aiter__"):
-                entries = self._unanswered[0] = deque(self._unanswered[0])
+                entries = self.to_answer[0] = deque(self.to_answer[0])
                 async for result in value:
                     if not self._yielded(entries, result):
                         break  # the loop closes a generator that is dropped
@@ -228,11 +226,11 @@ class Batch(Place):
     def settle(self, value: Any) -> None:
         """Spread over the calls what the function returned."""
         try:
-            entries = self._unanswered[0]
+            entries = self.to_answer[0]
             if type(value) is list and len(value) == len(entries):
                 results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
             elif isinstance(value, Iterator):
-                entries = self._unanswered[0] = deque(entries)
+                entries = self.to_answer[0] = deque(entries)
                 # Asked once more than there are entries, since what stands behind its last `yield` must run too.
                 while (result := self.enter(next, value, _MISSING)) is not _MISSING and self._yielded(entries, result):
                     del result
@@ -257,15 +255,15 @@ class Batch(Place):
         return self._wrong_count(self._size - len(entries)) if entries else []
 
     def _raised(self, error: BaseException) -> None:
-        if self._unanswered and not self._unanswered[0]:  # so nobody is left to raise it at
+        if self.to_answer and not self.to_answer[0]:  # so nobody is left to raise it at
             complain("%s() raised after its last result", self.engine.name)
         self.fail(error)
 
     def fail(self, error: BaseException) -> None:
         """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
         error = self.error = _without_our_frame(error)
-        for entries in self._unanswered:
-            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten()
+        for entries in self.to_answer:
+            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten
             if isolate and len(entries) > 1:
                 both, middle = list(entries), len(entries) // 2  # of a deque there are no slices
                 self._conclude((), (both[:middle], both[middle:]))
@@ -276,7 +274,7 @@ class Batch(Place):
         """Answer all calls that have no answer yet, or else run these `halves` again; then make room for others."""
         engine = self.engine
         try:
-            entries = self._unanswered.pop()
+            entries = self.to_answer.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
         try:  # at once, as nobody else knows the calls any more
@@ -305,7 +303,7 @@ class Batch(Place):
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
         try:  # at once, as above
             engine, calls = self.engine, entries
-            if self.is_forgotten():
+            if self.is_forgotten:
                 return
             if engine.options.dedupe:
                 results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
@@ -396,7 +394,7 @@ class Batch(Place):
         """Return, for each entry, the error that says which rule the function broke."""
         rule = "it must return one result per item, in the same order"
         self.error = kind(f"{self.engine.name}() returned {returned}; {rule}{accepts}")
-        return [self.error] * len(self._unanswered[0])
+        return [self.error] * len(self.to_answer[0])
 
 
 def _without_our_frame(error: BaseException) -> BaseException:

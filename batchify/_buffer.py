@@ -39,6 +39,8 @@ class Buffer:
     It is the inbox itself: callers append at its right end while the owner takes from the left.
     """
 
+    is_inbox = True
+
     def __init__(self, options: Options, inbox: deque[Call], left: Tell) -> None:
         self._options = options
         self._calls = inbox
@@ -158,6 +160,8 @@ class GroupedBuffer(Buffer):
     `waiting` is the truth: an entry waits from the moment it is put in there until it is taken out. All else is found
     out from that: by _enter() and _release() where entries come and go, and by repair() for all of them.
     """
+
+    is_inbox = False
 
     def __init__(self, options: Options, inbox: deque[Call], left: Tell, refuse: Tell) -> None:
         super().__init__(options, inbox, left)

@@ -8,7 +8,7 @@ What is the same for threads and event loops is written here once. They differ i
 """
 
 import sys
-from _thread import allocate_lock
+from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -151,6 +151,7 @@ class Engine:
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         self.buffer = self._make_buffer(self.inbox, self._refused)
         self._disturbed = False  # whether an exception from elsewhere struck while the owner looked
+        self.has_leavers = False  # whether calls may wait whose callers have left, and said so
         self._hint = 0  # the size of batches, if it is to be said that they are never full
         self._barrier = allocate_lock()  # taken by the owner alone
 
@@ -255,6 +256,7 @@ class Engine:
     # What the owner does when news come
 
     def left(self, call: Call) -> None:
+        self.has_leavers = True
         self.buffer.leave(call)
 
     def make_due(self, until: float, lonely: Call | None = None) -> None:
@@ -301,6 +303,8 @@ class Engine:
 
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
+        if not len(self.buffer):
+            self.has_leavers = False  # all of them were met, or are among these
         claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
             for call in set(calls).difference(claimed):
@@ -385,15 +389,18 @@ class Engine:
         batch = None
         if self.news:
             self._hear(now)
-        self.buffer.admit(now)
+        if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
+            self.buffer.admit(now)
         while self._refused:
             self.refuse(*self._refused.popleft())
         if self.turns and (self.inbox or self.buffer.waiting or self._parts):
-            self.tally.begin_change()
+            tally, me = self.tally, get_ident()
+            tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
             try:
                 batch = take(now)
             finally:
-                self.tally.end_change()
+                tally.version = object()
+                tally.changing.remove(me)
         if self._drains and not self.buffer.ends:  # else see say_end()
             self._say_what_is_answered()
         if self._hint:
@@ -450,13 +457,12 @@ class Engine:
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
-                arrivals = list(map(arrival_of, self.callers(entries)))
+                arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1
-                with self.tally.lock:
-                    self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
+                self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
                 if batch is not None:
                     self.turn_ended(batch)
@@ -499,70 +505,74 @@ class Ahead:
         self._ask = partial(engine.ask, constants=constants)
         self._ring = ring
         self.calls: deque[MapCall] = deque()
-        self._error: Exception | None = None  # of the items themselves
+        self.error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
         engine.bells.add(ring)
 
     def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
         """Read on. Return whether there is a further result."""
         size = self._engine.options.batch_size
+        most = 1 if one_by_one else min(size, sys.maxsize)
         # One by one, it does not wait for the next item to come while a result is there.
-        while self.more and len(self.calls) <= size and not (one_by_one and self._is_answered()):
-            most = 1 if one_by_one else size
-            found: list[Any] = []
-            try:
-                for item in islice(items, min(most, sys.maxsize)):
-                    found.append(item)  # noqa: PERF402 - extend() might lose those before an error
-            except Exception as error:  # noqa: BLE001 - whatever they raise; it comes behind the results of those before
-                self._error = error
-            self.put(found)
-            if len(found) < most:
+        while self.more and len(self.calls) <= size and not (one_by_one and self.calls and self.calls[0].is_over()):
+            if self.put(islice(items, most)) < most:
                 self.has_ended()
-        if not self.calls and self._error is not None:
-            error, self._error = self._error, None
+        if not self.calls and self.error is not None:
+            error, self.error = self.error, None
             try:
                 raise error
             finally:
                 del error  # its traceback knows this frame
         return bool(self.calls)
 
-    def has_ended(self) -> None:
-        """Say that there are no more items."""
-        if self.more:
-            self.more = False
-            self._engine.flush()  # nothing of this map will join what is left
-
-    def put(self, items: Iterable[Any]) -> None:
-        """Let items wait."""
-        calls = []
-        for item in items:
-            call = MapCall()
-            call.item, call.bell = item, self._ring
-            calls.append(call)
+    def put(self, items: Iterable[Any]) -> int:
+        """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
+        calls: list[MapCall] = []
+        try:
+            for item in items:
+                call = MapCall()
+                call.item, call.bell = item, self._ring
+                calls.append(call)
+        except Exception as error:  # noqa: BLE001 - whatever they raise
+            self.error = error
         self.calls.extend(calls)
-        if self._engine.asks:
-            sound = [call for call in calls if is_sound(call, self._ask)]
-            if len(sound) < len(calls):
-                self._ring()  # an error is there
-            calls = sound
-        if calls:
-            self._engine.put(calls, waits=True)
+        sound = [call for call in calls if is_sound(call, self._ask)] if self._engine.asks else calls
+        if sound:
+            self._engine.put(sound, waits=True)
+        if len(sound) < len(calls):
+            self._ring()  # an error is there
+        return len(calls)
 
-    def take(self, most: int = sys.maxsize) -> deque[MapCall]:
-        """Return the next calls that have an answer, which the map is about to yield; if there is none, it sleeps."""
+    def take(self, most: int = sys.maxsize) -> deque[Any]:
+        """Return the next results, or raise the next error; the map sleeps if none is there.
+
+        Not all of them, if that would keep it from reading on.
+        """
+        results: deque[Any] = deque()
         if self.more:
-            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))  # then it reads on
-        taken: deque[MapCall] = deque()
-        while len(taken) < most and self._is_answered():
-            taken.append(self.calls.popleft())
-        if not taken:
+            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))
+        for call in islice(self.calls, most):
+            if not hasattr(call, "error") or call.error is not None:
+                break
+            results.append(call.value)
+        for _ in results:
+            self.calls.popleft()
+        if not results and self.calls:
+            if hasattr(self.calls[0], "error"):
+                self.calls.popleft().outcome()
             self.make_due()
-        return taken
+        return results
 
     def make_due(self) -> None:
         """See to it that the next answer comes, as the map is going to sleep."""
         if self.calls and self._engine.options.fills_by_groups:
             self._engine.flush(self.calls[0])
+
+    def has_ended(self) -> None:
+        """Say that there are no more items."""
+        if self.more:
+            self.more = False
+            self._engine.flush()  # nothing of this map will join what is left
 
     @property
     def is_full(self) -> bool:
@@ -575,9 +585,6 @@ class Ahead:
         self._engine.bells.discard(self._ring)
         for call in self.calls:
             self._engine.withdraw(call)
-
-    def _is_answered(self) -> bool:
-        return bool(self.calls) and hasattr(self.calls[0], "error")
 
 
 def _count_left(tally: Tally, call: Any) -> None:

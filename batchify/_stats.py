@@ -111,8 +111,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.lock = RLock()  # since a finalizer may call in, on a thread that holds it
-        self._changing: list[int] = []  # threads that are changing something
-        self._version = object()  # another one after each change
+        self.changing: list[int] = []  # threads that are changing something
+        self.version = object()  # another one after each change
         self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
@@ -133,21 +133,21 @@ class Tally:
         All are of one moment; but on a thread that is just changing them, what is there.
         """
         for _ in range(10_000):
-            version = self._version
+            version = self.version
             stats = self._snapshot(*waiting())
-            if get_ident() in self._changing or (not self._changing and self._version is version):
+            if get_ident() in self.changing or (not self.changing and self.version is version):
                 break
             sleep(0)  # lets the thread go on that is changing them
         return stats  # pyright: ignore[reportPossiblyUnboundVariable]
 
     def begin_change(self) -> None:
         """Say that the counts are wrong from now on. Any thread may."""
-        self._changing.append(get_ident())
+        self.changing.append(get_ident())
 
     def end_change(self) -> None:
         """Say that they are right again."""
-        self._version = object()
-        self._changing.remove(get_ident())
+        self.version = object()
+        self.changing.remove(get_ident())
 
     def refuse(self) -> None:
         """Count an item that was not accepted. Any thread may call, outside of a block."""
@@ -155,16 +155,17 @@ class Tally:
 
     def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
         """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
-        sizes = self._batches[reason]
-        sizes[size] = sizes.get(size, 0) + 1
-        self.in_flight += 1
-        if reason in ("full", "flush", "close"):
-            self._alike = 0
-        if reason != "isolate":  # else they were counted when the batch was taken that failed
-            self.running += len(arrivals)
-            self.waited += len(arrivals) * now - sum(arrivals)
-            if now - arrivals[0] > self.longest_wait:
-                self.longest_wait = now - arrivals[0]
+        with self.lock:
+            sizes = self._batches[reason]
+            sizes[size] = sizes.get(size, 0) + 1
+            self.in_flight += 1
+            if reason in ("full", "flush", "close"):
+                self._alike = 0
+            if reason != "isolate":  # else they were counted when the batch was taken that failed
+                self.running += len(arrivals)
+                self.waited += len(arrivals) * now - sum(arrivals)
+                if now - arrivals[0] > self.longest_wait:
+                    self.longest_wait = now - arrivals[0]
 
     def too_few_callers(self, arrivals: Sequence[float], timeout: float | None) -> bool:
         """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
@@ -183,13 +184,13 @@ class Tally:
         """Count items whose callers are about to go on. `ended`: with them the batch has."""
         me = get_ident()
         with self.lock:
-            self._changing.append(me)  # as begin_change() does; each batch pays for a step here
+            self.changing.append(me)  # as begin_change() does; each batch pays for a step here
             self.running -= items
             self.in_flight -= ended
             self.answered += items - failed
             self.failed += failed
-            self._version = object()
-            self._changing.remove(me)
+            self.version = object()
+            self.changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
         by_reason: dict[Reason, dict[int, int]] = {

@@ -171,6 +171,7 @@ class ThreadBatch(Batch):
     engine: "ThreadEngine"
     _parts: Sequence["ThreadBatch"] = ()
 
+    @property
     def is_forgotten(self) -> bool:
         return self.life is not self.engine.life  # the function forked, and this is the child
 
@@ -183,7 +184,7 @@ class ThreadBatch(Batch):
         self.enter = Context().run
         self.enter(_inside.place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
         try:
-            value = self.enter(function, [entry.item for entry in self._unanswered[0]], **self._constants)
+            value = self.enter(function, [entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is not list and is_future(value):
                 # From now on the future alone holds this, so that it goes with it.
                 self.engine.returns_futures = True
@@ -234,7 +235,7 @@ class ThreadBatch(Batch):
             _inside.place.set(place.beneath)
 
     def __del__(self) -> None:
-        if self._unanswered:
+        if self.to_answer:
             # The function's future is garbage; or the runner that took this was disturbed at this very moment.
             what = "returned a future and dropped it unfinished" if self.engine.returns_futures else "was not run"
             self.fail(BatchError(f"{self.engine.name}() {what}"))
@@ -271,7 +272,6 @@ class ThreadEngine(Controls, Engine):
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
         self.returns_futures = False  # the function has done so, and so does not block
         self.has_futures = False  # whether calls may have futures; whoever makes one writes it
-        self.has_leavers = False  # whether there may be calls that have left
         self._complained = False  # that no further thread could be started
         self.make_room()
 
@@ -381,11 +381,11 @@ class ThreadEngine(Controls, Engine):
         ahead = Ahead(self, constants, partial(_ring, bell))
         try:
             while ahead.reads(items, one_by_one=not chunked):
-                answered = ahead.take()
-                if not answered:
+                results = ahead.take()
+                if not results:
                     bell.acquire()
-                while answered:
-                    yield answered.popleft().outcome()
+                while results:
+                    yield results.popleft()
         finally:
             ahead.end()
 
@@ -467,15 +467,8 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        if not (self.has_futures or self.has_leavers):
-            return calls  # who leaves posts that; if at this very moment, he is answered in vain
-        if not len(self.buffer):
-            self.has_leavers = False  # they were met, or are among these
-        return super().claim(calls)
-
-    def left(self, call: Call) -> None:
-        self.has_leavers = True
-        super().left(call)
+        # Who leaves posts that. If it is at this very moment, the answer goes nowhere.
+        return super().claim(calls) if self.has_futures or self.has_leavers else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""

@@ -501,13 +501,13 @@ def another_thread_takes_the_calls_first(batch: Batch, do: Callable[[], object])
 
     class Raced(list[Any]):
         def pop(self, *args: Any) -> Any:
-            batch._unanswered = [*self]
+            batch.to_answer = [*self]
             self.clear()
             do()
-            batch._unanswered = self
+            batch.to_answer = self
             return super().pop(*args)
 
-    batch._unanswered = Raced(batch._unanswered)
+    batch.to_answer = Raced(batch.to_answer)
 
 
 def no_memory_to_copy_the_calls_of(batch: Batch) -> None:
@@ -522,7 +522,7 @@ def no_memory_to_copy_the_calls_of(batch: Batch) -> None:
                 raise MemoryError
             return super().__iter__()
 
-    batch._unanswered = [Fails(batch._unanswered[0])]
+    batch.to_answer = [Fails(batch.to_answer[0])]
 
 
 @contextmanager
@@ -854,7 +854,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     shared: dict[type, str] = {
         Engine: "inbox news places bells wake_at",
         ThreadEngine: "_owner closed returns_futures",
-        Tally: "_version answered failed cancelled running in_flight",
+        Tally: "version answered failed cancelled running in_flight",
     }
 
     def switching(use: Callable[..., Any]) -> Callable[..., Any]:
