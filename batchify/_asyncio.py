@@ -253,7 +253,7 @@ class LoopEngine(Engine):
         self.buffer.ends = of.closed
 
     @property
-    def closed(self) -> bool:  # type: ignore[override]
+    def closed(self) -> bool:
         return self.of.closed
 
     def now(self) -> float:

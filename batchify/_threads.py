@@ -179,15 +179,10 @@ class ThreadBatch(Batch):
         self, engine: "ThreadEngine", entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool
     ) -> None:
         super().__init__(engine, entries, reason, now, takes_turn=takes_turn)
-        self._buffer = engine.buffer
         self._parts: list[ThreadBatch] = []
         # An empty one, and not that of whoever called first, whose variables (a user, a transaction) are not those of
         # the others.
         self.enter = Context().run
-
-    @property
-    def is_forgotten(self) -> bool:
-        return self._buffer is not self.engine.buffer  # the function forked, and this is the child
 
     def run(self, function: Callable[[list[Any]], Any]) -> None:
         self.thread = get_ident()
@@ -499,7 +494,7 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Batch) -> None:
-        if not batch.takes_turn or batch.is_forgotten:
+        if not batch.takes_turn or batch.is_forgotten():
             return
         owner = self._owner.get(0)
         if owner is not None and owner.ident == batch.thread:
