@@ -253,7 +253,7 @@ class LoopEngine(Engine):
         self.buffer.ends = of.closed
 
     @property
-    def closed(self) -> bool:
+    def closed(self) -> bool:  # type: ignore[override]
         return self.of.closed
 
     def now(self) -> float:
