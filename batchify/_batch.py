@@ -155,6 +155,7 @@ class Batch(Place):
     def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool) -> None:
         self.engine = engine
         self.life = engine.life
+        self._tally = engine.tally
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
         self._began, self._reason, self._size = now, reason, len(entries)
         self._constants = entries[0].key.constants if engine.grouped else {}
@@ -197,7 +198,9 @@ class Batch(Place):
         """Run these when this one has ended."""
         raise NotImplementedError
 
-    is_forgotten = False  # whether nobody is here whom the answers could reach
+    def is_forgotten(self) -> bool:
+        """Whether nobody is here whom the answers could reach: the function forked, and this is the child."""
+        return self.engine.tally is not self._tally
 
     # Running the function
 
@@ -263,7 +266,7 @@ class Batch(Place):
         """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
         error = self.error = _without_our_frame(error)
         for entries in self.to_answer:
-            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten
+            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten()
             if isolate and len(entries) > 1:
                 both, middle = list(entries), len(entries) // 2  # of a deque there are no slices
                 self._conclude((), (both[:middle], both[middle:]))
@@ -303,8 +306,8 @@ class Batch(Place):
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
         try:  # at once, as above
             engine, calls = self.engine, entries
-            if self.is_forgotten:
-                return
+            if engine.tally is not self._tally:
+                return  # as is_forgotten() says
             if engine.options.dedupe:
                 results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
                 calls = self.calls(entries)

@@ -17,7 +17,7 @@ from types import CodeType, FunctionType, GenericAlias, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, cast, overload
 
 from . import _signature
-from ._options import Options, Takes
+from ._options import CHECKS, Options, Takes
 from ._signature import name_of
 from ._stats import BatchReport, Stats
 from ._threads import ThreadEngine
@@ -105,7 +105,7 @@ def _refuse(option: str, self: _Decorated, _: object) -> None:
     raise AttributeError(f"{name_of(self.__wrapped__)}(): {option} is fixed when the function is decorated")
 
 
-_FIXED = {each.name for each in fields(Options)} - {"batch_size", "timeout"}
+_FIXED = {each.name for each in fields(Options)} - CHECKS.keys()
 for _option in _FIXED:
     # wrapt would set it on the function, where it has no effect.
     setattr(_Decorated, _option, property(None, partial(_refuse, _option)))
@@ -269,20 +269,20 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     @property
     def batch_size(self) -> int:
         """Most items in one call of the function. May be set at any time, also for what waits."""
-        return self._self_engine.batch_size  # type: ignore[no-any-return]
+        return self._self_engine.options.batch_size  # type: ignore[no-any-return]
 
     @batch_size.setter
     def batch_size(self, value: int) -> None:
-        self._self_engine.batch_size = value
+        self._self_engine.change("batch_size", value)
 
     @property
     def timeout(self) -> float | None:
         """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
-        return self._self_engine.timeout  # type: ignore[no-any-return]
+        return self._self_engine.options.timeout  # type: ignore[no-any-return]
 
     @timeout.setter
     def timeout(self, value: float | None) -> None:
-        self._self_engine.timeout = value
+        self._self_engine.change("timeout", value)
 
     def __repr__(self) -> str:
         return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
@@ -514,7 +514,7 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
             return super().__getattr__(name)
 
         def __setattr__(self, name: str, value: object) -> None:
-            if name in ("batch_size", "timeout"):
+            if name in CHECKS:
                 raise self._self_not_mine(name, "set")
             super().__setattr__(name, value)
 

@@ -21,7 +21,7 @@ from ._batch import Batch, Call, MapCall, advise, is_sound
 from ._buffer import Buffer, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
 from ._inside import Place, here, needs
-from ._options import NO_CONSTANTS, Options, Takes, check_count, check_timeout
+from ._options import CHECKS, NO_CONSTANTS, Options, Takes
 from ._stats import Reason, Tally
 
 
@@ -42,22 +42,9 @@ class Controls:
         for engine in self._all():
             engine.let(act, engine, *args)
 
-    @property
-    def batch_size(self) -> int:
-        return self.options.batch_size
-
-    @batch_size.setter
-    def batch_size(self, value: int) -> None:
-        self.options.batch_size = check_count(self.name, "batch_size", value)
-        self.everywhere(Engine.settings_changed)
-
-    @property
-    def timeout(self) -> float | None:
-        return self.options.timeout
-
-    @timeout.setter
-    def timeout(self, value: float | None) -> None:
-        self.options.timeout = check_timeout(self.name, value)
+    def change(self, option: str, value: Any) -> None:
+        """Set `batch_size` or `timeout`."""
+        setattr(self.options, option, CHECKS[option](self.name, option, value))
         self.everywhere(Engine.settings_changed)
 
     def drop(self) -> None:
@@ -112,6 +99,7 @@ class Engine:
     inbox: deque[Any]  # anybody appends; the owner alone takes out
     news: deque[Callable[[], object]]  # what the owner is to do; anybody appends
     wake_at: float  # the owner alone writes it; callers read it
+    closed: bool  # as of its Controls
     wakes_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
     def __init__(
@@ -166,7 +154,6 @@ class Engine:
 
     def ring(self) -> None:
         """Wake the owner."""
-        raise NotImplementedError
 
     def now(self) -> float:
         """Return the time by which all is measured here."""
@@ -184,7 +171,6 @@ class Engine:
 
     def post(self, calls: Sequence[Any]) -> None:
         """Let calls wait. See above for the steps."""
-        raise NotImplementedError
 
     def is_at_work(self) -> bool:
         """Whether, being closed, it has something to answer yet."""
@@ -196,7 +182,6 @@ class Engine:
 
     def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
         """Run calls at once, past the buffer. `noted`: where they were noted just now."""
-        raise NotImplementedError
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Find out what options want to know of a call. Calls functions of the user's."""
@@ -230,7 +215,7 @@ class Engine:
         most = self.options.max_pending or inf
         if len(self.buffer) < most and not self.options.dedupe:
             return False  # a look is enough, as mostly
-        return sum(call.limited and not call.has_left() for call in self.buffer.calls()) >= most
+        return len([call for call in self.buffer.calls() if call.limited and not call.has_left()]) >= most
 
     def closed_error(self) -> ClosedError:
         """Return the error of a call that comes too late."""
@@ -318,13 +303,12 @@ class Engine:
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
-        raise NotImplementedError
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
         self._parts.extendleft(reversed(parts))
 
-    def at_once(self, calls: Sequence[Any], reason: Reason = "nested") -> list[Batch]:
+    def at_once(self, calls: Sequence[Any], reason: Reason = "nested") -> list[Any]:
         """Make batches, by the same rules, of calls or entries that must not wait; any thread may ask.
 
         They take no turn, and the buffer knows nothing of them.
@@ -338,11 +322,9 @@ class Engine:
             buffer.ends = True
             buffer.admit(now)
             entries = [taken[0] for taken in iter(lambda: buffer.take(now), None)]
-        batches = []
-        with self.tally.lock:
-            for each in entries:
-                batches.append(self.make_batch(self, each, reason, now, takes_turn=False))
-                self.tally.begin(reason, len(each), [now] * len(self.callers(each)), now)
+        batches = [self.make_batch(self, each, reason, now, takes_turn=False) for each in entries]
+        for each in entries:
+            self.tally.begin(reason, len(each), [now] * len(self.callers(each)), now)
         for call, error in refused:
             self.refuse(call, error)
         return batches

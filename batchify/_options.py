@@ -58,7 +58,7 @@ class Options:
     def check(self, name: str) -> None:
         """Raise what says why, if these cannot be the options of the function of that name."""
         check_count(name, "batch_size", self.batch_size)
-        self.timeout = check_timeout(name, self.timeout)
+        self.timeout = check_timeout(name, "timeout", self.timeout)
         check_count(name, "concurrency", self.concurrency)
         check_count(name, "max_pending", 1 if self.max_pending is None else self.max_pending)
         for option in ("weight", "group_by", "on_batch"):
@@ -168,12 +168,16 @@ def check_count(name: str, option: str, value: int) -> int:
     return value
 
 
-def check_timeout(name: str, value: float | None) -> float | None:
+def check_timeout(name: str, option: str, value: float | None) -> float | None:
     """Return `value` in seconds if it can be the timeout of the function of that name, else raise what says why not."""
     if value is None:
         return None
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise TypeError(f"{name}(): timeout must be a number of seconds or None, got {value!r}")
+        raise TypeError(f"{name}(): {option} must be a number of seconds or None, got {value!r}")
     if not 0 <= _as_float(value) < math.inf:
-        raise ValueError(f"{name}(): timeout must be at least 0 and finite (None waits without end), got {value}")
+        raise ValueError(f"{name}(): {option} must be at least 0 and finite (None waits without end), got {value}")
     return float(value)
+
+
+# Of what may change while the function is in use.
+CHECKS: Mapping[str, Callable[[str, str, Any], Any]] = {"batch_size": check_count, "timeout": check_timeout}

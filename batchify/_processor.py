@@ -46,7 +46,8 @@ class BatchProcessor(Blocking, Generic[R]):
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy has a buffer of its own: the callers in this one are not its callers."""
-        return {**self.__dict__, "_self_engine": (self._self_engine.batch_size, self._self_engine.timeout)}
+        options = self._self_engine.options
+        return {**self.__dict__, "_self_engine": (options.batch_size, options.timeout)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         BatchProcessor.__init__(self, *state.pop("_self_engine"))

@@ -171,10 +171,6 @@ class ThreadBatch(Batch):
     engine: "ThreadEngine"
     _parts: Sequence["ThreadBatch"] = ()
 
-    @property
-    def is_forgotten(self) -> bool:
-        return self.life is not self.engine.life  # the function forked, and this is the child
-
     def run(self, function: Callable[[list[Any]], Any], beneath: Place | None) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
         self.thread, self.beneath = get_ident(), beneath
@@ -493,7 +489,7 @@ class ThreadEngine(Controls, Engine):
 
     def ended(self, batch: Batch) -> None:
         if not batch.takes_turn or batch.life is not self.life:
-            return
+            return  # nobody waits for its end, or the function forked, and this is the child
         if batch.thread == self._owner_ident:
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         else:
