@@ -540,9 +540,10 @@ class Ahead:
         for _ in results:
             self.calls.popleft()
         if not results and self.calls:
-            if hasattr(self.calls[0], "error"):
-                self.calls.popleft().outcome()
-            self.make_due()
+            if hasattr(self.calls[0], "error"):  # an error, or a result that has come just now
+                results.append(self.calls.popleft().outcome())
+            else:
+                self.make_due()
         return results
 
     def make_due(self) -> None:
