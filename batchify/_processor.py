@@ -40,8 +40,8 @@ class BatchProcessor(Blocking, Generic[R]):
 
         options = Options(batch_size, timeout)
         options.check(name)
-        awaitable = "asyncio.to_thread(processor.request, ...)"
-        self._self_engine = ThreadEngine(process, name, options, awaitable=awaitable)
+        self._self_engine = ThreadEngine(process, name, options)
+        self._self_engine.awaitable = "asyncio.to_thread(processor.request, ...)"
         weakref.finalize(self, drop, weakref.ref(self._self_engine)).atexit = False
 
     def __getstate__(self) -> dict[str, Any]:

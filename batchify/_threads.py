@@ -33,15 +33,15 @@ from threading import TIMEOUT_MAX, Thread, current_thread, main_thread
 from time import monotonic
 from typing import Any
 
-from . import _inside
 from ._batch import Batch, Call, complain, is_future
 from ._engine import Ahead, Controls, Engine
 from ._errors import BatchError, ClosedError
 from ._inside import Place, here, needs
+from ._inside import place as current_place
 from ._options import NO_CONSTANTS, Options, Takes
 from ._stats import Stats, Tally
 
-get_place = _inside.place.get
+get_place = current_place.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
 _ending = False  # whether the main thread has ended
 _exiting = False  # whether the interpreter calls what stands in `atexit`
@@ -178,7 +178,7 @@ class ThreadBatch(Batch):
         # An empty context, and not that of whoever called first, whose variables (a user, a transaction) are not those
         # of the others.
         self.enter = Context().run
-        self.enter(_inside.place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
+        self.enter(current_place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
         try:
             value = self.enter(function, [entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is not list and is_future(value):
@@ -186,22 +186,18 @@ class ThreadBatch(Batch):
                 self.engine.returns_futures = True
                 self.thread = None
                 self.engine.places.discard(self)
-                self.enter(_inside.place.set, None)
+                self.enter(current_place.set, None)
                 value.add_done_callback(self.settle_future)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
             self.fail(error)
         else:
             self.settle(value)
-        self._run_parts(function, beneath)
+        for part in self._parts:
+            part.run(function, beneath)
 
     def run_at_once(self, batches: list[Any]) -> None:
         self._parts = batches  # later: here the error of the whole is being handled, and would become their context
-
-    def _run_parts(self, function: Callable[[list[Any]], Any], beneath: Place | None) -> None:
-        parts, self._parts = self._parts, ()
-        for part in parts:
-            part.run(function, beneath)
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -224,11 +220,12 @@ class ThreadBatch(Batch):
                 self.fail(error)
             else:
                 self.settle(value)
-            self._run_parts(engine.function, place)
+            for part in self._parts:
+                part.run(engine.function, place)
         finally:
             engine.places.discard(place)
             place.thread = None
-            _inside.place.set(place.beneath)
+            current_place.set(place.beneath)
 
     def __del__(self) -> None:
         if self.to_answer:
@@ -241,22 +238,18 @@ class ThreadEngine(Controls, Engine):
     """Gathers the items of callers in any number of threads, and runs the function in threads of its own."""
 
     make_batch = ThreadBatch
+    now = staticmethod(monotonic)
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
     # its runners. Each flush thread has a box of its own, so who finds another one here knows that the last has ended.
     _owner: dict[int, Thread]
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        name: str,
-        options: Options,
-        takes: Takes | None = None,
-        awaitable: str | None = None,
-    ) -> None:
-        self.awaitable = awaitable or f"{name}.aio(item)"  # what to await instead of a call that blocks
-        self.aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
-        self._warned = False
+    awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
+    aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
+    _warned = False
+    _owner_ident: int | None = 0
+
+    def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None = None) -> None:
         self.blocks: list[None] = []  # `with` blocks that are open
         self.closed = _exiting
         super().__init__(function, name, options, takes, Tally())
@@ -296,9 +289,6 @@ class ThreadEngine(Controls, Engine):
     def ring(self) -> None:
         _ring(self._bell)
 
-    def now(self) -> float:
-        return monotonic()
-
     def let(self, act: Callable[..., object], *args: Any) -> bool:
         # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
         # a next one, so it is told all the same.
@@ -308,9 +298,10 @@ class ThreadEngine(Controls, Engine):
         """Block until the item is answered; return its result or raise its error."""
         if not self._warned and _running_loop() is not None:
             self._warned = True
+            instead = self.awaitable or f"{self.name}.aio(item)"
             warnings.warn(
                 f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result "
-                f"is there, so that nobody on it can join the batch: use `await {self.awaitable}`",
+                f"is there, so that nobody on it can join the batch: use `await {instead}`",
                 RuntimeWarning,
                 stacklevel=3,  # the line of the user, who called __call__() or request(), which called this
             )
@@ -488,11 +479,9 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Batch) -> None:
-        if not batch.takes_turn or batch.life is not self.life:
-            return  # nobody waits for its end, or the function forked, and this is the child
         if batch.thread == self._owner_ident:
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
-        else:
+        elif batch.takes_turn:
             self.let(self.turn_ended, batch)
 
     # Calls from inside
@@ -598,7 +587,7 @@ def _work_for(life: object, beneath: Place | None = None) -> Place:
     """Let this thread be one that works for an engine."""
     place = Place()
     place.life, place.thread, place.beneath = life, get_ident(), beneath
-    _inside.place.set(place)
+    current_place.set(place)
     return place
 
 

@@ -417,7 +417,10 @@ class HandClock:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        with patch.multiple(_threads, monotonic=self.time, allocate_lock=self.allocate_lock):
+        with (
+            patch.multiple(_threads, monotonic=self.time, allocate_lock=self.allocate_lock),
+            patch.object(ThreadEngine, "now", staticmethod(self.time)),
+        ):
             yield
 
 
@@ -871,6 +874,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
                 if hasattr(module, name):
                     stack.enter_context(patch.object(module, name, value))
         stack.enter_context(patch.object(_threads, "_live", WeakKeyDictionary()))
+        stack.enter_context(patch.object(ThreadEngine, "now", staticmethod(names["monotonic"])))
         for kind, attributes in shared.items():
             for name in attributes.split():
                 it = _Shared(name, switch, made.get(name, lambda value: value))
@@ -1280,7 +1284,7 @@ def halves_that_come_too_late() -> Block:
 
 def halves_that_are_forgotten_inside() -> Block:
     """Halves of a batch that was run at once are not run."""
-    return _nothing(ThreadBatch, "_run_parts")
+    return _nothing(ThreadBatch, "run_at_once")
 
 
 # Faults: the rest
