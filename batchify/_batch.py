@@ -380,6 +380,8 @@ class Batch(Place):
             self._stream_failed(entries, error)
         else:
             self._stream_ended(entries)
+        finally:
+            del entries  # a cycle: the error knows the function's frame, that knows this one, and a call its error
 
     async def _stream_async(self, results: AsyncIterator[Any]) -> None:
         """As _stream()."""
