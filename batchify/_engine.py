@@ -360,10 +360,6 @@ class Engine:
         finally:
             del step  # a callback of a refused call may have kept this frame, and so the batch
 
-    def _begin(self, now: float) -> Batch | None:
-        """Begin with the batch that is due, if any is."""
-        return self._take(now)
-
     def _take_due(self, now: float, take: Callable[[float], Batch | None]) -> Batch | None:
         """Hear the news, and return the batch that is due, if any is and may begin."""
         if self._disturbed:
@@ -441,7 +437,7 @@ class Engine:
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
                 arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))
-                if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
+                if reason == "timeout" and self.options.timeout and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1
@@ -455,6 +451,8 @@ class Engine:
                     buffer.put_back(entries)
                 raise
             return batch
+
+    _begin = _take  # what next() does with it; a loop begins with a task, which takes
 
     def refuse(self, calls: Sequence[Any], error: BaseException) -> None:
         """Give calls an error, in place of an answer of the function's."""
