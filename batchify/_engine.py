@@ -437,7 +437,7 @@ class Engine:
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
                 arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))
-                if reason == "timeout" and self.options.timeout and self.tally.too_few_callers(arrivals, self.options.timeout):
+                if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
                 self.turns -= 1

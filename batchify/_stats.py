@@ -167,13 +167,13 @@ class Tally:
                 if now - arrivals[0] > self.longest_wait:
                     self.longest_wait = now - arrivals[0]
 
-    def too_few_callers(self, arrivals: Sequence[float], timeout: float) -> bool:
+    def too_few_callers(self, arrivals: Sequence[float], timeout: float | None) -> bool:
         """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
 
         So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
         their answers. To be asked of each batch that is taken by timeout.
         """
-        soon = arrivals[0] - self.ended_at <= timeout
+        soon = timeout and arrivals[0] - self.ended_at <= timeout
         self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
         self._last_size = len(arrivals)
         shows = self._alike >= _ALIKE and not self._said
