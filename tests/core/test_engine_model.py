@@ -227,7 +227,7 @@ class EngineAgainstList(RuleBasedStateMachine):
         here = [call for call in self.posted if not call.is_over()]
         if not here:
             return
-        call = data.draw(st.sampled_from(here))
+        call = here[data.draw(st.integers(0, len(here) - 1))]
         # One who leaves without a word counts until it is noticed, so with these others may be due a little early.
         options = self.options
         if says_so or options.dedupe or options.max_pending is not None or options.max_weight is not None:
@@ -262,7 +262,7 @@ class EngineAgainstList(RuleBasedStateMachine):
     @rule(data=st.data())
     def flush_if_lonely(self, data: st.DataObject) -> None:
         here = [*self.inbox, *(call for entry in self.waiting for call in entry.callers)]
-        call, until = data.draw(st.sampled_from(here)), self.now
+        call, until = here[data.draw(st.integers(0, len(here) - 1))], self.now
         self.engine.flush(call)
         self.news.append(lambda: self.hear_lonely(call, until))
 
