@@ -433,7 +433,7 @@ class EngineAgainstList(RuleBasedStateMachine):
             assert self.expected() == []
             assert waiting or not self.ends or self.turns_taken or self.some_have_left
             expected = self.due_at(waiting[0].arrival) if waiting else math.inf
-            if not waiting and not self.rested and self.options.timeout != 0.0:
+            if not (waiting or self.rested or self.ends) and self.options.timeout != 0.0:
                 expected = self.due_at(self.now)  # it sleeps for as long as one that comes may wait
             assert until == expected or (until < expected and self.some_have_left)
         self.nothing_is_refused_any_more()
