@@ -63,17 +63,13 @@ class FutureCall(Call):
     def is_over(self) -> bool:
         return self.future.done()
 
-    def leave(self) -> None:
-        self.future.call = None
-
     def claim(self, *, alone: bool = False) -> bool:
         """Take hold of the answer; from here on it cannot be cancelled. False if it was, or somebody else did so."""
-        future = self.future
-        with future._condition:
-            if future.cancelled():
+        with self.future._condition:
+            if self.future.cancelled():
                 return False
-            if future._state == "PENDING":  # else a stranger has done so, or has even completed it
-                future._state = "RUNNING"
+            if self.future._state == "PENDING":  # else a stranger has done so, or has even completed it
+                self.future._state = "RUNNING"
             if not hasattr(self, "is_alone"):
                 self.is_alone = alone
             return self.is_alone is alone
@@ -133,10 +129,13 @@ class ItemFuture(Future[Any]):
         return super().exception(timeout)
 
     def waited_for(self) -> None:
-        """Have it answered, if it is waited for where it would not be otherwise."""
+        """Run its call here and now, if it waits, and could not be answered while it is waited for here."""
         call = self.call
         if call is not None and (place := here()) is not None and needs(call.engine, place):
-            call.engine.run_future_now(call)
+            alone = copy(call)
+            if call.claim(alone=True):  # from now on the buffer passes over this one
+                call.engine.run_now([alone])
+                call.engine.let(call.engine.left, call)
 
 
 class _Waiters(list[Any]):
@@ -491,13 +490,6 @@ class ThreadEngine(Controls, Engine):
             noted.forget(calls)  # who looks for a ring through this thread finds none: it runs them itself
         for batch in self.at_once(calls):
             batch.run(self.function, here())
-
-    def run_future_now(self, call: FutureCall) -> None:
-        """Run a call here and now that waits in the buffer, if it still does."""
-        other = copy(call)
-        if call.claim(alone=True):  # from now on the buffer passes over this one
-            self.run_now([other])
-            self.let(self.left, call)
 
 
 def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType) -> None:
