@@ -260,11 +260,12 @@ class Engine:
 
     def refuse_waiting(self, until: float) -> None:
         """Let what arrived until then have an error, and not what came later, when it was opened again."""
+        self.buffer.flush(until)
         later: list[Any] = []
         try:
             while (taken := self.buffer.take(inf)) is not None:
                 refused = [entry for entry in taken[0] if entry.arrival <= until]
-                later += taken[0][len(refused) :]  # they stand in order of arrival
+                later += [entry for entry in taken[0] if entry.arrival > until]
                 self._refused.append((self.callers(refused), self.closed_error()))
         finally:
             self.buffer.put_back(later)

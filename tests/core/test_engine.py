@@ -395,7 +395,7 @@ def test_close_can_refuse_what_waits_also_what_the_owner_has_not_seen_yet(option
     look(engine, 0.0)
     calls += post(engine, 2)
     engine.let(engine.all_is_due)
-    engine.let(engine.refuse_waiting, math.inf)
+    engine.let(engine.refuse_waiting, 0.0)
     assert look(engine, 0.0) is None
     assert [type(call.error) for call in calls] == [ClosedError] * 4
     stats = engine.tally.read(engine.waiting)
@@ -408,7 +408,7 @@ def test_close_that_refuses_counts_those_who_had_left_as_such(options: dict[str,
     look(engine, 0.0)
     engine.withdraw(calls[0])
     engine.let(engine.all_is_due)
-    engine.let(engine.refuse_waiting, math.inf)
+    engine.let(engine.refuse_waiting, 0.0)
     assert look(engine, 0.0) is None
     stats = engine.tally.read(engine.waiting)
     assert (stats.accepted, stats.failed, stats.cancelled) == (2, 1, 1)

@@ -299,13 +299,16 @@ class EngineAgainstList(RuleBasedStateMachine):
     def close(self, cancel_pending: bool) -> None:
         self.engine.let(self.engine.all_is_due)
         self.news.append(lambda: setattr(self, "ends", True))
-        if cancel_pending:
-            self.engine.let(self.engine.refuse_waiting, math.inf)
-            self.news.append(self.hear_refuse_waiting)
+        if cancel_pending and not self.clock_jumps:
+            until = self.now
+            self.engine.let(self.engine.refuse_waiting, until)
+            self.news.append(lambda: self.hear_refuse_waiting(until))
 
-    def hear_refuse_waiting(self) -> None:
-        self.refused += [call for entry in self.waiting for call in entry.callers]
-        self.waiting.clear()
+    def hear_refuse_waiting(self, until: float) -> None:
+        self.flushed_at = max(self.flushed_at, until)
+        refused = [entry for entry in self.waiting if entry.arrival <= until]
+        self.refused += [call for entry in refused for call in entry.callers]
+        self.waiting = [entry for entry in self.waiting if entry not in refused]
 
     @precondition(lambda self: self.ends)
     @rule()

@@ -224,6 +224,22 @@ def test_nothing_of_a_batch_is_kept_after_the_answer(kit: Kit, watched: Watched,
 
 
 @pytest.mark.thread_unsafe(reason="stops the garbage collector")
+def test_nothing_of_a_stream_that_raised_is_kept_after_the_answer(threads: Threads, watched: Watched) -> None:
+    def generator(items: list[Thing]) -> Iterator[Thing]:
+        watched.watch(*items)
+        yield watched.thing()
+        raise ValueError
+
+    with no_collector():
+        f = batched(batch_size=2, timeout=None)(generator)
+        futures = [f.submit(Thing()), f.submit(Thing())]
+        assert type(futures[1].exception()) is ValueError
+        futures.clear()
+        f.close()
+        threads.until(watched.are_gone)
+
+
+@pytest.mark.thread_unsafe(reason="stops the garbage collector")
 def test_nothing_of_a_batch_that_returned_a_future_is_kept_after_the_answer(threads: Threads, watched: Watched) -> None:
     def function(items: list[Thing]) -> Future[list[Thing]]:
         threads.calls.clear()

@@ -128,7 +128,7 @@ def test_block_opens_a_closed_function_again(way: Way) -> None:
 
 
 def test_items_that_come_when_it_was_opened_again_are_not_refused(way: Way) -> None:
-    f = way.kit(negate, gated=True, batch_size=2, timeout=None)
+    f = way.kit(negate, gated=True, batch_size=3, timeout=None)
     runs = way.kit.busy(f, 1)
     before = way.kit.submit(f, 2)
     with pytest.raises(TimeoutError):

@@ -1,8 +1,9 @@
 """Random load in rounds, with everything that may come between: python -m tests.slow.stress.chaos --minutes 10 --seed 1
 
 Each round is of one kind, and takes all it does from its own seed, so that `--kind` and `--first` repeat it as far as
-threads allow. A round that hangs prints the stacks of all threads and ends the run. Ends with what was done, and with
-status 1 if a rule of `history.py` was broken.
+threads allow; where it takes luck, `--kind` for some minutes finds more. A round that hangs prints the stacks of all
+threads, and what waits for an answer, and ends the run. Ends with what was done, and with status 1 if a rule of
+`history.py` was broken. From the root of a working tree: PYTHONPATH=$PWD python -m tests.slow.stress.chaos ... | tail
 """
 
 import _thread
