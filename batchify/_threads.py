@@ -213,6 +213,8 @@ class ThreadBatch(Batch):
         place = _work_for(engine.life, here())
         engine.places.add(place)
         try:
+            with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
+                self.enter(current_place.set, place)  # for what an iterator calls as its results are read
             try:
                 value = future.result()
             except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
