@@ -291,9 +291,10 @@ class ThreadEngine(Controls, Engine):
         _ring(self._bell)
 
     def let(self, act: Callable[..., object], *args: Any) -> bool:
-        # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
-        # a next one, so it is told all the same.
-        return bool(self._owner and super().let(act, *args) and self._owner)
+        if not self._owner:
+            return False  # so nothing waits
+        super().let(act, *args)
+        return bool(self._owner)  # else it has just ended, with all answered; but a next one may hear of this
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
