@@ -218,6 +218,7 @@ class Batch(Place):
             else:
                 value = await value
         except Exception as error:  # noqa: BLE001 - whatever it raises
+            entries = deque()  # a cycle: the error knows the function's frame, that knows this one, and a call its error
             self._raised(error)
         except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed: they must not go on waiting
             self.fail(error)
@@ -241,6 +242,7 @@ class Batch(Place):
             else:
                 results = self._results(value, entries)
         except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
+            entries = ()  # as in run_async()
             self._raised(error)
         else:
             self._conclude(results)

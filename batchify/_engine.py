@@ -360,10 +360,6 @@ class Engine:
         finally:
             del step  # a callback of a refused call may have kept this frame, and so the batch
 
-    def _begin(self, now: float) -> Batch | None:
-        """Begin with the batch that is due, if any is."""
-        return self._take(now)
-
     def _take_due(self, now: float, take: Callable[[float], Batch | None]) -> Batch | None:
         """Hear the news, and return the batch that is due, if any is and may begin."""
         if self._disturbed:
@@ -455,6 +451,8 @@ class Engine:
                     buffer.put_back(entries)
                 raise
             return batch
+
+    _begin = _take  # what next() does with it; a loop begins with a task, which takes
 
     def refuse(self, calls: Sequence[Any], error: BaseException) -> None:
         """Give calls an error, in place of an answer of the function's."""
