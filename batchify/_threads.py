@@ -269,9 +269,6 @@ class ThreadEngine(Controls, Engine):
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
         self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
-    def __del__(self) -> None:
-        _ring(self._bell)  # so that the flush thread finds this gone
-
     # What callers do
 
     def post(self, calls: Sequence[Call]) -> None:
@@ -289,6 +286,8 @@ class ThreadEngine(Controls, Engine):
 
     def ring(self) -> None:
         _ring(self._bell)
+
+    __del__ = ring  # so that the flush thread finds this gone
 
     def let(self, act: Callable[..., object], *args: Any) -> bool:
         if not self._owner:
