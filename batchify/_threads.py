@@ -63,17 +63,13 @@ class FutureCall(Call):
     def is_over(self) -> bool:
         return self.future.done()
 
-    def leave(self) -> None:
-        self.future.call = None
-
     def claim(self, *, alone: bool = False) -> bool:
         """Take hold of the answer; from here on it cannot be cancelled. False if it was, or somebody else did so."""
-        future = self.future
-        with future._condition:
-            if future.cancelled():
+        with self.future._condition:
+            if self.future.cancelled():
                 return False
-            if future._state == "PENDING":  # else a stranger has done so, or has even completed it
-                future._state = "RUNNING"
+            if self.future._state == "PENDING":  # else a stranger has done so, or has even completed it
+                self.future._state = "RUNNING"
             if not hasattr(self, "is_alone"):
                 self.is_alone = alone
             return self.is_alone is alone
@@ -133,10 +129,13 @@ class ItemFuture(Future[Any]):
         return super().exception(timeout)
 
     def waited_for(self) -> None:
-        """Have it answered, if it is waited for where it would not be otherwise."""
+        """Run its call here and now, if it waits, and could not be answered while it is waited for here."""
         call = self.call
         if call is not None and (place := here()) is not None and needs(call.engine, place):
-            call.engine.run_future_now(call)
+            alone = copy(call)
+            if call.claim(alone=True):  # from now on the buffer passes over this one
+                call.engine.run_now([alone])
+                call.engine.let(call.engine.left, call)
 
 
 class _Waiters(list[Any]):
@@ -214,6 +213,8 @@ class ThreadBatch(Batch):
         place = _work_for(engine.life, here())
         engine.places.add(place)
         try:
+            with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
+                self.enter(current_place.set, place)  # for what an iterator calls as its results are read
             try:
                 value = future.result()
             except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
@@ -268,9 +269,6 @@ class ThreadEngine(Controls, Engine):
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
         self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
-    def __del__(self) -> None:
-        _ring(self._bell)  # so that the flush thread finds this gone
-
     # What callers do
 
     def post(self, calls: Sequence[Call]) -> None:
@@ -289,10 +287,13 @@ class ThreadEngine(Controls, Engine):
     def ring(self) -> None:
         _ring(self._bell)
 
+    __del__ = ring  # so that the flush thread finds this gone
+
     def let(self, act: Callable[..., object], *args: Any) -> bool:
-        # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
-        # a next one, so it is told all the same.
-        return bool(self._owner and super().let(act, *args) and self._owner)
+        if not self._owner:
+            return False  # so nothing waits
+        super().let(act, *args)
+        return bool(self._owner)  # else it has just ended, with all answered; but a next one may hear of this
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
@@ -491,13 +492,6 @@ class ThreadEngine(Controls, Engine):
             noted.forget(calls)  # who looks for a ring through this thread finds none: it runs them itself
         for batch in self.at_once(calls):
             batch.run(self.function, here())
-
-    def run_future_now(self, call: FutureCall) -> None:
-        """Run a call here and now that waits in the buffer, if it still does."""
-        other = copy(call)
-        if call.claim(alone=True):  # from now on the buffer passes over this one
-            self.run_now([other])
-            self.let(self.left, call)
 
 
 def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType) -> None:

@@ -1305,10 +1305,8 @@ def calls_inside_that_nobody_notes() -> Block:
     return _nothing(Place, "note")
 
 
-@contextmanager
-def figures_that_are_read_as_they_change() -> Iterator[None]:
-    with _nothing(Tally, "begin_change"), _nothing(Tally, "end_change"):
-        yield
+def figures_that_are_read_as_they_change() -> Block:
+    return _replaced(Tally, "read", lambda _: lambda it, waiting: it._snapshot(*waiting()))
 
 
 def figures_without_the_lock() -> Block:

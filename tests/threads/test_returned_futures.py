@@ -64,6 +64,15 @@ def test_returned_future_gives_each_caller_its_own_result(threads: Threads, resu
     assert threads.answers(lambda _: done(results()), 1, 2) == ["x", "y"]
 
 
+def test_returned_future_of_an_iterator_may_call_the_function_as_its_results_are_read(threads: Threads) -> None:
+    engine: Future[Any] = Future()
+    f = threads(lambda items: items if items == [-1] else engine, batch_size=1)
+    future = f.submit(1)
+    threads.until(lambda: f.stats.in_flight == 1)
+    engine.set_result(f(-item) for item in [1])
+    assert future.result() == -1
+
+
 @pytest.mark.parametrize("count", [0, 1, 3])
 def test_returned_future_of_a_wrong_number_of_results_fails_every_caller(threads: Threads, count: int) -> None:
     outcomes = threads.answers(lambda _: done(list(range(count))), 1, 2)
