@@ -434,7 +434,7 @@ class ThreadEngine(Controls, Engine):
             self._start_thread(_own, weakref.ref(self), self.life, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
-                call.leave()
+                self.withdraw(call)
             raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
         begun.acquire()
         if self.closed and not posted:  # by somebody who found no flush thread to wait for
