@@ -292,7 +292,10 @@ class ThreadEngine(Controls, Engine):
     def let(self, act: Callable[..., object], *args: Any) -> bool:
         # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
         # a next one, so it is told all the same.
-        return bool(self._owner and super().let(act, *args) and self._owner)
+        if not self._owner:
+            return False
+        super().let(act, *args)
+        return bool(self._owner)
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
