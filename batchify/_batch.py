@@ -218,7 +218,9 @@ class Batch(Place):
             else:
                 value = await value
         except Exception as error:  # noqa: BLE001 - whatever it raises
-            entries = deque()  # a cycle: the error knows the function's frame, that knows this one, and a call its error
+            entries = (
+                deque()
+            )  # a cycle: the error knows the function's frame, that knows this one, and a call its error
             self._raised(error)
         except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed: they must not go on waiting
             self.fail(error)

@@ -224,7 +224,8 @@ class Engine:
     def withdraw(self, call: Call) -> None:
         """Let a caller leave that waits for its answer no more."""
         call.leave()
-        self.let(self.left, call)
+        if not self.let(self.left, call):
+            self.has_leavers = True  # for the next owner, who may find this call
 
     def when_answered(self, done: Callable[[], object]) -> bool:
         """Call `done` when what was accepted so far is answered. False if it is, and `done` will not be called."""

@@ -290,10 +290,12 @@ class ThreadEngine(Controls, Engine):
     __del__ = ring  # so that the flush thread finds this gone
 
     def let(self, act: Callable[..., object], *args: Any) -> bool:
+        # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
+        # a next one, so it is told all the same.
         if not self._owner:
-            return False  # so nothing waits
+            return False
         super().let(act, *args)
-        return bool(self._owner)  # else it has just ended, with all answered; but a next one may hear of this
+        return bool(self._owner)
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
@@ -435,7 +437,7 @@ class ThreadEngine(Controls, Engine):
             self._start_thread(_own, weakref.ref(self), self.life, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
-                call.leave()
+                self.withdraw(call)
             raise RuntimeError(f"{self.name}() cannot start its flush thread: {error}") from error
         begun.acquire()
         if self.closed and not posted:  # by somebody who found no flush thread to wait for

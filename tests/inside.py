@@ -688,6 +688,18 @@ def after_the_main_thread() -> Iterator[None]:
         yield
 
 
+def owner_ends_when_it_was_seen(f: Any) -> None:
+    """Let the next caller find a flush thread, and when it has posted none, as if that ended just then."""
+
+    class Ending(dict[Any, Any]):
+        looks = iter((True,))
+
+        def __bool__(self) -> bool:
+            return next(self.looks, len(self) > 0)
+
+    engine(f)._owner = Ending()
+
+
 def leave_the_buffer_of(instance: object, *, to: object, method: Any) -> None:
     """Let a method of a class find the buffer of one instance for another, as if the first had died unnoticed."""
     method._self_engines[id(to)] = method._self_engines[id(instance)]
@@ -820,13 +832,14 @@ def _switching(kind: type, switch: Callable[[], object], names: str) -> Any:
 class _Shared:
     """An attribute that threads share; what is put there is replaced by what `make` makes of it."""
 
-    def __init__(self, name: str, switch: Callable[[], object], make: Callable[[Any], Any]) -> None:
+    def __init__(self, kind: type, name: str, switch: Callable[[], object], make: Callable[[Any], Any]) -> None:
         self.name, self.switch, self.make = name, switch, make
+        self.unset = {name: getattr(kind, name)} if hasattr(kind, name) else {}
 
     def __get__(self, it: Any, _: Any) -> Any:
         self.switch()
         try:
-            return it.__dict__[self.name]
+            return {**self.unset, **it.__dict__}[self.name]
         except KeyError:
             raise AttributeError(self.name) from None
 
@@ -853,11 +866,20 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
 
     owners = _switching(dict, switch, "get setdefault pop values copy __len__")
     sets = _switching(set, switch, "add discard copy")
-    made: dict[str, Callable[[Any], Any]] = {"inbox": Box, "news": Box, "_owner": owners, "places": sets, "bells": sets}
+    lists = _switching(list, switch, "append remove __contains__ __len__")
+    made: dict[str, Callable[[Any], Any]] = {
+        "inbox": Box,
+        "news": Box,
+        "_owner": owners,
+        "places": sets,
+        "bells": sets,
+        "changing": lists,
+    }
     shared: dict[type, str] = {
-        Engine: "inbox news places bells wake_at",
-        ThreadEngine: "_owner closed returns_futures",
-        Tally: "version answered failed cancelled running in_flight",
+        Engine: "inbox news places bells wake_at has_leavers",
+        ThreadEngine: "_owner _owner_ident closed returns_futures has_futures",
+        ItemFuture: "call",
+        Tally: "changing version answered failed cancelled running in_flight",
     }
 
     def switching(use: Callable[..., Any]) -> Callable[..., Any]:
@@ -877,12 +899,13 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         stack.enter_context(patch.object(ThreadEngine, "now", staticmethod(names["monotonic"])))
         for kind, attributes in shared.items():
             for name in attributes.split():
-                it = _Shared(name, switch, made.get(name, lambda value: value))
+                it = _Shared(kind, name, switch, made.get(name, lambda value: value))
                 stack.enter_context(patch.object(kind, name, it, create=True))
         for owner, name in (
             (Call, "claim"),
             (Call, "leave"),
             (Call, "has_left"),
+            (FutureCall, "has_left"),
             (Call, "put"),
             (Batch, "_conclude"),
         ):
@@ -1026,7 +1049,7 @@ def step_4_left_out() -> Block:
 
 
 def step_4_left_out_by_maps() -> Block:
-    """A map does not ring."""
+    """A map does not ring when it posts."""
     return _left_out(_threads, "_ring", within=(Ahead, "put"))
 
 
@@ -1306,7 +1329,8 @@ def calls_inside_that_nobody_notes() -> Block:
 
 
 def figures_that_are_read_as_they_change() -> Block:
-    return _replaced(Tally, "read", lambda _: lambda it, waiting: it._snapshot(*waiting()))
+    """Who reads figures does not ask whether somebody changes them."""
+    return patch.object(Tally, "read", lambda it, waiting: it._snapshot(*waiting()))
 
 
 def figures_without_the_lock() -> Block:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from .. import inside
 from ..tools import batched, run_script
 
 pytestmark = pytest.mark.thread_unsafe(reason="changes `threading`, or is a program of its own")
@@ -36,6 +37,28 @@ def test_flush_thread_that_cannot_start_fails_that_call_alone(how: str, monkeypa
                 CALLS[how](f)
         assert (f.stats.accepted, f.stats.pending) == (0, 0)
         assert CALLS[how](f) == 1
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_what_no_flush_thread_could_be_started_for_is_not_computed_later(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was posted just as the last flush thread ended, so it stands in the buffer when there is another one."""
+    batches: list[list[int]] = []
+
+    def answer(items: list[int]) -> list[int]:
+        batches.append(items)
+        return items
+
+    with batched(batch_size=1)(answer) as f:
+        inside.owner_ends_when_it_was_seen(f)
+        with monkeypatch.context() as patched:
+            patched.setattr(threading.Thread, "start", cannot_start)
+            with pytest.raises(RuntimeError, match=r"^answer\(\) cannot start its flush thread"):
+                CALLS[how](f)
+        assert f(2) == 2
+    assert batches == [[2]]
+    assert (f.stats.accepted, f.stats.cancelled, f.stats.answered) == (2, 1, 1)
 
 
 def test_subinterpreter_without_threads_refuses_calls_clearly_and_runs_coroutines() -> None:
