@@ -173,12 +173,12 @@ async def when_answered(of: Any, timeout: float | None) -> None:
     call = AioCall()
     call.loop, call.future = loop, Future(loop=loop)
     place = here()
-    waits = place is None or not needs(engine, place)
-    if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
-        return
-    if place is not None:
-        place.note(engine, (call,))
     try:
+        if place is not None:
+            place.note(engine, (call,))
+        waits = place is None or not needs(engine, place)
+        if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
+            return
         await asyncio.wait([call.future], timeout=timeout)
         if not call.future.done():
             raise TimeoutError(engine.late_message(timeout))
@@ -301,6 +301,7 @@ class LoopEngine(Engine):
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
             if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
+                self.wake_at = self.wakes_at = inf
                 if self._next is None:
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
@@ -361,7 +362,6 @@ class LoopEngine(Engine):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
         if batch is None:
             self._next = task
-            self.wake_at = self.wakes_at = inf
         else:
             batch.task = task
 

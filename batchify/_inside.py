@@ -40,7 +40,7 @@ class Place:
 
     def unanswered(self) -> list[tuple[Any, Any]]:
         """Return those of the calls made here that have no answer yet, and whose callers have not left."""
-        return [each for each in (self.passed or ()) if not each[1].is_over()]
+        return [each for each in list(self.passed or ()) if not each[1].is_over()]
 
     def is_here(self) -> bool:
         """Whether this thread is in it: a context may have been copied to another one, or kept."""

@@ -131,7 +131,11 @@ class ItemFuture(Future[Any]):
     def waited_for(self) -> None:
         """Run its call here and now, if it waits, and could not be answered while it is waited for here."""
         call = self.call
-        if call is not None and (place := here()) is not None and needs(call.engine, place):
+        place = here()
+        if call is None or place is None:
+            return
+        place.note(call.engine, (call,))
+        if needs(call.engine, place):
             alone = copy(call)
             if call.claim(alone=True):  # from now on the buffer passes over this one
                 call.engine.run_now([alone])
@@ -319,8 +323,11 @@ class ThreadEngine(Controls, Engine):
                 self.ask(call, constants)
                 self.put((call,), waits=True)
             bell.acquire()
-        except BaseException:  # Ctrl-C
-            self.withdraw(call)
+        except BaseException:  # refused, or Ctrl-C
+            if hasattr(call, "arrival"):
+                self.withdraw(call)
+            else:
+                call.leave()
             raise
         return call.value if call.error is None else call.outcome()
 
