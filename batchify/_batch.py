@@ -208,15 +208,15 @@ class Batch(Place):
         """Call a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
             value = function([entry.item for entry in self.to_answer[0]], **self._constants)
-            if type(value) is not CoroutineType and hasattr(type(value), "__aiter__"):
+            if type(value) is CoroutineType or not hasattr(type(value), "__aiter__"):
+                value = await value
+            if type(value) is not list and hasattr(type(value), "__aiter__"):
                 entries = self.to_answer[0] = deque(self.to_answer[0])
                 async for result in value:
                     if not self._yielded(entries, result):
                         break  # the loop closes a generator that is dropped
                     del result  # it may take long until the next one comes
                 value = self._not_yielded(entries)
-            else:
-                value = await value
         except Exception as error:  # noqa: BLE001 - whatever it raises
             entries = (
                 deque()

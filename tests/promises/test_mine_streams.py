@@ -1,14 +1,14 @@
 """Mine: of a function that yields its results, each caller gets its own one as soon as it is yielded."""
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from batchify import BatchError, ResultCountError
+from batchify import BatchError, ResultCountError, batched
 
-from ..kit import STOP, Kit
+from ..kit import STOP, Coroutines, Kit
 
 pytestmark = pytest.mark.usefixtures("no_noise")
 
@@ -203,3 +203,18 @@ def test_exit_behind_the_last_yield_is_logged(kit: Kit, caplog: pytest.LogCaptur
     assert record.getMessage() == "function() raised after its last result"
     assert record.exc_info is not None
     assert record.exc_info[0] is SystemExit
+
+
+@pytest.mark.parametrize("is_asynchronous", [False, True])
+def test_generator_that_a_coroutine_returns_is_read(is_asynchronous: bool) -> None:
+    async def asynchronous(items: list[int]) -> AsyncIterator[int]:
+        for item in items:
+            yield item * 2
+
+    @batched(batch_size=2, timeout=None)
+    async def function(items: list[int]) -> Any:
+        return asynchronous(items) if is_asynchronous else (item * 2 for item in items)
+
+    kit = Coroutines()
+    assert answers(kit, function, 1, 2) == [2, 4]
+    kit.end()
