@@ -149,11 +149,15 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
     except RuntimeError:
         raise no_loop_error(f"{engine.name}.aio") from None
     call.future = Future(loop=loop)
-    if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
-        engine.post((call,))
-    else:
-        engine.ask(call, constants)
-        engine.put((call,), waits=True)
+    try:
+        if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
+            engine.post((call,))
+        else:
+            engine.ask(call, constants)
+            engine.put((call,), waits=True)
+    except BaseException:
+        call.future.cancel()  # so it is over
+        raise
     return call
 
 
@@ -400,7 +404,6 @@ class LoopEngine(Engine):
                 batch = None  # a cycle
             for lost in self._running.keys() - set(map(id, self.places)):
                 del self._running[lost]
-            self.turns = self.options.concurrency - len(self._running)
             self.wakes_at = -inf
             self.ring()
             raise

@@ -130,7 +130,6 @@ class Engine:
         self.places: set[Any] = set()  # see _inside; added to and taken from by whoever is there
         self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
         # The rest is the owner's.
-        self.turns = self.options.concurrency  # how many further batches may begin
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
@@ -277,8 +276,12 @@ class Engine:
         self._drains.append((until, done))
 
     def turn_ended(self, batch: Batch) -> None:
-        if self._running.pop(id(batch), None) is not None:
-            self.turns += 1
+        self._running.pop(id(batch), None)
+
+    @property
+    def turns(self) -> int:
+        """How many further batches may begin."""
+        return self.options.concurrency - len(self._running)
 
     # Batches
 
@@ -441,7 +444,6 @@ class Engine:
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
-                self.turns -= 1
                 self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
                 if batch is not None:
@@ -467,7 +469,7 @@ class Engine:
         for each in self._drains.copy():
             until, done = each
             head = self.buffer.head()
-            unanswered = [*self._running.values(), *(part[0].arrival for part in self._parts)]
+            unanswered = [*self._running.values(), *(part[0].arrival for part in self._parts.copy())]
             unanswered += [] if head is None else [head.arrival]
             if not self._refused and all(arrival > until for arrival in unanswered):
                 done()

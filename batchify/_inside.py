@@ -34,9 +34,10 @@ class Place:
         if len(passed) >= 64 and len(passed).bit_length() > before.bit_length():  # so it is done seldom
             passed[:] = self.unanswered()
 
-    def forget(self, calls: Any) -> None:
-        """Forget what note() was told last."""
-        del self.passed[-len(calls) :]  # type: ignore[union-attr]
+    def forget(self, engine: Any, calls: Any) -> None:
+        """Forget what note() was told."""
+        for call in calls:
+            self.passed.remove((engine, call))  # type: ignore[union-attr]
 
     def unanswered(self) -> list[tuple[Any, Any]]:
         """Return those of the calls made here that have no answer yet, and whose callers have not left."""

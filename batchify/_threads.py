@@ -498,7 +498,7 @@ class ThreadEngine(Controls, Engine):
 
     def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
         if noted is not None:
-            noted.forget(calls)  # who looks for a ring through this thread finds none: it runs them itself
+            noted.forget(self, calls)  # who looks for a ring through this thread finds none: it runs them itself
         for batch in self.at_once(calls):
             batch.run(self.function, here())
 
