@@ -291,8 +291,6 @@ class Engine:
 
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
-        if not len(self.buffer):
-            self.has_leavers = False  # all of them were met, or are among these
         claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
             left = set(calls).difference(claimed)
@@ -437,6 +435,8 @@ class Engine:
             try:
                 if reason != "isolate":  # else they are counted as running
                     claimed = self._claim_equal(entries) if self.options.dedupe else self.claim(entries)
+                    if self.has_leavers and not len(buffer):
+                        self.has_leavers = False  # all of them were met
                     if len(claimed) < len(entries):
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue

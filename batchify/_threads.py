@@ -331,9 +331,9 @@ class ThreadEngine(Controls, Engine):
         call.item, call.future, call.engine, call.owner = item, future, self, owner
         if get_place() is not None:
             future._waiters = _Waiters(future)
-        self.has_futures = True
         try:
             self.ask(call, constants)
+            self.has_futures = True  # before it waits; and not before a function of the user's is asked, who may fork
             self.put((call,), waits=False)
         except BaseException:
             Future.cancel(future)

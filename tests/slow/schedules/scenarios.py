@@ -417,6 +417,7 @@ def reading_stats() -> None:
             stats = f.f.stats
             assert stats.accepted == 2, stats
             assert stats.in_flight == stats.running <= 1, stats
+            assert stats.waited >= 0.0, stats
 
     at_once(read, lambda: _own_or_cancelled(futures[1], 2))
     f.end()
@@ -931,6 +932,7 @@ def reporting() -> None:
     f.end()
     assert len(reports) == 3
     assert all(0 <= report.in_flight <= 1 for report in reports)
+    assert all(min(report.waits) >= 0.0 for report in reports)
 
 
 def cancelling_before_it_is_taken() -> None:
