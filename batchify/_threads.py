@@ -132,10 +132,17 @@ class ItemFuture(Future[Any]):
         """Run its call here and now, if it waits, and could not be answered while it is waited for here."""
         call = self.call
         if call is not None and (place := here()) is not None and needs(call.engine, place):
-            alone = copy(call)
-            if call.claim(alone=True):  # from now on the buffer passes over this one
-                call.engine.run_now([alone])
-                call.engine.let(call.engine.left, call)
+            engine, alone = call.engine, copy(call)
+            engine.tally.begin_change()  # as it is nowhere for a moment
+            try:
+                claimed = call.claim(alone=True)  # from now on the buffer passes over this one
+                batches = engine.at_once([alone]) if claimed else []
+            finally:
+                engine.tally.end_change()
+            for batch in batches:
+                batch.run(engine.function, place)
+            if claimed:
+                engine.let(engine.left, call)
 
 
 class _Waiters(list[Any]):
