@@ -167,7 +167,7 @@ class Batch(Place):
                 size=len(entries),
                 reason=reason,
                 group=getattr(entries[0].key, "label", None),
-                waits=tuple(now - call.arrival for call in calls),
+                waits=tuple(max(0.0, now - call.arrival) for call in calls),
                 contexts=tuple(call.context for call in calls),
             )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on

@@ -13,6 +13,7 @@ from bisect import bisect_left, insort
 from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
+from functools import partial
 from heapq import heappop, heappush, heapreplace
 from itertools import accumulate, count, repeat, takewhile
 from math import inf
@@ -45,7 +46,7 @@ class Buffer:
         self._options = options
         self._calls = inbox
         self.waiting: set[Any] = set()  # the entries that are not in the inbox any more
-        self._left = left  # is told of each call whose caller has left, when that is taken out
+        self._left = left  # takes out a call whose caller has left, and counts it
         self._gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
@@ -64,7 +65,7 @@ class Buffer:
         """
         calls = self._calls
         while calls and calls[0].has_left():
-            self._left(calls.popleft())
+            self._left(calls.popleft)
         return calls[0] if calls else None
 
     def wake_at(self) -> float:
@@ -228,12 +229,7 @@ class GroupedBuffer(Buffer):
     def leave(self, call: Call) -> None:
         entry = self._entry(call)
         if entry is not None:
-            if len(self._callers([entry])) > 1:
-                entry.callers.remove(call)
-                self._limited -= call.limited
-            else:
-                self._release(entry.group, [entry])
-            self._left(call)
+            self._left(partial(self._without, call, entry))
 
     def is_lonely(self, call: Call) -> bool:
         entry = self._entry(call)
@@ -272,6 +268,15 @@ class GroupedBuffer(Buffer):
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
         entry = getattr(call, "entry", None) if self._options.dedupe else call
         return entry if entry in self.waiting and call in self._callers([entry]) else None
+
+    def _without(self, call: Call, entry: Any) -> Call:
+        """Take out a call that waits. Returns it."""
+        if len(self._callers([entry])) > 1:
+            entry.callers.remove(call)
+            self._limited -= call.limited
+        else:
+            self._release(entry.group, [entry])
+        return call
 
     def _add(self, call: Call) -> None:
         """Let a call wait. It looks for its like, where a user's __eq__() may raise, before that."""

@@ -205,7 +205,8 @@ class Engine:
 
     def waiting(self) -> tuple[int, int]:
         """How many calls wait, and how many of those that stand there have left. Any thread may ask."""
-        calls = self.buffer.calls()
+        calls = set(self.buffer.calls())  # first, as calls move from there
+        calls.update(*(refused for refused, _ in self._refused.copy()))
         gone = [call for call in calls if call.has_left()]
         return len(calls) - len(gone), sum(not getattr(call, "is_alone", False) for call in gone)
 
@@ -293,12 +294,11 @@ class Engine:
 
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
-        if not len(self.buffer):
-            self.has_leavers = False  # all of them were met, or are among these
         claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
-            for call in set(calls).difference(claimed):
-                self.count_left(call)
+            left = set(calls).difference(claimed)
+            while left:
+                self.count_left(left.pop)
         return claimed
 
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
@@ -328,10 +328,12 @@ class Engine:
             buffer.admit(now)
             entries = [taken[0] for taken in iter(lambda: buffer.take(now), None)]
         batches = [self.make_batch(self, each, reason, now, takes_turn=False) for each in entries]
+        self.tally.begin_change()
         for each in entries:
             self.tally.begin(reason, len(each), [now] * len(self.callers(each)), now)
-        for call, error in refused:
-            self.refuse(call, error)
+        self.tally.end_change()
+        while refused:
+            self.refuse(refused.popleft)
         return batches
 
     # The owner's step
@@ -375,7 +377,7 @@ class Engine:
         if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
             self.buffer.admit(now)
         while self._refused:
-            self.refuse(*self._refused.popleft())
+            self.refuse(self._refused.popleft)
         if self.turns and (self.inbox or self.buffer.waiting or self._parts):
             tally, me = self.tally, get_ident()
             tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
@@ -436,6 +438,8 @@ class Engine:
             try:
                 if reason != "isolate":  # else they are counted as running
                     claimed = self._claim_equal(entries) if self.options.dedupe else self.claim(entries)
+                    if self.has_leavers and not len(buffer):
+                        self.has_leavers = False  # all of them were met
                     if len(claimed) < len(entries):
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
@@ -457,11 +461,16 @@ class Engine:
 
     _begin = _take  # what next() does with it; a loop begins with a task, which takes
 
-    def refuse(self, calls: Sequence[Any], error: BaseException) -> None:
+    def refuse(self, take_out: Callable[[], tuple[Sequence[Any], BaseException]]) -> None:
         """Give calls an error, in place of an answer of the function's."""
-        with self.tally.lock:
-            calls = self.claim(list(calls))
-            self.tally.failed += len(calls)
+        self.tally.begin_change()
+        try:
+            refused, error = take_out()
+            with self.tally.lock:
+                calls = self.claim(list(refused))
+                self.tally.failed += len(calls)
+        finally:
+            self.tally.end_change()
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
 
@@ -572,7 +581,12 @@ class Ahead:
             self._engine.withdraw(call)
 
 
-def _count_left(tally: Tally, call: Any) -> None:
-    if not getattr(call, "is_alone", False):  # else it is counted where it runs
-        with tally.lock:  # as other loops count here too
-            tally.cancelled += 1
+def _count_left(tally: Tally, take_out: Callable[[], Any]) -> None:
+    """Count a call whose caller has left, as it is taken out of where it waits."""
+    tally.begin_change()
+    try:
+        if not getattr(take_out(), "is_alone", False):  # else it is counted where it runs
+            with tally.lock:  # as other loops count here too
+                tally.cancelled += 1
+    finally:
+        tally.end_change()

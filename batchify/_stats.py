@@ -163,7 +163,9 @@ class Tally:
                 self._alike = 0
             if reason != "isolate":  # else they were counted when the batch was taken that failed
                 self.running += len(arrivals)
-                self.waited += len(arrivals) * now - sum(arrivals)
+                waited = len(arrivals) * now - sum(arrivals)
+                if waited > 0:  # else they came when the owner had looked at the clock
+                    self.waited += waited
                 if now - arrivals[0] > self.longest_wait:
                     self.longest_wait = now - arrivals[0]
 

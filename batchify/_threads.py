@@ -134,12 +134,20 @@ class ItemFuture(Future[Any]):
         place = here()
         if call is None or place is None:
             return
-        place.note(call.engine, (call,))
-        if needs(call.engine, place):
+        engine = call.engine
+        place.note(engine, (call,))
+        if needs(engine, place):
             alone = copy(call)
-            if call.claim(alone=True):  # from now on the buffer passes over this one
-                call.engine.run_now([alone])
-                call.engine.let(call.engine.left, call)
+            engine.tally.begin_change()  # as it is nowhere for a moment
+            try:
+                claimed = call.claim(alone=True)  # from now on the buffer passes over this one
+                batches = engine.at_once([alone]) if claimed else []
+            finally:
+                engine.tally.end_change()
+            for batch in batches:
+                batch.run(engine.function, place)
+            if claimed:
+                engine.let(engine.left, call)
 
 
 class _Waiters(list[Any]):
@@ -338,9 +346,9 @@ class ThreadEngine(Controls, Engine):
         call.item, call.future, call.engine, call.owner = item, future, self, owner
         if get_place() is not None:
             future._waiters = _Waiters(future)
-        self.has_futures = True
         try:
             self.ask(call, constants)
+            self.has_futures = True  # before it waits; and not before a function of the user's is asked, who may fork
             self.put((call,), waits=False)
         except BaseException:
             Future.cancel(future)

@@ -15,6 +15,7 @@ import weakref
 from _thread import get_ident
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import inf
 from types import FrameType
@@ -1098,6 +1099,18 @@ def owner_that_is_not_rung_for_the_first() -> Block:
     return _step(lambda it, _: setattr(it, "wake_at", max(it.wake_at, it.options.batch_size)), lambda *_: None)
 
 
+def news_of_which_an_owner_that_comes_does_not_hear() -> Block:
+    """Who has news asks twice for an owner; if there is none at first and then one, that is taken for having heard."""
+
+    def twice(let: Callable[..., bool]) -> Callable[..., bool]:
+        def run(it: Any, *args: Any) -> bool:
+            return (bool(it._owner) and let(it, *args)) or bool(it._owner)
+
+        return run
+
+    return _replaced(ThreadEngine, "let", twice)
+
+
 def news_of_which_only_the_first_is_heard() -> Block:
     """The owner hears one piece of news, and takes all for heard."""
 
@@ -1164,7 +1177,26 @@ def call_that_is_answered_though_it_left() -> Block:
 
 def call_that_leaves_twice() -> Block:
     """A call that leaves counts at once, and again when it is met."""
-    return _and_then(Engine, "left", lambda it, call: it.count_left(call))
+    return _and_then(Engine, "left", lambda it, call: it.count_left(lambda: call))
+
+
+def futures_that_are_known_too_late() -> Block:
+    """That calls may have futures is said when the first one has been posted."""
+
+    def late(put: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, *args: Any, **kwargs: Any) -> None:
+            has_futures, it.has_futures = it.has_futures, False
+            put(it, *args, **kwargs)
+            it.has_futures = has_futures
+
+        return run
+
+    return _replaced(ThreadEngine, "put", late)
+
+
+def leavers_that_are_not_heard() -> Block:
+    """The owner hears that somebody left, and does not ask who when it takes the next batch."""
+    return _and_then(Engine, "left", lambda it, _: setattr(it, "has_leavers", False))
 
 
 def neighbours_that_are_lost() -> Block:
@@ -1175,6 +1207,11 @@ def neighbours_that_are_lost() -> Block:
 def future_that_says_it_is_cancelled() -> Block:
     """A future says that it is cancelled, though it may be answered."""
     return _always_true(ItemFuture, "cancel")
+
+
+def callbacks_that_come_too_early() -> Block:
+    """Callbacks of a future run before its neighbours have their answers."""
+    return patch.object(ItemFuture, "_invoke_callbacks", Future._invoke_callbacks)  # type: ignore[attr-defined]
 
 
 # Faults: batches that run elsewhere, and their turns
@@ -1322,6 +1359,61 @@ def calls_inside_that_nobody_notes() -> Block:
 def figures_that_are_read_as_they_change() -> Block:
     """Who reads figures does not ask whether somebody changes them."""
     return patch.object(Tally, "read", lambda it, waiting: it._snapshot(*waiting()))
+
+
+def batch_that_is_taken_without_a_word() -> Block:
+    """Who takes a batch does not say that it changes figures."""
+
+    class Silent:
+        def __init__(self, tally: Tally) -> None:
+            self._tally = tally
+            self.changing: list[int] = []
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._tally, name)
+
+    def silent(take_due: Callable[..., Any]) -> Callable[..., Any]:
+        def run(it: Any, now: float, take: Callable[[float], Any]) -> Any:
+            tally = it.tally
+
+            def aloud(now: float) -> Any:
+                it.tally = tally
+                return take(now)
+
+            it.tally = Silent(tally)
+            try:
+                return take_due(it, now, aloud)
+            finally:
+                it.tally = tally
+
+        return run
+
+    return _replaced(Engine, "_take_due", silent)
+
+
+def answers_without_a_word() -> Block:
+    """Who answers a batch does not say that it changes figures."""
+
+    def answer(it: Any, items: int, failed: int, ended: bool) -> None:
+        with it.lock:
+            it.running -= items
+            it.in_flight -= ended
+            it.answered += items - failed
+            it.failed += failed
+
+    return patch.object(Tally, "answer", answer)
+
+
+@contextmanager
+def changes_without_a_word() -> Iterator[None]:
+    """Neither who leaves, nor what is refused or run at once, changes figures with a word."""
+    with _nothing(Tally, "begin_change"), _nothing(Tally, "end_change"):
+        yield
+
+
+def refused_items_that_are_nowhere() -> Block:
+    """What is to be refused waits no more, and is not counted as failed yet."""
+    return patch.object(Engine, "waiting", lambda it: (len(it.buffer.calls()), 0))
 
 
 def figures_without_the_lock() -> Block:

@@ -273,3 +273,29 @@ def test_other_thread_of_a_child_is_not_taken_for_a_flush_thread_of_its_parent()
         """
         + FORKED_WHILE_A_FUTURE_IS_ANSWERED
     )
+
+
+def test_future_whose_weight_forked_cannot_be_cancelled_in_its_batch_in_the_child() -> None:
+    run_forking("""
+        entered, let_on, children = threading.Event(), threading.Event(), []
+
+        def weigh(item):
+            children.append(os.fork())  # the child goes on with the call, too
+            return 1
+
+        @batched(batch_size=1, weight=weigh, max_weight=1)
+        def f(items):
+            entered.set()
+            let_on.wait()
+            return items
+
+        future = f.submit(1)
+        entered.wait()
+        cancelled = future.cancel()
+        let_on.set()
+        if children == [0]:
+            os._exit(cancelled)
+        assert not cancelled
+        wait_for(children[0])
+        f.close()
+    """)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, wait
 from contextlib import suppress
 from typing import Any
+from unittest.mock import patch
 
 import interleave_test as tool
 
@@ -416,6 +417,7 @@ def reading_stats() -> None:
             stats = f.f.stats
             assert stats.accepted == 2, stats
             assert stats.in_flight == stats.running <= 1, stats
+            assert stats.waited >= 0.0, stats
 
     at_once(read, lambda: _own_or_cancelled(futures[1], 2))
     f.end()
@@ -930,6 +932,7 @@ def reporting() -> None:
     f.end()
     assert len(reports) == 3
     assert all(0 <= report.in_flight <= 1 for report in reports)
+    assert all(min(report.waits) >= 0.0 for report in reports)
 
 
 def cancelling_before_it_is_taken() -> None:
@@ -1130,10 +1133,14 @@ def waiting_inside() -> None:
     f = Watched(1, work=work)
 
     def read() -> None:
+        accepted = 0
         for _ in range(3):
             stats = f.f.stats
             assert stats.cancelled == 0, stats
-            assert stats.accepted <= 4, stats
+            assert accepted <= stats.accepted <= 4, stats
+            accepted = stats.accepted
+            assert stats.accepted == stats.pending + stats.running + stats.answered + stats.failed, stats
+            assert stats.in_flight <= stats.batches == stats.in_flight + stats.answered, stats
 
     at_once(lambda: f.call(1), lambda: f.call(2), read)
     f.wrong.clear()  # it runs inside itself
@@ -1301,6 +1308,153 @@ def dropping_an_instance() -> None:
     del model, method
 
 
+def cancelling_the_first_of_all() -> None:
+    """The first future of all comes, and is cancelled, as a batch is taken of which nobody has asked who left."""
+    f = Watched(2)
+    gone: list[bool] = []
+
+    def submit_and_cancel() -> None:
+        future = f.submit(2)
+        gone.append(future.cancel())
+        assert gone[0] == future.cancelled()
+        _own_or_cancelled(future, 2)
+
+    at_once(lambda: f.call(1), submit_and_cancel, lambda: f.call(3))
+    f.end()
+    assert gone[0] != any(2 in batch for batch in f.batches)
+
+
+def _reading(f: Watched, items: Iterable[int]) -> Iterator[int]:
+    """Yield items, and note that they are read."""
+    for item in items:
+        f.accepted.append(item)
+        yield item
+
+
+def leaving_a_map_as_it_is_taken() -> None:
+    """A map is closed as its batches are taken, run and end; it is the only one who leaves, and nobody has a future."""
+    f = Watched(2)
+
+    def read() -> None:
+        results = f.f.map(_reading(f, range(1, 7)))
+        assert next(results) == 10
+        results.close()
+
+    at_once(read, lambda: f.call(8), lambda: f.call(9))
+    f.end()
+
+
+def leaving_a_map_as_groups_are_taken() -> None:
+    """As before, where the owner keeps groups."""
+    f = Watched(2, group_by=lambda item: item % 2)
+
+    def read() -> None:
+        results = f.f.map(_reading(f, range(1, 6)))
+        assert next(results) == 10
+        results.close()
+
+    at_once(read, lambda: f.call(8), lambda: f.call(9))
+    f.end()
+
+
+def leaving_before_it_is_taken() -> None:
+    """A map that has left is not computed, also if nobody has a future."""
+    entered, go_on = tool.Semaphore(0), tool.Semaphore(0)
+    f = Watched(2, work=_stopping_at_one(entered, go_on))
+
+    def items() -> Iterator[int]:
+        yield from _reading(f, (2, 3))
+        raise KeyboardInterrupt
+
+    def leave() -> None:
+        entered.acquire()
+        with suppress(KeyboardInterrupt):
+            list(f.f.map(items()))
+        go_on.release()
+        f.call(4)
+
+    at_once(lambda: f.call(1), leave)
+    f.end()
+    assert f.batches == [[1], [4]]
+
+
+def reading_stats_as_one_leaves() -> None:
+    """Who leaves is in one place as well: first it waits, then it is cancelled."""
+    f = Watched(3, None)
+    futures = [f.submit(1), f.submit(2)]
+
+    def read() -> None:
+        for _ in range(4):
+            stats = f.f.stats
+            assert stats.accepted == 2, stats
+            assert stats.cancelled <= 1, stats
+
+    at_once(futures[0].cancel, read, f.f.flush)
+    f.end()
+
+
+def reading_stats_as_items_are_refused() -> None:
+    """What gets an error in place of a result is in one place as well."""
+    f = Watched(3, None)
+    futures = [f.submit(1), f.submit(2)]
+
+    def read() -> None:
+        for _ in range(4):
+            stats = f.f.stats
+            assert stats.accepted == 2, stats
+
+    at_once(lambda: f.f.close(cancel_pending=True), read)
+    assert {type(future.exception()) for future in futures} <= {ClosedError, type(None)}
+
+
+def callbacks_of_neighbours() -> None:
+    """Callbacks wait for a neighbour of the same batch, and others for both."""
+    go_on = tool.Semaphore(0)
+    f = Watched(2, None, lambda items: go_on.acquire() and times_ten(items))
+    heard: list[int] = []
+    first, second = f.submit(1), f.submit(2)
+    first.add_done_callback(lambda _: heard.append(second.result()))
+    at_once(
+        go_on.release,
+        lambda: second.add_done_callback(lambda _: heard.append(first.result())),
+        lambda: wait([first, second]),
+        lambda: _own_or_cancelled(second, 2),
+    )
+    f.end()
+    assert sorted(heard) == [10, 20]
+
+
+def starting_in_vain() -> None:
+    """No thread can be started at times: who hears of that is alone with it, and nobody hangs."""
+    f = Watched(1)
+    start, starts = Thread.start, [None] * 2
+    answered: list[int] = []
+
+    def start_or_not(thread: Thread) -> None:
+        if thread.name.startswith("batchify") and len(starts) > 0:
+            starts.pop()
+            if not starts:
+                raise RuntimeError
+        start(thread)
+
+    def call(item: int) -> None:
+        with suppress(ClosedError, RuntimeError):
+            assert f.f(item) == 10 * item
+            answered.append(item)
+
+    def again() -> None:
+        with f.f:
+            call(2)
+
+    with patch.object(Thread, "start", start_or_not):
+        at_once(lambda: call(1), f.f.close, again, lambda: call(3))
+    f.f.close()
+    stats = f.f.stats
+    assert {*answered} <= {item for batch in f.batches for item in batch}
+    assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
+    assert stats.answered + stats.failed == len(f.batches), stats
+
+
 SCENARIOS: list[Callable[[], None]] = [
     lone_call,
     calls,
@@ -1394,4 +1548,12 @@ SCENARIOS: list[Callable[[], None]] = [
     three_for_two_slowly,
     draining_halves_of_two,
     dropping_an_instance,
+    cancelling_the_first_of_all,
+    leaving_a_map_as_it_is_taken,
+    leaving_a_map_as_groups_are_taken,
+    leaving_before_it_is_taken,
+    reading_stats_as_one_leaves,
+    reading_stats_as_items_are_refused,
+    callbacks_of_neighbours,
+    starting_in_vain,
 ]

@@ -106,6 +106,25 @@ PLANTED = [
         scenarios.two_groups_and_one_full,
     ),
     Planted("a group that was full is taken for full", faults.group_that_stays_full, scenarios.two_groups_and_leaving),
+    Planted(
+        "a future is known of too late", faults.futures_that_are_known_too_late, scenarios.cancelling_the_first_of_all
+    ),
+    Planted("it is not asked who left", faults.leavers_that_are_not_heard, scenarios.leaving_before_it_is_taken),
+    Planted("callbacks come too early", faults.callbacks_that_come_too_early, scenarios.callbacks_of_neighbours),
+    Planted(
+        "who comes has not heard the news",
+        faults.news_of_which_an_owner_that_comes_does_not_hear,
+        scenarios.first_call_and_close,
+    ),
+    Planted("a batch is taken without a word", faults.batch_that_is_taken_without_a_word, scenarios.reading_stats),
+    Planted("a batch is answered without a word", faults.answers_without_a_word, scenarios.reading_stats),
+    Planted("one leaves without a word", faults.changes_without_a_word, scenarios.reading_stats_as_one_leaves),
+    Planted("a batch runs at once without a word", faults.changes_without_a_word, scenarios.waiting_inside),
+    Planted(
+        "refused items are nowhere",
+        faults.refused_items_that_are_nowhere,
+        scenarios.reading_stats_as_items_are_refused,
+    ),
     Planted("of equal items one is answered", faults.equal_items_of_which_one_is_answered, scenarios.deduping),
 ]
 

@@ -2,9 +2,9 @@
 
 It controls a fixed set of threads, so the flush threads are workers of its own, which wait for what to run. Callers and
 flush threads sleep by waiting for a lock that they acquired themselves; its Lock takes that for a deadlock, so its
-Semaphore, which has no owner, stands in. Its strategy "random" is of no use here: it cannot tell threads that are all
-blocked from a run that takes longer. The other one tries the orders at the end of a run first, and of the planted
-faults found within minutes only those below.
+Semaphore, which has no owner, stands in. Its Condition gets an RLock, as that of Python has. Its strategy "random" is
+of no use here: it cannot tell threads that are all blocked from a run that takes longer. The other one tries the orders
+at the end of a run first, and of the planted faults found within minutes only those below.
 """
 
 import time
@@ -12,6 +12,7 @@ from _thread import get_ident
 from collections.abc import Callable
 from concurrent.futures import CancelledError
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
@@ -157,8 +158,19 @@ def explore(*actions: Action, executions: int) -> Any:
 
         return act
 
-    with faults.other_threading(
-        allocate_lock=Lock, Thread=Thread, monotonic=lambda: time.monotonic(), complain=complain, switch=lambda: None
+    def begin(it: Any, lock: Any = None) -> None:
+        begin_with_a_lock(it, lock or modelled.CooperativeRLock())
+
+    begin_with_a_lock = modelled.CooperativeCondition.__init__
+    with (
+        faults.other_threading(
+            allocate_lock=Lock,
+            Thread=Thread,
+            monotonic=lambda: time.monotonic(),
+            complain=complain,
+            switch=lambda: None,
+        ),
+        patch.object(modelled.CooperativeCondition, "__init__", begin),
     ):
         result = frontrun.explore(
             setup=lambda: State(len(actions)),
