@@ -300,7 +300,8 @@ class LoopEngine(Engine):
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
-            if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
+            is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
+            if self.turns and (is_full or (waits and self.options.timeout == 0.0)):
                 if self._next is None:
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:

@@ -54,6 +54,19 @@ def test_timer_is_set_neither_with_timeout_none_nor_by_a_change_where_nothing_wa
     run(main())
 
 
+@pytest.mark.parametrize("options", [{"group_by": str}, {"group_by": str, "max_pending": 9}])
+def test_no_task_is_started_while_many_wait_of_whom_no_group_is_full(options: dict[str, Any]) -> None:
+    async def main() -> None:
+        futures = [f.submit(each) for each in range(5)]
+        await settle()
+        assert (our_tasks(), here().timers()) == ([], 1)
+        await move(1.0)
+        assert [future.result() for future in futures] == [0, -1, -2, -3, -4]
+
+    f = batched(batch_size=2, timeout=1.0, **options)(anegate)
+    run(main())
+
+
 def test_timer_of_a_changed_timeout_replaces_the_old_one() -> None:
     async def main() -> None:
         future = f.submit(1)
