@@ -247,7 +247,7 @@ class LoopEngine(Engine):
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self._watched: SubmitCall | None = None
-        self.has_usual_clock = type(loop).time is BaseEventLoop.time
+        self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
@@ -306,6 +306,7 @@ class LoopEngine(Engine):
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
+                    self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
                     self.say_end()
             else:  # nothing to do, as so often after a batch: what next() would do
                 _held.discard(self)

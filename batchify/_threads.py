@@ -425,7 +425,7 @@ class ThreadEngine(Controls, Engine):
             waits = place is None or not self.must_not_wait(place)
             if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
                 return True
-            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
+            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)):
                 raise TimeoutError(self.late_message(timeout))
             return waits
         finally:

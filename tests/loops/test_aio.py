@@ -285,6 +285,22 @@ def test_aio_callers_that_left_are_counted_so_though_closing_refuses_what_waits(
     assert (f.stats.answered, f.stats.failed, f.stats.cancelled) == (1, 3, 1)
 
 
+def test_aio_that_is_kept_alone_gathers_batches_as_before() -> None:
+    async def main() -> None:
+        f = batched(batch_size=2, timeout=None)(anegate)
+        aio = f.aio
+        assert await asyncio.gather(aio(1), aio(2)) == [-1, -2]
+        del f
+        gc.collect()
+        first = asyncio.create_task(aio(3))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not first.done()
+        assert await asyncio.gather(first, aio(4)) == [-3, -4]
+
+    asyncio.run(main())
+
+
 def test_aio_of_an_async_def_function_is_the_same_as_a_call() -> None:
     async def main() -> list[int]:
         results: list[int] = await asyncio.gather(f(1), f.aio(2), f.aio(3))

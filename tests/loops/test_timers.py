@@ -147,6 +147,28 @@ def test_timer_is_not_set_by_a_batch_from_inside_while_the_outer_one_runs() -> N
     assert f.stats.reasons == {"full": 1, "nested": 1, "timeout": 1}
 
 
+def test_arrival_is_told_by_the_clock_that_a_loop_of_pythons_own_was_given() -> None:
+    """Tools for tests set `time` on the loop itself."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        now = loop.time() + 1000.0
+        loop.time = lambda: now
+        first = f.submit(1)
+        await settle()
+        now += 5.0
+        second = f.submit(2)
+        await settle()
+        assert not (first.done() or second.done())
+        now += 5.0
+        await settle()
+        assert (first.result(), second.result()) == (-1, -2)
+
+    f = batched(batch_size=3, timeout=10.0)(anegate)
+    asyncio.run(main())
+    assert f.stats.reasons == {"timeout": 1}
+
+
 def test_timeout_is_met_though_the_loop_wakes_slightly_early() -> None:
     async def main() -> None:
         here()._clock_resolution = 0.01  # type: ignore[attr-defined]  # as uvloop, which counts in milliseconds
