@@ -251,7 +251,7 @@ class LoopEngine(Engine):
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
         self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
         self._watched: SubmitCall | None = None
-        self.has_usual_clock = type(loop).time is BaseEventLoop.time
+        self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
         self.context = Context()  # for callbacks, which would keep that of the caller
         super().__init__(of.function, of.name, of.options, of.takes, of.tally)
         self.buffer.ends = of.closed
@@ -304,12 +304,14 @@ class LoopEngine(Engine):
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
-            if self.turns and (waits >= self.options.batch_size or (waits and self.options.timeout == 0.0)):
+            is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
+            if self.turns and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.wakes_at = inf
                 if self._next is None:
                     self._start(loop)  # as good as certain to be due, so that there is no need to look twice
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
+                    self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
                     self.say_end()
             else:  # nothing to do, as so often after a batch: what next() would do
                 _held.discard(self)

@@ -73,6 +73,9 @@ class Call:
         """Whether it is to be answered. From here on its caller cannot leave without an answer being made for it."""
         return not self.has_left()
 
+    def unclaim(self) -> None:
+        """Take that back: it is not in a batch yet."""
+
     @staticmethod
     def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
         """Give each call of this kind its answer: a result, or one of `failed` exceptions; the first one counts."""

@@ -236,7 +236,10 @@ class Engine:
 
     def flush(self, lonely: Call | None = None) -> None:
         """Make due what waits; or only if that call has nobody to wait for but others of its group."""
-        if len(self.buffer):  # else what comes at this very moment would be due, as some clocks stand still for long
+        version = self.tally.version
+        # If nothing waits, what comes at this very moment would be due, as some clocks stand still for long. But the
+        # owner may have it in its hands for a moment.
+        if len(self.buffer) or self.tally.changing or self.tally.version is not version:
             self.let(self.make_due, self.now(), lonely)
 
     # What the owner does when news come
@@ -302,8 +305,11 @@ class Engine:
         return claimed
 
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
-        for entry in entries:
-            entry.callers = self.claim(entry.callers)
+        calls = self.callers(entries)
+        claimed = set(self.claim(list(calls)))
+        if len(claimed) < len(calls):
+            for entry in entries:
+                entry.callers = list(filter(claimed.__contains__, entry.callers))
         return [entry for entry in entries if entry.callers]
 
     def ended(self, batch: Batch) -> None:
@@ -438,9 +444,11 @@ class Engine:
             try:
                 if reason != "isolate":  # else they are counted as running
                     claimed = self._claim_equal(entries) if self.options.dedupe else self.claim(entries)
-                    if self.has_leavers and not len(buffer):
+                    if self.has_leavers and not (len(buffer) or self._refused):
                         self.has_leavers = False  # all of them were met
                     if len(claimed) < len(entries):
+                        for call in self.callers(claimed):
+                            call.unclaim()
                         buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)

@@ -74,6 +74,12 @@ class FutureCall(Call):
                 self.is_alone = alone
             return self.is_alone is alone
 
+    def unclaim(self) -> None:
+        with self.future._condition:
+            if self.future._state == "RUNNING":
+                self.future._state = "PENDING"
+            del self.is_alone
+
     @staticmethod
     def tell(calls: Sequence["FutureCall"], results: Sequence[Any], failed: int) -> None:
         # First the answers and then the callbacks, which may take long, and may wait for a neighbour's answer.
@@ -98,24 +104,25 @@ class ItemFuture(Future[Any]):
         if self.call is None:
             super()._invoke_callbacks()  # type: ignore[misc]
 
-    def call_back(self) -> FutureCall | None:
-        """Let its callbacks run, if it is the first to do so. Returns what was called then."""
-        call: FutureCall | None = self.__dict__.pop("call", None)  # also a cycle
-        if call is not None:
+    def call_back(self) -> None:
+        """Let its callbacks run, if it is the first to do so."""
+        if self.__dict__.pop("call", None) is not None:  # also a cycle
             try:
                 self._invoke_callbacks()
             except BaseException:  # noqa: BLE001 - the neighbours must hear all the same
                 complain("a callback of a future raised")
-        return call
 
     def cancel(self) -> bool:
         """Cancel the call. False if it is answered already, or its batch runs."""
         if not super().cancel():
             return False
-        call = self.call_back()
+        call: FutureCall | None = self.__dict__.pop("call", None)
         if call is not None:
-            self.set_running_or_notify_cancel()  # for concurrent.futures.wait()
-            call.engine.withdraw(call)
+            try:  # before its callbacks, which may take long, or wait for it
+                self.set_running_or_notify_cancel()  # for concurrent.futures.wait()
+                call.engine.withdraw(call)
+            finally:
+                self._invoke_callbacks()
         return True
 
     def result(self, timeout: float | None = None) -> Any:
@@ -433,7 +440,7 @@ class ThreadEngine(Controls, Engine):
             waits = place is None or not self.must_not_wait(place)
             if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
                 return True
-            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(timeout, TIMEOUT_MAX)):
+            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)):
                 raise TimeoutError(self.late_message(timeout))
             return waits
         finally:

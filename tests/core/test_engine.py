@@ -192,6 +192,23 @@ def test_news_that_come_as_the_owner_falls_asleep_are_heard(options: dict[str, A
     assert look(engine, 0.0) == (calls, "flush")
 
 
+def test_flush_is_heard_that_comes_as_the_owner_sorts_out_who_has_left() -> None:
+    class Flushes(Call):
+        def has_left(self) -> bool:
+            if not len(engine.buffer):
+                engine.flush()
+            return super().has_left()
+
+    engine, (first, *calls) = filled(0.0, 0.0, 0.0, timeout=None, batch_size=9)
+    last = Flushes()
+    last.item, last.arrival = Item("a", 0.0), 0.0
+    engine.post(last)
+    assert look(engine, 0.0) == math.inf
+    for call in (*calls, *post(engine)):
+        engine.withdraw(call)
+    assert look(engine, 0.0) == ([first, last], "flush")
+
+
 # Turns and parts
 
 

@@ -266,6 +266,41 @@ def test_aio_callers_that_wait_are_answered_by_close() -> None:
     assert asyncio.run(main()) == [0, 1, 2]
 
 
+def test_aio_callers_that_left_are_counted_so_though_closing_refuses_what_waits() -> None:
+    async def main() -> None:
+        tasks = [asyncio.create_task(f.aio(item)) for item in range(5)]
+        await asyncio.to_thread(function.entered.acquire)
+        tasks[-1].cancel()
+        await asyncio.wait(tasks[-1:])
+        with pytest.raises(TimeoutError):
+            await f.aclose(timeout=0, cancel_pending=True)
+        function.open()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(each) for each in outcomes] == [int, *[ClosedError] * 3, asyncio.CancelledError]
+
+    function = Gated()
+    f = batched(batch_size=1)(function)
+    asyncio.run(main())
+    f.close()
+    assert (f.stats.answered, f.stats.failed, f.stats.cancelled) == (1, 3, 1)
+
+
+def test_aio_that_is_kept_alone_gathers_batches_as_before() -> None:
+    async def main() -> None:
+        f = batched(batch_size=2, timeout=None)(anegate)
+        aio = f.aio
+        assert await asyncio.gather(aio(1), aio(2)) == [-1, -2]
+        del f
+        gc.collect()
+        first = asyncio.create_task(aio(3))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not first.done()
+        assert await asyncio.gather(first, aio(4)) == [-3, -4]
+
+    asyncio.run(main())
+
+
 def test_aio_of_an_async_def_function_is_the_same_as_a_call() -> None:
     async def main() -> list[int]:
         results: list[int] = await asyncio.gather(f(1), f.aio(2), f.aio(3))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from batchify import BatchError, BatchReport
+from batchify import BatchError, BatchReport, ClosedError
 
 from ..kit import Coroutines, anegate, batched, here, our_tasks, run, settle, tasks, together
 
@@ -101,6 +101,31 @@ def test_function_that_calls_itself_at_once_for_all_items_is_answered(way: str) 
     own: list[Any] = []
     f = batched(batch_size=2, timeout=None)(counts_down(way, own))
     own.append(f)
+    run(main())
+
+
+def test_item_that_runs_alone_is_answered_though_closing_refuses_what_waits() -> None:
+    async def main() -> None:
+        gate = asyncio.Event()
+
+        async def function(items: list[int]) -> list[int]:
+            if items == [0]:
+                *waits, last = [f.submit(item) for item in (1, 2, 3)]
+                is_awaited = asyncio.gather(last)
+                await settle()
+                (closing,) = tasks([f.aclose(cancel_pending=True)])
+                await settle()
+                assert [type(future.exception()) for future in waits] == [ClosedError, ClosedError]
+                gate.set()
+                closing.cancel()
+                return await is_awaited
+            await gate.wait()
+            return [-item for item in items]
+
+        f = batched(batch_size=1, timeout=None)(function)
+        assert await f(0) == -3
+        assert (f.stats.answered, f.stats.failed) == (2, 2)
+
     run(main())
 
 

@@ -54,6 +54,19 @@ def test_timer_is_set_neither_with_timeout_none_nor_by_a_change_where_nothing_wa
     run(main())
 
 
+@pytest.mark.parametrize("options", [{"group_by": str}, {"group_by": str, "max_pending": 9}])
+def test_no_task_is_started_while_many_wait_of_whom_no_group_is_full(options: dict[str, Any]) -> None:
+    async def main() -> None:
+        futures = [f.submit(each) for each in range(5)]
+        await settle()
+        assert (our_tasks(), here().timers()) == ([], 1)
+        await move(1.0)
+        assert [future.result() for future in futures] == [0, -1, -2, -3, -4]
+
+    f = batched(batch_size=2, timeout=1.0, **options)(anegate)
+    run(main())
+
+
 def test_timer_of_a_changed_timeout_replaces_the_old_one() -> None:
     async def main() -> None:
         future = f.submit(1)
@@ -132,6 +145,28 @@ def test_timer_is_not_set_by_a_batch_from_inside_while_the_outer_one_runs() -> N
     f = batched(batch_size=2, timeout=1.0)(function)
     run(main())
     assert f.stats.reasons == {"full": 1, "nested": 1, "timeout": 1}
+
+
+def test_arrival_is_told_by_the_clock_that_a_loop_of_pythons_own_was_given() -> None:
+    """Tools for tests set `time` on the loop itself."""
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        now = loop.time() + 1000.0
+        loop.time = lambda: now
+        first = f.submit(1)
+        await settle()
+        now += 5.0
+        second = f.submit(2)
+        await settle()
+        assert not (first.done() or second.done())
+        now += 5.0
+        await settle()
+        assert (first.result(), second.result()) == (-1, -2)
+
+    f = batched(batch_size=3, timeout=10.0)(anegate)
+    asyncio.run(main())
+    assert f.stats.reasons == {"timeout": 1}
 
 
 def test_timeout_is_met_though_the_loop_wakes_slightly_early() -> None:

@@ -14,7 +14,8 @@ import pytest
 
 from batchify import ClosedError
 
-from ..tools import Gated, batched, in_threads
+from ..inside import sleeping
+from ..tools import Gated, batched, in_threads, until
 
 # Cancelling
 
@@ -37,6 +38,18 @@ def test_future_can_be_cancelled_until_its_batch_runs() -> None:
             waiting.result()
 
 
+def test_future_can_be_cancelled_that_waits_on_as_a_neighbour_left_their_full_batch() -> None:
+    with batched(batch_size=3, timeout=None)(lambda items: items) as f:
+        first, leaves = f.submit(1), f.submit(2)
+        leaves.cancel()
+        last = f.submit(3)
+        until(lambda: sleeping(f) == 1)
+        assert not first.running()
+        assert last.cancel()
+        f.flush()
+        assert first.result() == 1
+
+
 def test_wait_is_told_of_cancelled_futures(caplog: pytest.LogCaptureFixture) -> None:
     with batched(batch_size=2, timeout=None)(lambda items: items) as f:
         futures = [f.submit(0)]
@@ -45,6 +58,15 @@ def test_wait_is_told_of_cancelled_futures(caplog: pytest.LogCaptureFixture) -> 
         done, _ = concurrent.futures.wait(futures)
         assert len(done) == 3
     assert not caplog.records
+
+
+def test_callback_of_a_cancelled_future_may_wait_for_it() -> None:
+    heard = []
+    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
+        future = f.submit(1)
+        future.add_done_callback(lambda each: heard.append((concurrent.futures.wait([each]).done, f.stats.pending)))
+        assert future.cancel()
+    assert heard == [({future}, 0)]
 
 
 def test_cancel_at_the_moment_of_the_answer_disturbs_nobody() -> None:
