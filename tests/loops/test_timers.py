@@ -159,7 +159,7 @@ def test_arrival_is_told_by_the_clock_that_a_loop_of_pythons_own_was_given() -> 
         now += 5.0
         second = f.submit(2)
         await settle()
-        assert not (first.done() or second.done())
+        assert [first.done(), second.done()] == [False, False]
         now += 5.0
         await settle()
         assert (first.result(), second.result()) == (-1, -2)
