@@ -17,7 +17,7 @@ from types import CodeType, FunctionType, GenericAlias, MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, cast, overload
 
 from . import _signature
-from ._options import CHECKS, Options, Takes
+from ._options import CHECKS, MISSING, Options, Takes, given
 from ._signature import name_of
 from ._stats import BatchReport, Stats
 from ._threads import ThreadEngine
@@ -194,13 +194,17 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     # How an engine is asked: what each object has of its own under these names. See Takes.define().
     _self_bodies: dict[str, str]
     _self_aio: Any = None
+    _self_submit: Any
 
     def __init__(self, function: Any, access: _Access, entries: Any, owner: Any = None, attribute: str = "") -> None:
         super().__init__(function)  # type: ignore[call-arg]
         self._self_engine = engine = access.engine
         self._self_owner, self._self_attribute = owner, attribute
         for name, entry in entries:
-            setattr(self, name, entry if owner is None else MethodType(entry, owner))
+            if owner is None:
+                setattr(self, name, entry)
+            else:  # not as `submit`: a copy of that would go on passing items to the original
+                setattr(self, f"_self_{name.removeprefix('_self_')}", MethodType(entry, owner))
         if engine.aio is not None:
             self._self_aio = MethodType(engine.aio, (engine, owner))
 
@@ -346,7 +350,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
+        return self._self_submit(*given(item, args), **kwargs)  # type: ignore[no-any-return]  # of methods; see __init__
 
     def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
@@ -406,7 +410,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
-        return self.submit(item, *args, **kwargs)  # what this object has of its own under this name
+        return self._self_submit(*given(item, args), **kwargs)  # type: ignore[no-any-return]  # of methods; see __init__
 
     def map(
         self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
@@ -707,6 +711,10 @@ def _decorate(options: Options, function: Any, /) -> Any:
     made._self_options = options
     made._self_list_function = _findable(function, function, "_self_list_function")
     return made
+
+
+# So that of a missing item Python says what it says of the user's method.
+BatchedFunction.submit.__defaults__ = BatchedCoroutineFunction.submit.__defaults__ = (MISSING,)
 
 
 def drop(known: "Callable[[], ThreadEngine | LoopEngines | None]") -> None:

@@ -355,3 +355,19 @@ def test_pickled_function_is_made_anew_where_another_stands_at_its_place() -> No
     made = there_and_back(cloudpickle, function)
     assert (made is scale, made is function, made(3), made.__wrapped__([4])) == (False, False, 60, [80])
     assert made.__qualname__ == "scale"
+
+
+def test_copy_of_an_object_that_keeps_submit_passes_items_to_the_copy() -> None:
+    class Scale:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+            self.send = self.scale.submit
+
+        @batched(batch_size=1)
+        def scale(self, xs: list[int]) -> list[int]:
+            return [x * self.factor for x in xs]
+
+    original = Scale(2)
+    copied = copy.deepcopy(original)
+    copied.factor = 5
+    assert (original.send(1).result(), copied.send(1).result()) == (2, 5)

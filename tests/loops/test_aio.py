@@ -289,14 +289,14 @@ def test_aio_that_is_kept_alone_gathers_batches_as_before() -> None:
     async def main() -> None:
         f = batched(batch_size=2, timeout=None)(anegate)
         aio = f.aio
-        assert await asyncio.gather(aio(1), aio(2)) == [-1, -2]
+        assert list(await asyncio.gather(aio(1), aio(2))) == [-1, -2]
         del f
         gc.collect()
         first = asyncio.create_task(aio(3))
         for _ in range(20):
             await asyncio.sleep(0)
         assert not first.done()
-        assert await asyncio.gather(first, aio(4)) == [-3, -4]
+        assert list(await asyncio.gather(first, aio(4))) == [-3, -4]
 
     asyncio.run(main())
 

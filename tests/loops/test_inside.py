@@ -118,7 +118,7 @@ def test_item_that_runs_alone_is_answered_though_closing_refuses_what_waits() ->
                 assert [type(future.exception()) for future in waits] == [ClosedError, ClosedError]
                 gate.set()
                 closing.cancel()
-                return await is_awaited
+                return list(await is_awaited)
             await gate.wait()
             return [-item for item in items]
 
