@@ -47,7 +47,7 @@ from ._stats import Stats, Tally
 get_place = _inside.place.get
 loop_of = attrgetter("loop")
 _live: "weakref.WeakSet[LoopEngines]" = weakref.WeakSet()
-# Engines that are to answer what nobody may hold but they themselves, and that no timer and no task holds.
+# Strong references to the engines where something waits, but that no timer and no task holds.
 _held: "set[LoopEngine]" = set()
 
 
@@ -308,7 +308,7 @@ class LoopEngine(Engine):
             if self.turns and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.wakes_at = inf
                 if self._next is None:
-                    self._start(loop)  # as good as certain to be due, so that there is no need to look twice
+                    self._start(loop)  # almost certainly due; if it is not, its task looks again
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`

@@ -37,8 +37,9 @@ class Call:
     """One item of one caller, and the place for its answer; this one of a thread that sleeps on `bell`.
 
     Whoever makes one sets what it needs: an __init__() would be one step more for each item. The caller writes until
-    the call is posted, then `left` alone. `waits` and `group` are the buffer's. `value` and `error` are set by the
-    batch: `error` is unset until there is an answer; then it is None or is raised.
+    the call is posted, then `left` alone. `entry`, `group` and `number` are the buffer's, and the owner may correct
+    `arrival`. `value` and `error` are set by the batch: `error` last, as that it is set says that there is an answer;
+    it is None or is raised.
     """
 
     limited = True  # whether it counts against max_pending
@@ -328,7 +329,7 @@ class Batch(Place):
                     break
             if done and self._reason == "timeout":
                 engine.tally.ended_at = engine.now()
-            counted = True  # it is as good as done: nothing is called here that could fail
+            counted = True  # before it is, as to count twice would be worse than not at all
             engine.tally.answer(len(calls), failed, done)
             if done and self._report is not None:
                 self._tell_hook()

@@ -133,13 +133,13 @@ class Engine:
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
-        self._parts: deque[Any] = deque()  # of batches that failed and are to run again, before what waits
+        self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._refused: deque[tuple[Sequence[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         self.buffer = self._make_buffer(self.inbox, self._refused)
         self._disturbed = False  # whether an exception from elsewhere struck while the owner looked
-        self.has_leavers = False  # whether calls may wait whose callers have left, and said so
-        self._hint = 0  # the size of batches, if it is to be said that they are never full
+        self.has_leavers = False  # whether calls may wait whose callers said that they left; else none need be asked
+        self._hint = 0  # the size to advise about: after the batch is taken, as a log handler may call in
         self._barrier = allocate_lock()  # taken by the owner alone
 
     def _make_buffer(self, inbox: deque[Any], refused: Any) -> Buffer:
@@ -392,7 +392,7 @@ class Engine:
             finally:
                 tally.version = object()
                 tally.changing.remove(me)
-        if self._drains and not self.buffer.ends:  # else see say_end()
+        if self._drains and not self.buffer.ends:  # else who notices the end says it
             self._say_what_is_answered()
         if self._hint:
             size, self._hint = self._hint, 0
@@ -449,7 +449,7 @@ class Engine:
                     if len(claimed) < len(entries):
                         for call in self.callers(claimed):
                             call.unclaim()
-                        buffer.put_back(claimed)  # some had left without a word: are the others due, or are there more?
+                        buffer.put_back(claimed)  # some had left without a word, so the others may not be due, or there may be more
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
                 arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))

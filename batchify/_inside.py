@@ -21,7 +21,8 @@ class Place:
     # None once it has been left. Another thread is outside, also if a context was copied to it.
     thread: int | None = None
     beneath: "Place | None" = None  # the place in whose midst this one is, on the same thread
-    # Calls made here, and the engines that are to answer them. Only made longer, by any thread that is here.
+    # Calls made here, and their engines. Written by this thread alone (a finalizer on it too), and read by any thread
+    # that looks for a ring, so on a copy.
     passed: "list[tuple[Any, Any]] | None" = None
 
     def note(self, engine: Any, calls: Any) -> None:

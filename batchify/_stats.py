@@ -118,13 +118,13 @@ class Tally:
         self.waited = self.longest_wait = 0.0
         self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in sorted(get_args(Reason))}
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
-        self._alike = 0  # batches in a row that were left by timeout with as many items, each soon after the one before
+        self._alike = 0  # batches in a row that were taken by timeout with as many items, each soon after the one before
         self._last_size = 0
         self._said = False
 
     @property
     def is_mine(self) -> bool:
-        """Whether this thread is in such a block."""
+        """Whether this thread holds the lock: then it is in a finalizer, in the midst of a change."""
         return self.lock._is_owned()  # type: ignore[attr-defined,no-any-return]
 
     def read(self, waiting: Callable[[], tuple[int, int]]) -> Stats:
@@ -150,7 +150,7 @@ class Tally:
         self.changing.remove(get_ident())
 
     def refuse(self) -> None:
-        """Count an item that was not accepted. Any thread may call, outside of a block."""
+        """Count an item that was not accepted. Any thread may call."""
         self._refused[get_ident()] += 1
 
     def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:

@@ -479,7 +479,8 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        # Who leaves posts that. If it is at this very moment, the answer goes nowhere.
+        # Who leaves says so by news, which set has_leavers. Who leaves at this very moment gets an answer that nobody
+        # reads.
         return super().claim(calls) if self.has_futures or self.has_leavers else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
@@ -610,6 +611,7 @@ def _work_for(life: object, beneath: Place | None = None) -> Place:
 
 
 def _take_frames(number: int) -> None:
+    """Raise a RecursionError unless so many more frames fit on this stack."""
     if number:
         _take_frames(number - 1)
 
