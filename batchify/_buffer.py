@@ -350,10 +350,12 @@ class GroupedBuffer(Buffer):
         size, most = len(group), self._options.max_weight
         if size >= self._options.batch_size or most is None:
             return size >= self._options.batch_size
-        if group.weight is None:
-            group.weight = 0.0
+        weight = group.weight
+        if weight is None:
+            weight = 0.0
             for entry in group:
-                group.weight += entry.weight
-                if group.weight >= most:
+                weight += entry.weight
+                if weight >= most:
                     break  # there may be very many
-        return group.weight >= most
+            group.weight = weight
+        return weight >= most

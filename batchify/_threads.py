@@ -258,7 +258,7 @@ class ThreadEngine(Controls, Engine):
     """Gathers the items of callers in any number of threads, and runs the function in threads of its own."""
 
     make_batch = ThreadBatch
-    now = staticmethod(monotonic)
+    now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
     # its runners. Each flush thread has a box of its own, so who finds another one here knows that the last has ended.
     _owner: dict[int, Thread]
