@@ -449,7 +449,7 @@ class Engine:
                     if len(claimed) < len(entries):
                         for call in self.callers(claimed):
                             call.unclaim()
-                        buffer.put_back(claimed)  # some had left without a word, so the others may not be due, or there may be more
+                        buffer.put_back(claimed)  # without those who left they may not be due, or have room for more
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
                 arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))

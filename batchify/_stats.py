@@ -118,7 +118,7 @@ class Tally:
         self.waited = self.longest_wait = 0.0
         self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in sorted(get_args(Reason))}
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
-        self._alike = 0  # batches in a row that were taken by timeout with as many items, each soon after the one before
+        self._alike = 0  # batches in a row that were taken by timeout with as many items, each soon after the last one
         self._last_size = 0
         self._said = False
 
