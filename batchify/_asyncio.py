@@ -202,7 +202,7 @@ class InsideFuture(asyncio.Future[Any]):
         super().add_done_callback(*args, **context)
         place, call, engine = here(), self._call(), self._engine()
         if place is not None and call is not None and engine is not None and not self.done() and needs(engine, place):
-            engine.let(engine.pick_out, call)
+            engine.post_news(engine.pick_out, call)
 
 
 class LoopBatch(Batch):
@@ -213,7 +213,7 @@ class LoopBatch(Batch):
     engine: "LoopEngine"
     task: "asyncio.Task[None]"
 
-    def run_at_once(self, batches: list[Any]) -> None:
+    def run_afterwards(self, batches: list[Any]) -> None:
         self.engine.start_all(batches)
 
     def watch(self, _: object = None) -> None:
@@ -237,7 +237,7 @@ def _begun() -> Generator[None, None, None]:
 class LoopEngine(Engine):
     """Gathers the items of the coroutines of one event loop, and runs the function there.
 
-    Beside `wake_at` stands `wakes_at`, the moment at which the timer wakes the owner. A call that comes later finds
+    Beside `wake_at` stands `alarm_at`, the moment at which the timer wakes the owner. A call that comes later finds
     that the timer did not, as Ctrl-C may have struck it, and rings.
     """
 
@@ -290,11 +290,11 @@ class LoopEngine(Engine):
         for call in calls:
             call.arrival = now
         self.inbox.extend(calls)
-        if len(self.inbox) >= self.wake_at or now >= self.wakes_at:
+        if len(self.inbox) >= self.wake_at or now >= self.alarm_at:
             self.wake(loop)
 
     def wake(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look at once. While the owner looks, wake_at and wakes_at are inf, so this is never in the midst of that."""
+        """Look at once. While the owner looks, wake_at and alarm_at are inf, so this is never in the midst of that."""
         if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
@@ -306,7 +306,7 @@ class LoopEngine(Engine):
             waits = len(self.inbox) + len(self.buffer.waiting)
             is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
             if self.turns and (is_full or (waits and self.options.timeout == 0.0)):
-                self.wake_at = self.wakes_at = inf
+                self.wake_at = self.alarm_at = inf
                 if self._next is None:
                     self._start(loop)  # almost certainly due; if it is not, its task looks again
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
@@ -315,11 +315,11 @@ class LoopEngine(Engine):
                     self.say_end()
             else:  # nothing to do, as so often after a batch: what next() would do
                 _held.discard(self)
-                self.wake_at, self.wakes_at = 1, inf
+                self.wake_at, self.alarm_at = 1, inf
                 if self.inbox or self.news:
                     self.look(loop)
         except BaseException:  # Ctrl-C, a recursion limit, no memory
-            self.wakes_at = -inf  # whoever comes next rings
+            self.alarm_at = -inf  # whoever comes next rings
             raise
 
     def sleep_until(self, moment: float, head: Any) -> None:
@@ -333,7 +333,7 @@ class LoopEngine(Engine):
             # Who holds its future may cancel it without a word: then there may be nothing to wait for.
             self._watched = head
             Future.add_done_callback(head.future, self._head_is_done, context=self.context)
-        self.wakes_at = moment
+        self.alarm_at = moment
 
     def _head_is_done(self, future: "Future[Any]") -> None:
         self._watched, loop = None, self.loop()
@@ -406,7 +406,7 @@ class LoopEngine(Engine):
                 batch = None  # a cycle
             for lost in self._running.keys() - set(map(id, self.places)):
                 del self._running[lost]
-            self.wakes_at = -inf
+            self.alarm_at = -inf
             self.ring()
             raise
         finally:
@@ -527,7 +527,7 @@ class LoopEngines(Controls):
                 call.arrival = now = monotonic() if engine.has_usual_clock else loop.time()
                 inbox = engine.inbox
                 inbox.append(call)
-                if len(inbox) >= engine.wake_at or now >= engine.wakes_at:
+                if len(inbox) >= engine.wake_at or now >= engine.alarm_at:
                     engine.wake(loop)
         except BaseException:
             call.future.cancel()

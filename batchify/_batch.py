@@ -14,6 +14,7 @@ from contextvars import Context, ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from operator import call as call_directly
 from types import CoroutineType
 from typing import Any
@@ -43,6 +44,7 @@ class Call:
     """
 
     limited = True  # whether it counts against max_pending
+    calls_back = False  # whether to tell it may take long
     arrival: float
     bell: Any
     error: Exception | None
@@ -187,7 +189,7 @@ class Batch(Place):
             kinds.pop().tell(calls, results, failed)
             return
         # Futures last, as their callbacks may take long.
-        for kind in sorted(kinds, key=lambda kind: kind.__name__ == "FutureCall"):
+        for kind in sorted(kinds, key=attrgetter("calls_back")):
             chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
             kind.tell(*zip(*chosen, strict=True), failed)
 
@@ -196,9 +198,9 @@ class Batch(Place):
         if self.takes_turn:
             self.engine.again(parts)
         else:
-            self.run_at_once([batch for part in parts for batch in self.engine.at_once(part, "isolate")])
+            self.run_afterwards([self.engine.begin_now(part, "isolate") for part in parts])
 
-    def run_at_once(self, batches: list[Any]) -> None:
+    def run_afterwards(self, batches: list[Any]) -> None:
         """Run these when this one has ended."""
         raise NotImplementedError
 

@@ -40,7 +40,7 @@ class Controls:
     def everywhere(self, act: Callable[..., object], *args: Any) -> None:
         """Let the owner of each engine do that: a method of `Engine`."""
         for engine in self._all():
-            engine.let(act, engine, *args)
+            engine.post_news(act, engine, *args)
 
     def change(self, option: str, value: Any) -> None:
         """Set `batch_size` or `timeout`."""
@@ -49,15 +49,15 @@ class Controls:
 
     def drop(self) -> None:
         """Answer what waits, and end: nobody can call any more."""
-        self.everywhere(Engine.all_is_due)
+        self.everywhere(Engine.closed_or_opened)
 
     def begin_to_close(self, *, cancel_pending: bool) -> None:
         """Refuse what comes, and make due what waits, or give it an error."""
         self.closed = True
-        self.everywhere(Engine.all_is_due, self)
+        self.everywhere(Engine.closed_or_opened, self)
         if cancel_pending:
             for engine in self._all():
-                engine.let(engine.refuse_waiting, engine.now())
+                engine.post_news(engine.refuse_waiting, engine.now())
 
     def open(self) -> None:
         """Begin a block, at whose end this is closed."""
@@ -67,7 +67,7 @@ class Controls:
     def _open_again(self) -> None:
         if self.closed:
             self.closed = False
-            self.everywhere(Engine.all_is_due, self)
+            self.everywhere(Engine.closed_or_opened, self)
 
     def ends_block(self) -> bool:
         """End a block, and if it was the last one begin to close; return whether that is so."""
@@ -100,7 +100,7 @@ class Engine:
     news: deque[Callable[[], object]]  # what the owner is to do; anybody appends
     wake_at: float  # the owner alone writes it; callers read it
     closed: bool  # as of its Controls
-    wakes_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
+    alarm_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
     def __init__(
         self,
@@ -160,9 +160,9 @@ class Engine:
 
     def sleep_until(self, moment: float, head: Any) -> None:  # noqa: ARG002
         """Prepare to wake at that moment, or (inf) only when woken. Comes before anybody rings. `head`: who waits."""
-        self.wakes_at = moment
+        self.alarm_at = moment
 
-    def let(self, act: Callable[..., object], *args: Any) -> bool:
+    def post_news(self, act: Callable[..., object], *args: Any) -> bool:
         """Let the owner do that. False if there is none, and nothing to do."""
         self.news.append(partial(act, *args))
         self.ring()
@@ -224,12 +224,12 @@ class Engine:
     def withdraw(self, call: Call) -> None:
         """Let a caller leave that waits for its answer no more."""
         call.leave()
-        if not self.let(self.left, call):
+        if not self.post_news(self.left, call):
             self.has_leavers = True  # for the next owner, who may find this call
 
     def when_answered(self, done: Callable[[], object]) -> bool:
         """Call `done` when what was accepted so far is answered. False if it is, and `done` will not be called."""
-        return self.let(self.until_answered, self.now(), done)
+        return self.post_news(self.until_answered, self.now(), done)
 
     def late_message(self, timeout: float | None) -> str:
         return f"{self.name}() has not answered within {timeout} s all that it accepted; it goes on with it"
@@ -240,7 +240,7 @@ class Engine:
         # If nothing waits, what comes at this very moment would be due, as some clocks stand still for long. But the
         # owner may have it in its hands for a moment.
         if len(self.buffer) or self.tally.changing or self.tally.version is not version:
-            self.let(self.make_due, self.now(), lonely)
+            self.post_news(self.make_due, self.now(), lonely)
 
     # What the owner does when news come
 
@@ -257,7 +257,7 @@ class Engine:
         for bell in self.bells.copy():
             bell()
 
-    def all_is_due(self, of: Controls | None = None) -> None:
+    def closed_or_opened(self, of: Controls | None = None) -> None:
         """Let all be due that waits, and comes, if the function is closed, or dropped (None); else no longer."""
         # Asked now, as one may close and another open it, and their news come in the other order.
         self.buffer.ends = of is None or of.closed
@@ -319,25 +319,24 @@ class Engine:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
         self._parts.extendleft(reversed(parts))
 
-    def at_once(self, calls: Sequence[Any], reason: Reason = "nested") -> list[Any]:
-        """Make batches, by the same rules, of calls or entries that must not wait; any thread may ask.
-
-        They take no turn, and the buffer knows nothing of them.
-        """
-        now, refused = self.now(), deque[Any]()
-        entries: list[Sequence[Any]] = [calls]
-        if reason == "nested":
-            for call in calls:
-                call.arrival = now
-            buffer = self._make_buffer(deque(calls), refused)
-            buffer.ends = True
-            buffer.admit(now)
-            entries = [taken[0] for taken in iter(lambda: buffer.take(now), None)]
-        batches = [self.make_batch(self, each, reason, now, takes_turn=False) for each in entries]
+    def begin_now(self, entries: Sequence[Any], reason: Reason) -> Any:
+        """Return a batch of entries that must not wait; it takes no turn. Any thread may ask."""
+        now = self.now()
+        batch = self.make_batch(self, entries, reason, now, takes_turn=False)
         self.tally.begin_change()
-        for each in entries:
-            self.tally.begin(reason, len(each), [now] * len(self.callers(each)), now)
+        self.tally.begin(reason, len(entries), [now] * len(self.callers(entries)), now)
         self.tally.end_change()
+        return batch
+
+    def at_once(self, calls: Sequence[Any]) -> list[Any]:
+        """Return batches, by the same rules, of calls that must not wait. The buffer knows nothing of them."""
+        now, refused = self.now(), deque[Any]()
+        for call in calls:
+            call.arrival = now
+        buffer = self._make_buffer(deque(calls), refused)
+        buffer.ends = True
+        buffer.admit(now)
+        batches = [self.begin_now(taken[0], "nested") for taken in iter(lambda: buffer.take(now), None)]
         while refused:
             self.refuse(refused.popleft)
         return batches
@@ -351,7 +350,7 @@ class Engine:
         """
         step: Batch | float | None = None
         while step is None:
-            self.wake_at = self.wakes_at = inf  # 1.
+            self.wake_at = self.alarm_at = inf  # 1.
             step = self._take_due(now, self._begin)
             if step is not None:
                 break

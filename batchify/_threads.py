@@ -55,6 +55,7 @@ class FutureCall(Call):
     engine: "ThreadEngine"
     future: "ItemFuture"
     owner: object
+    calls_back = True
     is_alone: bool  # run past the buffer; unset before anybody claims it
 
     def has_left(self) -> bool:
@@ -66,10 +67,10 @@ class FutureCall(Call):
     def claim(self, *, alone: bool = False) -> bool:
         """Take hold of the answer; from here on it cannot be cancelled. False if it was, or somebody else did so."""
         with self.future._condition:
-            if self.future.cancelled():
-                return False
-            if self.future._state == "PENDING":  # else a stranger has done so, or has even completed it
+            if self.future._state == "PENDING":
                 self.future._state = "RUNNING"
+            elif self.future.cancelled():  # else a stranger has claimed it, or has even completed it
+                return False
             if not hasattr(self, "is_alone"):
                 self.is_alone = alone
             return self.is_alone is alone
@@ -154,7 +155,7 @@ class ItemFuture(Future[Any]):
             for batch in batches:
                 batch.run(engine.function, place)
             if claimed:
-                engine.let(engine.left, call)
+                engine.post_news(engine.left, call)
 
 
 class _Waiters(list[Any]):
@@ -214,7 +215,7 @@ class ThreadBatch(Batch):
         for part in self._parts:
             part.run(function, beneath)
 
-    def run_at_once(self, batches: list[Any]) -> None:
+    def run_afterwards(self, batches: list[Any]) -> None:
         self._parts = batches  # later: here the error of the whole is being handled, and would become their context
 
     def settle_future(self, future: Any) -> None:
@@ -225,8 +226,8 @@ class ThreadBatch(Batch):
         try:
             _take_frames(40)
         except RecursionError:  # whoever completed it has no room for what follows
-            _take_frames(5)  # or let() might be cut short
-            engine.let(self.settle_future, future)
+            _take_frames(5)  # or post_news() might be cut short
+            engine.post_news(self.settle_future, future)
             return
         # What is called back here, on a thread of somebody else, could wait for this very batch.
         place = _work_for(engine.life, here())
@@ -308,12 +309,12 @@ class ThreadEngine(Controls, Engine):
 
     __del__ = ring  # so that the flush thread finds this gone
 
-    def let(self, act: Callable[..., object], *args: Any) -> bool:
+    def post_news(self, act: Callable[..., object], *args: Any) -> bool:
         # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
         # a next one, so it is told all the same.
         if not self._owner:
             return False
-        super().let(act, *args)
+        super().post_news(act, *args)
         return bool(self._owner)
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
@@ -508,7 +509,7 @@ class ThreadEngine(Controls, Engine):
         if batch.thread == self._owner_ident:
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         elif batch.takes_turn:
-            self.let(self.turn_ended, batch)
+            self.post_news(self.turn_ended, batch)
 
     # Calls from inside
 

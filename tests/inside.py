@@ -91,12 +91,12 @@ def sleeps(f: Any) -> bool:
 
 def sleeps_without_end(f: Any) -> bool:
     """Whether its flush thread sleeps, and will not wake by itself."""
-    return sleeps(f) and bool(engine(f).wakes_at == inf)
+    return sleeps(f) and bool(engine(f).alarm_at == inf)
 
 
 def sleeps_until_an_item_is_due(f: Any) -> bool:
     """Whether its flush thread will wake by itself."""
-    return sleeps(f) and bool(engine(f).wakes_at < inf)
+    return sleeps(f) and bool(engine(f).alarm_at < inf)
 
 
 def has_a_timer(f: Any) -> bool:
@@ -794,7 +794,7 @@ class HandEngine(Engine):
 
     def ended(self, batch: Batch) -> None:
         if self.ended_by_news:
-            self.let(self.turn_ended, batch)
+            self.post_news(self.turn_ended, batch)
         else:
             self.turn_ended(batch)
 
@@ -1072,7 +1072,7 @@ def step_4_reversed() -> Iterator[None]:
 
 def step_4_left_out_for_news() -> Block:
     """News do not ring."""
-    return _left_out(ThreadEngine, "ring", within=(Engine, "let"))
+    return _left_out(ThreadEngine, "ring", within=(Engine, "post_news"))
 
 
 def drain_that_does_not_ring() -> Block:
@@ -1108,7 +1108,7 @@ def news_of_which_an_owner_that_comes_does_not_hear() -> Block:
 
         return run
 
-    return _replaced(ThreadEngine, "let", twice)
+    return _replaced(ThreadEngine, "post_news", twice)
 
 
 def news_of_which_only_the_first_is_heard() -> Block:
@@ -1254,12 +1254,12 @@ def runner_that_ends_unheard() -> Block:
 
 def close_that_makes_nothing_due() -> Block:
     """What waits when it is closed is not due."""
-    return _nothing(Engine, "all_is_due")
+    return _nothing(Engine, "closed_or_opened")
 
 
 def opening_that_is_not_heard() -> Block:
     """What comes after it was opened again is still due at once."""
-    return _replaced(Engine, "all_is_due", lambda hear: lambda it, of=None: hear(it))
+    return _replaced(Engine, "closed_or_opened", lambda hear: lambda it, of=None: hear(it))
 
 
 def close_that_does_not_wait() -> Block:

@@ -138,7 +138,7 @@ def test_item_posted_late_by_an_interrupted_caller_waits_no_longer_than_if_it_ca
     engine, _ = filled(3.0, **options)
     assert look(engine, 3.0) == 1.0
     engine.post(engine.call(Item("a"), arrival=2.0))  # since it looked at the clock its caller was interrupted
-    assert engine.wakes_at == 4.0
+    assert engine.alarm_at == 4.0
     taken = look(engine, 4.0)
     assert isinstance(taken, tuple)
     assert len(taken[0]) == 2
@@ -254,7 +254,7 @@ def test_group_that_is_full_again_goes_by_its_oldest_item() -> None:
     calls.append(engine.post(engine.call(Item("a"), arrival=1.0)))  # by a caller who was interrupted
     assert look(engine, 5.0) == math.inf
     engine.options.batch_size = 2
-    engine.let(engine.settings_changed)
+    engine.post_news(engine.settings_changed)
     running.settle([0, 0])
     assert look(engine, 5.0) == ([calls[5], calls[1]], "full")
 
@@ -264,7 +264,7 @@ def test_smaller_batch_size_makes_due_what_is_full_then(keys: str) -> None:
     engine, calls = filled(0.0, 0.0, 0.0, keys=keys, batch_size=9, timeout=None)
     assert look(engine, 0.0) == math.inf
     engine.options.batch_size = 2
-    engine.let(engine.settings_changed)
+    engine.post_news(engine.settings_changed)
     assert look(engine, 0.0) == (calls[1:] if keys else calls[:2], "full")
 
 
@@ -286,7 +286,7 @@ def test_put_back_items_of_a_group_stand_where_they_stood() -> None:
     inside.check(engine.buffer)
     taken = [look(engine, 9.0) for _ in range(4)]
     assert taken == [(calls[1:3], "full"), (calls[3:5], "full"), (calls[5:], "full"), math.inf]
-    engine.let(engine.all_is_due)
+    engine.post_news(engine.closed_or_opened)
     assert look(engine, 9.0) == (calls[:1], "close")
 
 
@@ -446,7 +446,7 @@ def test_failed_take_puts_all_items_back_in_order(nth: int) -> None:
     engine, calls = filled(0.0, 0.0, 0.0, 0.0, batch_size=9, timeout=None, **ALL_OPTIONS)
     assert look(engine, 0.0) == math.inf
     engine.options.batch_size = 3
-    engine.let(engine.settings_changed)
+    engine.post_news(engine.settings_changed)
     with inside.fails_as_it_hands_out(nth=nth):
         with pytest.raises(MemoryError):
             engine.look(1.0)

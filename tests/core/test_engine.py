@@ -91,8 +91,8 @@ def test_news_always_ring(options: dict[str, Any]) -> None:
         engine.flush,
         lambda: engine.withdraw(call),
         lambda: engine.when_answered(lambda: None),
-        lambda: engine.let(engine.settings_changed),
-        lambda: engine.let(engine.all_is_due),
+        lambda: engine.post_news(engine.settings_changed),
+        lambda: engine.post_news(engine.closed_or_opened),
     ):
         before = engine.rung
         act()
@@ -139,7 +139,7 @@ def test_right_after_a_batch_one_who_comes_rings_if_timeout_is_0(options: dict[s
 @PLAIN_AND_ALL
 def test_while_it_closes_one_who_comes_rings_also_right_after_a_batch(options: dict[str, Any]) -> None:
     engine, _ = filled(0.0, 0.0, 0.0, 0.0, timeout=None, concurrency=2, **options)
-    engine.let(engine.all_is_due)
+    engine.post_news(engine.closed_or_opened)
     first, second = engine.look(), engine.look()
     second.settle([0])
     assert engine.next(0.0, rested=False) == math.inf  # it is not at its end, as the first one runs
@@ -227,7 +227,7 @@ def test_turn_of_a_batch_ends_once() -> None:
     engine, _ = filled(0.0, timeout=0.0, concurrency=1)
     batch = engine.look()
     for _ in range(3):
-        engine.let(engine.turn_ended, batch)
+        engine.post_news(engine.turn_ended, batch)
     assert look(engine, 0.0) == math.inf
     assert engine.turns == 1
 
@@ -392,7 +392,7 @@ def test_drain_does_not_wait_for_who_has_left(options: dict[str, Any]) -> None:
 def test_close_makes_all_due_and_ends_when_it_is_answered(options: dict[str, Any]) -> None:
     engine, calls = filled(*[0.0] * 4, timeout=None, concurrency=1, **options)
     told = drained(engine)
-    engine.let(engine.all_is_due)
+    engine.post_news(engine.closed_or_opened)
     late = drained(engine)
     batch = engine.look()
     assert (batch.callers, batch.reason) == (calls[:3], "full")
@@ -411,8 +411,8 @@ def test_close_can_refuse_what_waits_also_what_the_owner_has_not_seen_yet(option
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
     look(engine, 0.0)
     calls += post(engine, 2)
-    engine.let(engine.all_is_due)
-    engine.let(engine.refuse_waiting, 0.0)
+    engine.post_news(engine.closed_or_opened)
+    engine.post_news(engine.refuse_waiting, 0.0)
     assert look(engine, 0.0) is None
     assert [type(call.error) for call in calls] == [ClosedError] * 4
     stats = engine.tally.read(engine.waiting)
@@ -424,8 +424,8 @@ def test_close_that_refuses_counts_those_who_had_left_as_such(options: dict[str,
     engine, calls = filled(0.0, 0.0, timeout=None, **options)
     look(engine, 0.0)
     engine.withdraw(calls[0])
-    engine.let(engine.all_is_due)
-    engine.let(engine.refuse_waiting, 0.0)
+    engine.post_news(engine.closed_or_opened)
+    engine.post_news(engine.refuse_waiting, 0.0)
     assert look(engine, 0.0) is None
     stats = engine.tally.read(engine.waiting)
     assert (stats.accepted, stats.failed, stats.cancelled) == (2, 1, 1)
@@ -434,9 +434,9 @@ def test_close_that_refuses_counts_those_who_had_left_as_such(options: dict[str,
 @PLAIN_AND_ALL
 def test_opened_again_it_waits_for_full_batches_as_before(options: dict[str, Any]) -> None:
     engine, _ = filled(**options)
-    engine.let(engine.all_is_due)
+    engine.post_news(engine.closed_or_opened)
     assert look(engine, 0.0) is None
-    engine.let(engine.all_is_due, SimpleNamespace(closed=False))
+    engine.post_news(engine.closed_or_opened, SimpleNamespace(closed=False))
     post(engine)
     assert look(engine, 0.0) == 1.0
 

@@ -291,17 +291,17 @@ class EngineAgainstList(RuleBasedStateMachine):
     @rule(batch_size=st.integers(1, 5), timeout=TIMEOUTS)
     def change_settings(self, batch_size: int, timeout: float | None) -> None:
         self.options.batch_size, self.options.timeout = batch_size, timeout
-        self.engine.let(self.engine.settings_changed)
+        self.engine.post_news(self.engine.settings_changed)
         self.news.append(lambda: None)
 
     @precondition(lambda self: len(self.posted) > 15)
     @rule(cancel_pending=st.booleans())
     def close(self, cancel_pending: bool) -> None:
-        self.engine.let(self.engine.all_is_due)
+        self.engine.post_news(self.engine.closed_or_opened)
         self.news.append(lambda: setattr(self, "ends", True))
         if cancel_pending and not self.clock_jumps:
             until = self.now
-            self.engine.let(self.engine.refuse_waiting, until)
+            self.engine.post_news(self.engine.refuse_waiting, until)
             self.news.append(lambda: self.hear_refuse_waiting(until))
 
     def hear_refuse_waiting(self, until: float) -> None:
@@ -313,7 +313,7 @@ class EngineAgainstList(RuleBasedStateMachine):
     @precondition(lambda self: self.ends)
     @rule()
     def open_again(self) -> None:
-        self.engine.let(self.engine.all_is_due, SimpleNamespace(closed=False))
+        self.engine.post_news(self.engine.closed_or_opened, SimpleNamespace(closed=False))
         self.news.append(lambda: setattr(self, "ends", False))
 
     # What whoever runs a batch does

@@ -56,7 +56,7 @@ def flushes(engine: HandEngine, _: list[Call], __: Call) -> None:
 
 
 def closes(engine: HandEngine, _: list[Call], __: Call) -> None:
-    engine.let(engine.all_is_due)
+    engine.post_news(engine.closed_or_opened)
 
 
 ACTS: list[Act] = [posts, posts_and_flushes, posts_and_flushes_if_it_is_lonely, posts_and_leaves]
@@ -135,7 +135,7 @@ def test_exception_at_any_line_of_the_buffer_loses_nothing_and_doubles_nothing(
         engine.withdraw(calls[1])
         calls[2].leave()
         engine.flush(calls[3])
-        engine.let(engine.settings_changed)
+        engine.post_news(engine.settings_changed)
         step: Any = math.inf
         with suppress(KeyboardInterrupt), lines.intruder_doing(ctrl_c, inside.BUFFER).on_this_thread():
             step = engine.look(1.0)
