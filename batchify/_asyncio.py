@@ -305,7 +305,8 @@ class LoopEngine(Engine):
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
             is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
-            if self.turns and (is_full or (waits and self.options.timeout == 0.0)):
+            is_free = len(self._running) < self.concurrency
+            if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
                     self._start(loop)  # almost certainly due; if it is not, its task looks again
@@ -383,7 +384,7 @@ class LoopEngine(Engine):
                 self._disturbed = False
                 if batch is not None:
                     batch.task = task
-                if batch is None or self.turns:
+                if batch is None or self.concurrency > 1:
                     self.look(loop)  # another one may be due
                 elif self._timer is not None:
                     self._set_timer(inf)

@@ -113,6 +113,7 @@ class Engine:
         self.function = function
         self.name = name
         self.options = options
+        self.concurrency = options.concurrency
         self.takes: Takes = takes  # type: ignore[assignment]
         self.grouped = takes is not None and takes.constants
         self.asks = options.ask_items or self.grouped or options.max_pending is not None
@@ -282,11 +283,6 @@ class Engine:
     def turn_ended(self, batch: Batch) -> None:
         self._running.pop(id(batch), None)
 
-    @property
-    def turns(self) -> int:
-        """How many further batches may begin."""
-        return self.options.concurrency - len(self._running)
-
     # Batches
 
     make_batch: type[Batch]
@@ -383,7 +379,7 @@ class Engine:
             self.buffer.admit(now)
         while self._refused:
             self.refuse(self._refused.popleft)
-        if self.turns and (self.inbox or self.buffer.waiting or self._parts):
+        if len(self._running) < self.concurrency and (self.inbox or self.buffer.waiting or self._parts):
             tally, me = self.tally, get_ident()
             tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
             try:
@@ -404,7 +400,7 @@ class Engine:
     def _when_to_wake(self, head: Any, now: float, *, rested: bool) -> tuple[float, float]:
         """Return the moment at which to wake, and how long the inbox must be to wake before."""
         timeout = inf if self.options.timeout is None else self.options.timeout
-        if not self.turns:
+        if len(self._running) >= self.concurrency:
             return inf, inf
         if self.buffer.ends:
             return now if head is not None else inf, 1

@@ -108,7 +108,7 @@ def waits_for_room(f: Any) -> bool:
     """Whether its flush thread sleeps while as many batches as may be are in flight elsewhere, at an engine."""
     it = engine(f)
     owner = it._owner.get(0)
-    return it.turns == 0 and owner is not None and _is_asleep(it, owner) and not it.news
+    return len(it._running) >= it.concurrency and owner is not None and _is_asleep(it, owner) and not it.news
 
 
 def wake_by_themselves(f: Any) -> int:
@@ -125,7 +125,7 @@ def is_at_rest(f: Any) -> bool:
         if thread is owner and _is_asleep(it, thread):
             if it.news or (isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(1)):
                 return False
-            if it.turns and it.wake_at == inf:
+            if len(it._running) < it.concurrency and it.wake_at == inf:
                 return False
         elif not _is_asleep(it, thread) and not _is_in_the_function(thread):
             return False
@@ -777,6 +777,11 @@ class HandEngine(Engine):
             self.ring()
         return calls
 
+    @property
+    def turns(self) -> int:
+        """How many further batches may begin."""
+        return self.concurrency - len(self._running)
+
     def look(self, at: float | None = None) -> Any:
         """Let the owner make its step, at that moment or at the one at which the clock stands."""
         if at is not None:
@@ -1228,7 +1233,7 @@ def turn_that_is_lost() -> Block:
 
 
 def one_turn_too_many() -> Block:
-    return patch.object(Engine, "turns", property(lambda it: it.options.concurrency + 1 - len(it._running)))
+    return _and_then(ThreadEngine, "begin_anew", lambda it: setattr(it, "concurrency", it.concurrency + 1))
 
 
 def runner_that_is_not_started() -> Block:
