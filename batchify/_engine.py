@@ -533,8 +533,14 @@ class Ahead:
             self.error = error
         self.calls.extend(calls)
         sound = [call for call in calls if is_sound(call, self._ask)] if self._engine.asks else calls
-        if sound:
-            self._engine.put(sound, waits=True)
+        try:
+            if sound:
+                self._engine.put(sound, waits=True)
+        except BaseException:  # it was closed, perhaps; what was read before is answered all the same
+            for call in calls:
+                self.calls.pop()
+                self._engine.withdraw(call)
+            raise
         if len(sound) < len(calls):
             self._ring()  # an error is there
         return len(calls)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from batchify import ClosedError
+
 from ..kit import AsyncGated, anegate, batched, run, settle, tasks
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -209,6 +211,26 @@ def test_map_cancelled_again_while_its_items_clean_up_takes_its_items_out() -> N
         assert (f.stats.pending, f.stats.cancelled) == (0, 1)
 
     f = batched(batch_size=4, timeout=None)(anegate)
+    run(main())
+
+
+def test_map_ends_where_its_function_was_closed_meanwhile() -> None:
+    async def main() -> None:
+        come = asyncio.Event()
+
+        async def items() -> AsyncIterator[int]:
+            yield 1
+            await come.wait()
+            yield 2
+
+        results = f.map(items())
+        assert await anext(results) == -1
+        await f.aclose()
+        come.set()
+        with pytest.raises(ClosedError):
+            await anext(results)
+
+    f = batched(batch_size=1)(anegate)
     run(main())
 
 
