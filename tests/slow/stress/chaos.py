@@ -453,9 +453,12 @@ def methods(world: World) -> None:
             for call, future in use(name, number, rng).items():
                 settle(call, future.result)
 
+    def all_are_gone() -> bool:
+        gc.collect()  # an error knows frames, and these may know the error
+        return not any(reference() is not None for reference in gone)
+
     world.together([partial(work, f"user {n}", world.seeded()) for n in range(4)])
-    gc.collect()
-    until(lambda: not any(reference() is not None for reference in gone))
+    until(all_are_gone)
 
 
 def fork(world: World) -> None:
