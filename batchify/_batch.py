@@ -360,7 +360,7 @@ class Batch(Place):
                 report(
                     batch_size=engine.options.batch_size,
                     duration=engine.now() - self._began,
-                    pending=engine.waiting()[0],
+                    pending=len(engine.buffer),
                     in_flight=engine.tally.in_flight,
                     error=self.error,
                 )

@@ -41,6 +41,7 @@ class Buffer:
     """
 
     is_inbox = True
+    limited = 0  # calls that wait and count against max_pending, or more than that for a moment; of which it knows
 
     def __init__(self, options: Options, inbox: deque[Call], left: Tell) -> None:
         self._options = options
@@ -172,7 +173,6 @@ class GroupedBuffer(Buffer):
         self.repair()
 
     def repair(self) -> None:
-        self._limited = 0  # calls that wait and count against max_pending
         self._sizes: defaultdict[int, int] = defaultdict(int)  # how many groups have so many entries, or more
         # Where a call looks for its like. As these ask a user's __eq__(), which may raise, they may lack an entry or a
         # group, which then nobody joins, or have one that does not wait, which is passed over.
@@ -188,6 +188,7 @@ class GroupedBuffer(Buffer):
             entry.group.weight = None
         for entry in entries:
             self._enter(entry)
+        self.limited = sum(map(limited_of, self._callers(self.waiting)))
 
     def calls(self) -> list[Call]:
         inbox = self._calls.copy()  # first, as calls move from there
@@ -207,7 +208,7 @@ class GroupedBuffer(Buffer):
             return 1
         while self._sizes and not self._sizes[len(self._sizes)]:
             self._sizes.popitem()
-        return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self._limited))
+        return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self.limited))
 
     def admit(self, now: float) -> None:
         if len(self._listed) + len(self._listed_full) > 8 * len(self.waiting):
@@ -256,7 +257,7 @@ class GroupedBuffer(Buffer):
         group = self._first(self._listed)
         if group is None:
             return None
-        reason = "full" if self._is_full(group) or self._limited >= self._limit else self._why(group[0].arrival, now)
+        reason = "full" if self._is_full(group) or self.limited >= self._limit else self._why(group[0].arrival, now)
         if reason is None:
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
@@ -273,7 +274,7 @@ class GroupedBuffer(Buffer):
         """Take out a call that waits. Returns it."""
         if len(self._callers([entry])) > 1:
             entry.callers.remove(call)
-            self._limited -= call.limited
+            self.limited -= call.limited
         else:
             self._release(entry.group, [entry])
         return call
@@ -286,7 +287,7 @@ class GroupedBuffer(Buffer):
             if entry is not None and entry in self.waiting:
                 call.entry = entry
                 entry.callers.append(call)
-                self._limited += call.limited
+                self.limited += call.limited
                 return
             entry = call.entry = Equal(call)
         entry.group = Group(call.key) if group is None else group
@@ -310,7 +311,7 @@ class GroupedBuffer(Buffer):
         else:
             group.append(entry)
         self._sizes[len(group)] += 1
-        self._limited += sum(map(limited_of, self._callers([entry])))
+        self.limited += sum(map(limited_of, self._callers([entry])))
         if group.weight is not None:
             group.weight += entry.weight
         if group[0] is entry:
@@ -324,7 +325,7 @@ class GroupedBuffer(Buffer):
             self._sizes[size] -= 1
         start = bisect_left(group, order_of(entries[0]), key=order_of)
         del group[start : start + len(entries)]
-        self._limited -= sum(map(limited_of, self._callers(entries)))
+        self.limited -= sum(map(limited_of, self._callers(entries)))
         group.weight = None
         with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:

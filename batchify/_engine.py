@@ -214,7 +214,7 @@ class Engine:
     def is_full(self) -> bool:
         """Whether `max_pending` calls wait that count."""
         most = self.options.max_pending or inf
-        if len(self.buffer) < most and not self.options.dedupe:
+        if len(self.inbox) + self.buffer.limited < most:
             return False  # a look is enough, as mostly
         return len([call for call in self.buffer.calls() if call.limited and not call.has_left()]) >= most
 

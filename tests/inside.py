@@ -273,7 +273,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     assert {*buffer._equals.values()} == (buffer.waiting if dedupe else set())
     calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
     assert len(set(calls)) == len(calls) >= len(buffer.waiting)
-    assert buffer._limited == sum(call.limited for call in calls)
+    assert buffer.limited == sum(call.limited for call in calls)
     longest = max(map(len, groups.values()), default=0)
     assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
         size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
