@@ -253,7 +253,8 @@ class LoopEngine(Engine):
         self._watched: SubmitCall | None = None
         self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
         self.context = Context()  # for callbacks, which would keep that of the caller
-        super().__init__(of.function, of.name, of.options, of.takes, of.tally)
+        self.tally = of.tally
+        super().__init__(of.function, of.name, of.options, of.takes)
         self.buffer.ends = of.closed
 
     @property
@@ -266,7 +267,7 @@ class LoopEngine(Engine):
 
     def forget(self) -> None:
         """Count what has no answer, and let go of it: the loop is closed."""
-        failed = sum(len(self.callers(part)) for part in self._parts)
+        failed = sum(len(self.buffer.callers(part)) for part in self._parts)
         with self.tally.lock:
             self.tally.cancelled += len(self.buffer.calls())
             self.tally.answer(failed, failed, False)

@@ -308,7 +308,7 @@ class Batch(Place):
 
     def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
         """Return the calls that these entries stand for."""
-        return self.engine.callers(entries)  # type: ignore[no-any-return]
+        return self.engine.buffer.callers(entries)  # type: ignore[no-any-return]
 
     def _answer(
         self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0

@@ -59,6 +59,10 @@ class Buffer:
         """Return the calls that wait, and perhaps some that have left. Any thread may ask."""
         return list(self._calls.copy())
 
+    def callers(self, entries: Collection[Any]) -> Collection[Call]:
+        """Return the calls that these entries stand for."""
+        return [call for entry in entries for call in entry.callers] if self._options.dedupe else entries
+
     def head(self) -> Any:
         """Return what has waited longest, of which the owner has taken notice, or None.
 
@@ -188,15 +192,15 @@ class GroupedBuffer(Buffer):
             entry.group.weight = None
         for entry in entries:
             self._enter(entry)
-        self.limited = sum(map(limited_of, self._callers(self.waiting)))
+        self.limited = sum(map(limited_of, self.callers(self.waiting)))
 
     def calls(self) -> list[Call]:
         inbox = self._calls.copy()  # first, as calls move from there
-        return list({*inbox, *self._callers(self.waiting.copy())})
+        return list({*inbox, *self.callers(self.waiting.copy())})
 
     def head(self) -> Any:
         while (group := self._first(self._listed)) is not None:
-            left = [call for call in self._callers(group[:1]) if call.has_left()]
+            left = [call for call in self.callers(group[:1]) if call.has_left()]
             if not left:
                 return group[0]
             for call in left:
@@ -262,17 +266,14 @@ class GroupedBuffer(Buffer):
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
 
-    def _callers(self, entries: Collection[Any]) -> Collection[Call]:
-        return [call for entry in entries for call in entry.callers] if self._options.dedupe else entries
-
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
         entry = getattr(call, "entry", None) if self._options.dedupe else call
-        return entry if entry in self.waiting and call in self._callers([entry]) else None
+        return entry if entry in self.waiting and call in self.callers([entry]) else None
 
     def _without(self, call: Call, entry: Any) -> Call:
         """Take out a call that waits. Returns it."""
-        if len(self._callers([entry])) > 1:
+        if len(self.callers([entry])) > 1:
             entry.callers.remove(call)
             self.limited -= call.limited
         else:
@@ -311,7 +312,7 @@ class GroupedBuffer(Buffer):
         else:
             group.append(entry)
         self._sizes[len(group)] += 1
-        self.limited += sum(map(limited_of, self._callers([entry])))
+        self.limited += sum(map(limited_of, self.callers([entry])))
         if group.weight is not None:
             group.weight += entry.weight
         if group[0] is entry:
@@ -325,7 +326,7 @@ class GroupedBuffer(Buffer):
             self._sizes[size] -= 1
         start = bisect_left(group, order_of(entries[0]), key=order_of)
         del group[start : start + len(entries)]
-        self.limited -= sum(map(limited_of, self._callers(entries)))
+        self.limited -= sum(map(limited_of, self.callers(entries)))
         group.weight = None
         with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:

@@ -10,7 +10,7 @@ What is the same for threads and event loops is written here once. They differ i
 import sys
 from _thread import allocate_lock, get_ident
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
@@ -100,6 +100,7 @@ class Engine:
     news: deque[Callable[[], object]]  # what the owner is to do; anybody appends
     wake_at: float  # the owner alone writes it; callers read it
     closed: bool  # as of its Controls
+    tally: Tally  # there before __init__() ends; several engines may share it
     alarm_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
     def __init__(
@@ -108,7 +109,6 @@ class Engine:
         name: str,
         options: Options,
         takes: Takes | None,  # None: one list, and no decorated function asks
-        tally: Tally,
     ) -> None:
         self.function = function
         self.name = name
@@ -118,7 +118,6 @@ class Engine:
         self.grouped = takes is not None and takes.constants
         self.asks = options.ask_items or self.grouped or options.max_pending is not None
         self.bounded = options.max_pending is not None
-        self.tally = tally
         self.begin_anew()
 
     def begin_anew(self) -> None:
@@ -135,7 +134,7 @@ class Engine:
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
         self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
-        self._refused: deque[tuple[Sequence[Any], BaseException]] = deque()  # calls that are to get an error
+        self._refused: deque[tuple[Collection[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         self.buffer = self._make_buffer(self.inbox, self._refused)
         self._disturbed = False  # whether an exception from elsewhere struck while the owner looked
@@ -154,6 +153,7 @@ class Engine:
 
     def ring(self) -> None:
         """Wake the owner."""
+        raise NotImplementedError
 
     def now(self) -> float:
         """Return the time by which all is measured here."""
@@ -171,6 +171,7 @@ class Engine:
 
     def post(self, calls: Sequence[Any]) -> None:
         """Let calls wait. See above for the steps."""
+        raise NotImplementedError
 
     def is_at_work(self) -> bool:
         """Whether, being closed, it has something to answer yet."""
@@ -182,6 +183,7 @@ class Engine:
 
     def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
         """Run calls at once, past the buffer. `noted`: where they were noted just now."""
+        raise NotImplementedError
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Find out what options want to know of a call. Calls functions of the user's."""
@@ -225,7 +227,7 @@ class Engine:
     def withdraw(self, call: Call) -> None:
         """Let a caller leave that waits for its answer no more."""
         call.leave()
-        if not self.post_news(self.left, call):
+        if hasattr(call, "arrival") and not self.post_news(self.left, call):  # else it was never posted
             self.has_leavers = True  # for the next owner, who may find this call
 
     def when_answered(self, done: Callable[[], object]) -> bool:
@@ -271,7 +273,7 @@ class Engine:
             while (taken := self.buffer.take(inf)) is not None:
                 refused = [entry for entry in taken[0] if entry.arrival <= until]
                 later += [entry for entry in taken[0] if entry.arrival > until]
-                self._refused.append((self.callers(refused), self.closed_error()))
+                self._refused.append((self.buffer.callers(refused), self.closed_error()))
         finally:
             self.buffer.put_back(later)
 
@@ -287,10 +289,6 @@ class Engine:
 
     make_batch: type[Batch]
 
-    def callers(self, entries: Sequence[Any]) -> Sequence[Any]:
-        """Return the calls that these entries stand for."""
-        return [call for entry in entries for call in entry.callers] if self.options.dedupe else entries
-
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
         claimed = [call for call in calls if call.claim()]
@@ -301,7 +299,7 @@ class Engine:
         return claimed
 
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
-        calls = self.callers(entries)
+        calls = self.buffer.callers(entries)
         claimed = set(self.claim(list(calls)))
         if len(claimed) < len(calls):
             for entry in entries:
@@ -310,6 +308,7 @@ class Engine:
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
+        raise NotImplementedError
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
@@ -320,7 +319,7 @@ class Engine:
         now = self.now()
         batch = self.make_batch(self, entries, reason, now, takes_turn=False)
         self.tally.begin_change()
-        self.tally.begin(reason, len(entries), [now] * len(self.callers(entries)), now)
+        self.tally.begin(reason, len(entries), [now] * len(self.buffer.callers(entries)), now)
         self.tally.end_change()
         return batch
 
@@ -442,12 +441,12 @@ class Engine:
                     if self.has_leavers and not (len(buffer) or self._refused):
                         self.has_leavers = False  # all of them were met
                     if len(claimed) < len(entries):
-                        for call in self.callers(claimed):
+                        for call in self.buffer.callers(claimed):
                             call.unclaim()
                         buffer.put_back(claimed)  # without those who left they may not be due, or have room for more
                         continue
                 batch = self.make_batch(self, entries, reason, now, takes_turn=True)
-                arrivals = list(map(arrival_of, self.callers(entries) if self.options.dedupe else entries))
+                arrivals = list(map(arrival_of, buffer.callers(entries) if self.options.dedupe else entries))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
                 self._running[id(batch)] = entries[0].arrival
@@ -464,7 +463,7 @@ class Engine:
 
     _begin = _take  # what next() does with it; a loop begins with a task, which takes
 
-    def refuse(self, take_out: Callable[[], tuple[Sequence[Any], BaseException]]) -> None:
+    def refuse(self, take_out: Callable[[], tuple[Collection[Any], BaseException]]) -> None:
         """Give calls an error, in place of an answer of the function's."""
         self.tally.begin_change()
         try:

@@ -273,7 +273,7 @@ class ThreadEngine(Controls, Engine):
     def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None = None) -> None:
         self.blocks: list[None] = []  # `with` blocks that are open
         self.closed = _exiting
-        super().__init__(function, name, options, takes, Tally())
+        super().__init__(function, name, options, takes)
         _live[self] = None
 
     def begin_anew(self) -> None:
@@ -340,10 +340,7 @@ class ThreadEngine(Controls, Engine):
                 self.put((call,), waits=True)
             bell.acquire()
         except BaseException:  # refused, or Ctrl-C
-            if hasattr(call, "arrival"):
-                self.withdraw(call)
-            else:
-                call.leave()
+            self.withdraw(call)
             raise
         return call.value if call.error is None else call.outcome()
 

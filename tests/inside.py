@@ -760,7 +760,8 @@ class HandEngine(Engine):
         self.rung = 0  # how often
         self.fails = False  # whether there is no memory for the next batch
         self.ended_by_news = ended_by_news  # as where others than the owner run batches
-        super().__init__(list, "f", options, None, Tally())
+        self.tally = Tally()
+        super().__init__(list, "f", options, None)
 
     def call(self, item: Any, *, limited: bool = True, arrival: float | None = None) -> Call:
         """Return a call, of a map if it is not `limited`, that nobody has posted yet."""
