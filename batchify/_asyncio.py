@@ -385,7 +385,8 @@ class LoopEngine(Engine):
 
     async def _turn(self, loop: asyncio.AbstractEventLoop, awaited: Any, lender: LoopBatch | None) -> None:
         """Run the batch that is due; or on a lent turn the next one on the way to the call that is `awaited`."""
-        batch, task = None, None
+        batch: Any = None
+        task = None
         try:
             await _begun()
             now = max(loop.time(), self._due_since)

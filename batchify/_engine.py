@@ -490,7 +490,7 @@ class Engine:
                 raise
             return batch
 
-    _begin = _take  # what next() does with it; a loop begins with a task, which takes
+    _begin: Any = _take  # what next() does with it; a loop begins with a task, which takes
 
     def refuse(self, take_out: Callable[[], tuple[Collection[Any], BaseException]]) -> None:
         """Give calls an error, in place of an answer of the function's."""

@@ -22,7 +22,7 @@ import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -130,33 +130,24 @@ class ItemFuture(Future[Any]):
 
     def _waited_inside(self, timeout: float | None) -> float | None:
         """Wait, if this is inside a function. Return for how many seconds there is to wait yet."""
-        call, runner = self.call, runner_here()
-        if call is None or runner is None or self.done():
+        if self.done() or runner_here() is None:
             return timeout
-        waiter: Any = _FutureWaiter(runner)
-        with self._condition:
-            if not self.done():
-                list.append(self._waiters, waiter)
-        try:
-            runner.wait([(call.engine, call)], self.done, timeout)
-        finally:
-            with self._condition, suppress(ValueError):
-                self._waiters.remove(waiter)
+        self.hear_waiters()
+        wait([self], timeout)
         return 0
 
-
-class _FutureWaiter:
-    """What a future tells of its answer, for a runner that waits for it."""
-
-    def __init__(self, runner: "ThreadRunner") -> None:
-        self.add_result = self.add_exception = self.add_cancelled = lambda _: runner.wake()
+    def hear_waiters(self) -> None:
+        """Hear of it when somebody inside a function waits for this."""
+        with self._condition:
+            if type(self._waiters) is list:
+                self._waiters = _Waiters(self, self._waiters)
 
 
 class _Waiters(list[Any]):
-    """Those who wait for a future that was submitted inside a function, by wait() or as_completed()."""
+    """Those who wait for a future, by wait() or as_completed()."""
 
-    def __init__(self, future: ItemFuture) -> None:
-        super().__init__()
+    def __init__(self, future: ItemFuture, waiters: list[Any]) -> None:
+        super().__init__(waiters)
         self._future = weakref.ref(future)
 
     def append(self, waiter: Any) -> None:
@@ -168,14 +159,19 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
-def _wait_for_event(event: Any, wait: Callable[[float | None], bool], timeout: float | None = None) -> bool:
+def _wait_for_event(event: Any, sleep: Callable[[float | None], bool], timeout: float | None = None) -> bool:
     runner = runner_here()
     if runner is None:
-        return wait(timeout)
-    futures = [future for known in event.futures if (future := known()) is not None]
-    calls = [call for future in futures if (call := future.call) is not None]
-    put, event.set = event.set, lambda: (put(), runner.wake())
+        return sleep(timeout)
+    put = event.set
+
+    def put_and_ring() -> None:
+        put()
+        runner.wake()
+
+    event.set = put_and_ring
     try:
+        calls = [call for known in event.futures if (call := getattr(known(), "call", None)) is not None]
         runner.wait([(call.engine, call) for call in calls], event.is_set, timeout)
     finally:
         del event.set
@@ -413,7 +409,7 @@ class ThreadEngine(Controls, Engine):
         call = future.call = FutureCall()
         call.item, call.future, call.engine, call.owner = item, future, self, owner
         if get_runner() is not None:
-            future._waiters = _Waiters(future)
+            future.hear_waiters()
         try:
             self.ask(call, constants)
             self.tracks = True  # before it waits; and not before a function of the user's is asked, who may fork

@@ -914,7 +914,7 @@ def begin_anew() -> None:
 
 def remembers_a_thread() -> bool:
     """Whether a function remembers a thread; when all have ended, none should."""
-    return any(it._owner or it.places or it.bells or it._running or it._drains for it in _threads._all())
+    return any(it._owner or it.runners or it.bells or it._running or it._drains for it in _threads._all())
 
 
 def close_what_is_left() -> None:
