@@ -24,7 +24,7 @@ from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, Token
 from functools import partial
 from math import inf
 from queue import SimpleQueue
@@ -183,13 +183,19 @@ class ThreadRunner(Runner):
 
     cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
 
+    flush_thread: Thread  # to be joined; of those that `engine` has started
+
     def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
-        self.thread = get_ident()
         self.awaits = []
         self.engine = engine  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
         self.context.run(current_runner.set, self)
+
+    def enter(self) -> Token[Runner | None]:
+        """Say that it is this thread."""
+        self.thread = get_ident()
+        return current_runner.set(self)
 
     def wake(self) -> None:
         _ring(self.bell)
@@ -282,7 +288,7 @@ class ThreadBatch(Batch):
         runner = ThreadRunner(weakref.ref(engine)) if before is None else before
         is_known = runner in engine.runners
         engine.runners[runner] = None
-        token = current_runner.set(runner)
+        token = runner.enter()
         try:
             self.runner = runner
             with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
@@ -313,14 +319,13 @@ class ThreadEngine(Controls, Engine):
     make_batch = ThreadBatch
     now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
-    # its runners. Each flush thread has a box of its own, so who finds another one here knows that the last has ended.
-    _owner: dict[int, Thread]
+    # the other runners. Each has a box of its own, so who finds another one here knows that the last owner has ended.
+    _owner: dict[int, ThreadRunner]
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
     aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
     _warned = False
-    runner: ThreadRunner | None = None  # the owner
 
     def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None = None) -> None:
         self.blocks: list[None] = []  # `with` blocks that are open
@@ -338,8 +343,7 @@ class ThreadEngine(Controls, Engine):
 
     def make_room(self) -> None:
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
-        self._batches, self._drains, self.runner = SimpleQueue(), [], None
-        self._owner = {}  # last, when all is ready
+        self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
     # What callers do
 
@@ -428,8 +432,15 @@ class ThreadEngine(Controls, Engine):
     def is_at_work(self) -> bool:
         return bool(self._owner)
 
-    def held_up_by(self) -> Collection[Runner]:
-        return (self.runner,) if self.runner is not None and self.has_turn else self.runners.copy().keys()
+    @property
+    def runner(self) -> ThreadRunner | None:
+        """The owner."""
+        return self._owner.get(0)
+
+    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+        if at_all or not self.has_turn:
+            return [*self._owner.copy().values(), *self.runners.copy()]
+        return [] if self.runner is None else [self.runner]
 
     def cannot_lend(self) -> Collection[Runner]:
         return (self.runner,) if self.runner is not None and self.runner.cannot_lend else ()
@@ -523,15 +534,15 @@ class ThreadEngine(Controls, Engine):
 
         `ends_block`: at the end of a `with` block, and only if it is the last one.
         """
-        threads = self._owner
+        runners = self._owner
         if not ends_block:
             self.begin_to_close(cancel_pending=cancel_pending)
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for thread in list(threads.values()):
-                if thread not in self._owner.values():  # somebody may have opened it again
-                    thread.join()
+            for runner in list(runners.values()):
+                if runner not in self._owner.values():  # somebody may have opened it again
+                    runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
@@ -575,12 +586,10 @@ class ThreadEngine(Controls, Engine):
         Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
         return thread
 
-    def become_owner(self, thread: Thread, runner: ThreadRunner) -> bool:
+    def become_owner(self, runner: ThreadRunner) -> bool:
         """Let a thread be the flush thread. False if there is one."""
-        if self._owner.setdefault(0, thread) is not thread:
+        if self._owner.setdefault(0, runner) is not runner:
             return False
-        self.runner = runner
-        self.runners[runner] = None
         self.buffer.ends = self.closed
         return True
 
@@ -600,14 +609,15 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def _start_runner(self) -> bool:
+        runner = ThreadRunner(weakref.ref(self))
         try:
-            thread = self._start_thread(_run, self._batches, self.tally)
+            runner.flush_thread = self._start_thread(_run, runner, self._batches, self.tally)
         except RuntimeError:
             if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                 self._complained = True
                 complain("%s() runs fewer batches at once than it might", self.name)
             return False
-        self._owner[len(self._owner)] = thread
+        self._owner[len(self._owner)] = runner
         return True
 
     def ended(self, batch: Batch) -> None:
@@ -619,17 +629,15 @@ class ThreadEngine(Controls, Engine):
 
 def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType) -> None:
     """Be the owner of an engine, `known` weakly; until there is another tally, which is so in a forked child."""
-    me = current_thread()
     runner = ThreadRunner(known)
+    runner.flush_thread = current_thread()
+    runner.enter()
     engine = known()
-    if engine is None:
-        begun.release()
-        return
-    runner.bell = engine._bell
-    if not engine.become_owner(me, runner):
+    if engine is not None:
+        runner.bell = engine._bell
+    if engine is None or not engine.become_owner(runner):
         begun.release()
         return  # two callers have each started one
-    current_runner.set(runner)
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
     bell, inbox, batches = engine._bell, engine.inbox, engine._batches
     begun.release()
@@ -654,8 +662,7 @@ def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType
                 drains = engine._drains
                 engine.make_room()
                 _ring(bell)  # for the next owner
-                if not (inbox or engine.news) or not engine.become_owner(me, runner):
-                    engine.runners.pop(runner, None)
+                if not (inbox or engine.news) or not engine.become_owner(runner):
                     for _, done in drains:
                         done()
                     break
@@ -673,19 +680,16 @@ def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 
-def _run(batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
-    """Be a runner."""
-    engine: Any = None
-    runner = ThreadRunner(lambda: engine)
-    current_runner.set(runner)
+def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
+    """Be one of several that run batches."""
+    runner.enter()
     batch: ThreadBatch | None = None
+    engine: ThreadEngine | None = None
     while True:
         try:
             while (batch := batches.get()) is not None:
                 engine = batch.engine
-                engine.runners[runner] = None
                 batch.run(engine.function, runner)
-                engine.runners.pop(runner, None)
                 if engine.tally is not tally:
                     return  # the function forked, and this is the child
                 batch = engine = None
