@@ -1,7 +1,14 @@
 """Dynamic batching: write a function for a list, call it with one item, from any number of threads and event loops."""
 
 from ._decorator import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, batched
-from ._errors import BatchError, BufferFullError, ClosedError, MissingResultError, ResultCountError
+from ._errors import (
+    BatchError,
+    BufferFullError,
+    ClosedError,
+    MissingResultError,
+    ResultCountError,
+    WaitsForItselfError,
+)
 from ._processor import BatchProcessor
 from ._stats import BatchReport, Stats
 
@@ -17,5 +24,6 @@ __all__ = [
     "MissingResultError",
     "ResultCountError",
     "Stats",
+    "WaitsForItselfError",
     "batched",
 ]

@@ -20,6 +20,7 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
+    Collection,
     Coroutine,
     Generator,
     Iterable,
@@ -29,22 +30,21 @@ from collections.abc import (
 )
 from contextlib import suppress
 from contextvars import Context
-from copy import copy
 from functools import partial
+from itertools import islice
 from math import inf
 from operator import attrgetter
 from time import monotonic
 from types import coroutine
 from typing import Any
 
-from . import _inside
 from ._batch import Batch, Call, MapCall
 from ._engine import Ahead, Controls, Engine
-from ._inside import Place, here, needs
+from ._inside import Runner, current, here
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
 from ._stats import Stats, Tally
 
-get_place = _inside.place.get
+get_runner = current.get
 loop_of = attrgetter("loop")
 _live: "weakref.WeakSet[LoopEngines]" = weakref.WeakSet()
 # Strong references to the engines where something waits, but that no timer and no task holds.
@@ -54,14 +54,13 @@ _held: "set[LoopEngine]" = set()
 class LoopCall(Call):
     """A call whose caller awaits `future`, on the loop that owns the buffer."""
 
-    __slots__ = ("future", "is_alone", "owner")
+    __slots__ = ("__weakref__", "future", "owner")
 
     future: "asyncio.Future[Any]"
-    is_alone: bool  # run past the buffer; unset if not
     owner: object  # kept alive, since its method must answer this
 
     def has_left(self) -> bool:
-        return self.future.done() or hasattr(self, "is_alone")
+        return self.future.done()
 
     def is_over(self) -> bool:
         return self.future.done()
@@ -88,13 +87,13 @@ class LoopCall(Call):
 class SubmitCall(LoopCall):
     """The same, where who holds the future may cancel it without a word."""
 
-    __slots__ = ("__weakref__",)
+    __slots__ = ()
 
 
 class AioCall(Call):
     """A call whose caller awaits `future` on `loop`, and which a thread answers."""
 
-    __slots__ = ("future", "loop")
+    __slots__ = ("__weakref__", "future", "loop")
 
     future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
@@ -148,9 +147,9 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
         call.loop = loop = get_running_loop()
     except RuntimeError:
         raise no_loop_error(f"{engine.name}.aio") from None
-    call.future = Future(loop=loop)
+    call.future = Future(loop=loop) if get_runner() is None else InsideFuture(call, engine, loop)
     try:
-        if get_place() is None and not engine.asks and not engine.closed:  # as most are: a step less
+        if get_runner() is None and not engine.asks and not engine.closed:  # as most are: a step less
             engine.post((call,))
         else:
             engine.ask(call, constants)
@@ -176,45 +175,58 @@ async def when_answered(of: Any, timeout: float | None) -> None:
         return
     call = AioCall()
     call.loop, call.future = loop, Future(loop=loop)
-    place = here()
+    runner = here()
+    if runner is not None:
+        call.future = InsideFuture(call, engine, loop)
     try:
-        if place is not None:
-            place.note(engine, (call,))
-        waits = place is None or not needs(engine, place)
+        waits = runner is None or not runner.would_wait_for_itself(engine, call)
         if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
             return
         await asyncio.wait([call.future], timeout=timeout)
         if not call.future.done():
             raise TimeoutError(engine.late_message(timeout))
+        call.future.exception()  # else Python would complain that nobody asked: a ring may have closed meanwhile
     finally:
         call.future.cancel()
 
 
 class InsideFuture(asyncio.Future[Any]):
-    """The future of an item that was submitted inside a function: so it is heard when somebody inside waits for it."""
+    """The future of an item that was passed inside a function: it tells who waits for it there."""
 
-    def __init__(self, call: LoopCall, engine: "LoopEngine", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Call, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__(loop=loop)
-        self._call = weakref.ref(call)
-        self._engine = weakref.ref(engine)
+        self._known = weakref.ref(engine), weakref.ref(call)
 
     def add_done_callback(self, *args: Any, **context: Any) -> None:
         super().add_done_callback(*args, **context)
-        place, call, engine = here(), self._call(), self._engine()
-        if place is not None and call is not None and engine is not None and not self.done() and needs(engine, place):
-            engine.post_news(engine.pick_out, call)
+        runner, (engine, call) = here(), [known() for known in self._known]
+        if runner is not None and call is not None and engine is not None and not self.done():
+            runner.note(engine, call)  # before it looks
+            runner.look_soon(self.get_loop())
+
+    def remove_done_callback(self, *args: Any) -> int:
+        runner, both = here(), tuple(known() for known in self._known)
+        if runner is not None and both in runner.awaits:
+            runner.awaits.remove(both)
+        return super().remove_done_callback(*args)
 
 
-class LoopBatch(Batch):
+class LoopBatch(Batch, Runner):
     """A batch that runs in a task, in a context of its own."""
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     engine: "LoopEngine"
     task: "asyncio.Task[None]"
+    lends = False  # whether another one runs on its turn
 
-    def run_afterwards(self, batches: list[Any]) -> None:
-        self.engine.start_all(batches)
+    def lend(self) -> bool:
+        for lender, engine, call in self.to_lend():
+            if type(lender) is LoopBatch:
+                engine.lend(call, lender)
+            else:
+                lender.wake()
+        return False
 
     def watch(self, _: object = None) -> None:
         """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
@@ -306,7 +318,7 @@ class LoopEngine(Engine):
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
             is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
-            is_free = len(self._running) < self.concurrency
+            is_free = self.has_turn
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
@@ -358,9 +370,9 @@ class LoopEngine(Engine):
             self._start(loop)
         return self._next  # type: ignore[return-value]  # if there is one it looks next, so there is nothing to wake for
 
-    def _start(self, loop: asyncio.AbstractEventLoop, batch: LoopBatch | None = None) -> None:
-        """Start a task that will take the next batch, as late as can be; or one for that batch, which takes no turn."""
-        steps = self._turn(loop, batch)
+    def _start(self, loop: asyncio.AbstractEventLoop, awaited: Any = None, lender: LoopBatch | None = None) -> None:
+        """Start a task that will take the next batch, as late as can be; or on a lent turn one that is `awaited`."""
+        steps = self._turn(loop, awaited, lender)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -368,51 +380,55 @@ class LoopEngine(Engine):
         # midst of its first caller.
         task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-        if batch is None:
+        if lender is None:
             self._next = task
-        else:
-            batch.task = task
 
-    async def _turn(self, loop: asyncio.AbstractEventLoop, batch: Any) -> None:
-        """Run a batch, or else (None) the one that is due."""
-        alone, task = batch is not None, None
+    async def _turn(self, loop: asyncio.AbstractEventLoop, awaited: Any, lender: LoopBatch | None) -> None:
+        """Run the batch that is due; or on a lent turn the next one on the way to the call that is `awaited`."""
+        batch, task = None, None
         try:
             await _begun()
-            if not alone:
+            now = max(loop.time(), self._due_since)
+            if lender is None:
                 task = self._next
                 self._next = None
-                batch = self._take_due(max(loop.time(), self._due_since), self._take)
-                self._disturbed = False
-                if batch is not None:
-                    batch.task = task
-                if batch is None or self.concurrency > 1:
-                    self.look(loop)  # another one may be due
-                elif self._timer is not None:
-                    self._set_timer(inf)
+                batch = self._take_due(now, self._take)
+            else:
+                task = current_task(loop)
+                batch = self._take_due(now, partial(self._take, awaited=awaited, lender=lender), lent=True)
+            self._disturbed = False
             if batch is not None:
-                batch.thread = get_ident()
-                _inside.place.set(batch)
-                self.places.add(batch)
+                batch.task = task
+            if batch is None or self.concurrency > 1:
+                self.look(loop)  # another one may be due
+            elif self._timer is not None:
+                self._set_timer(inf)
+            if batch is not None:
+                batch.thread, batch.awaits, batch.runner = get_ident(), [], batch
+                current.set(batch)
+                self.runners[batch] = None
                 if SubmitCall in map(type, batch.to_answer[0]):
                     batch.watch()
                 await batch.run_async(self.function)
                 batch = None
-                if not alone:
-                    self.look(loop)
+                self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
-            if not alone and (task is None or task is self._next):
+            if lender is None and (task is None or task is self._next):
                 self._next = None
             if batch is not None:
                 batch.fail(error)
-                self.places.discard(batch)
                 batch = None  # a cycle
-            for lost in self._running.keys() - set(map(id, self.places)):
+            for lost in self._running.keys() - set(map(id, self.runners)):
                 del self._running[lost]
+                self._lent.pop(lost, None)
             self.alarm_at = -inf
             self.ring()
             raise
         finally:
-            _inside.place.set(None)  # a cycle: task, context, batch
+            current.set(None)  # a cycle: task, context, batch
+            if lender is not None:
+                lender.lends = False
+                lender.look_soon(loop)
 
     # Batches
 
@@ -424,32 +440,47 @@ class LoopEngine(Engine):
                 return super().claim(calls)
         return calls
 
-    ended = Engine.turn_ended
+    def ended(self, batch: Any) -> None:
+        self.runners.pop(batch, None)
+        batch.thread, batch.awaits = None, []
+        self.turn_ended(batch)
 
     def left(self, call: Call) -> None:
         super().left(call)
-        for batch in self.places.copy():
+        for batch in list(self.runners):
             batch.watch()
 
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
 
-    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:  # noqa: ARG002
-        self.start_all(self.at_once(calls))
+    def held_up_by(self) -> Collection[Runner]:
+        # Of many that call each other, the latest have the turns.
+        latest = (each for each in reversed(self.runners) if not each.lends)
+        return () if self.has_turn else list(islice(latest, self.concurrency))
 
-    def start_all(self, batches: list[Any]) -> None:
+    def lend(self, call: LoopCall, lender: LoopBatch) -> None:
+        """Let the next batch on the way to a call run on the turn of a batch that waits."""
         loop = self.loop()
-        if loop is not None:
-            for batch in batches:
-                self._start(loop, batch)
+        if loop is not None and not lender.lends:
+            lender.lends = True
+            self._start(loop, call, lender)
 
-    def pick_out(self, call: LoopCall) -> None:
-        """Run a call at once that waits."""
-        if call in self.buffer.calls() and not call.is_over():
-            alone = copy(call)
-            self.has_leavers = call.is_alone = True
-            self.buffer.leave(call)
-            self.run_now([alone])
+
+class LoopAhead(Ahead):
+    """What a map has read that a task iterates."""
+
+    async def sleep(self, bell: asyncio.Event) -> None:
+        """Wait until there is an answer, or the settings have changed."""
+        runner, awaited = here(), [(self._engine, call) for call in list(self.calls)[:1]]
+        if runner is not None:
+            runner.awaits += awaited
+            runner.look_soon(get_running_loop())
+        try:
+            await bell.wait()
+            bell.clear()
+        finally:
+            if runner is not None:
+                runner.awaits[:] = [each for each in runner.awaits if each not in awaited]
 
 
 class LoopEngines(Controls):
@@ -516,13 +547,10 @@ class LoopEngines(Controls):
             engine = self._of(loop)
         call = kind()
         call.item, call.owner = item, owner
-        place = get_place()
-        if place is None or kind is LoopCall or here() is None:
-            call.future = Future(loop=loop)
-        else:
-            call.future = InsideFuture(call, engine, loop)
+        runner = get_runner()
+        call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
         try:
-            if place is not None or engine.asks or self.closed:
+            if runner is not None or engine.asks or self.closed:
                 engine.ask(call, constants)
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
@@ -564,8 +592,7 @@ class LoopEngines(Controls):
             while ahead.reads(items):
                 results = ahead.take()
                 if not results:
-                    await bell.wait()
-                    bell.clear()
+                    await ahead.sleep(bell)
                 while results:
                     yield results.popleft()
         finally:
@@ -605,8 +632,7 @@ class LoopEngines(Controls):
                 results = ahead.take(1)
                 room.set()
                 if not results:
-                    await bell.wait()
-                    bell.clear()
+                    await ahead.sleep(bell)
                 while results:
                     yield results.popleft()
             await reader  # raises what the items raised
@@ -615,8 +641,8 @@ class LoopEngines(Controls):
             reader.cancel()
             await asyncio.wait([reader])
 
-    def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> Ahead:
-        return Ahead(self._of(get_running_loop()), constants, bell.set)
+    def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> "LoopAhead":
+        return LoopAhead(self._of(get_running_loop()), constants, bell.set)
 
     @property
     def stats(self) -> Stats:

@@ -20,7 +20,7 @@ from types import CoroutineType
 from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
-from ._inside import Place
+from ._inside import Runner
 from ._stats import BatchReport, Reason
 
 # These have a length or an order, but it is not that of the items.
@@ -54,6 +54,7 @@ class Call:
     left: bool
     number: int
     value: Any
+    batch: Any  # a weak reference, once it is in one; only of calls that may be awaited inside a function
     # These are set only where an option asks for them.
     context: Context
     item_key: Any
@@ -136,7 +137,7 @@ def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:
     return True
 
 
-class Batch(Place):
+class Batch:
     """The calls that one call of the function answers: each exactly once, whatever the function does.
 
     It belongs to whoever runs it, from taking to answering. `run()` calls the function; `settle()` takes what it
@@ -152,17 +153,16 @@ class Batch(Place):
         "a list or other sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these"
     )
 
+    runner: Runner | None = None  # while the function runs, or its answers are given
     engine: Any  # until it has ended, as an error that is kept knows this by the function's frames
     # What calls the function, or next(); on a thread in a context of the batch's own, which a task has anyway.
     enter: Any = call_directly
     error: BaseException | None = None  # of the whole batch
     _report: Any = None  # what on_batch is to be told, but for what is known at the end
 
-    def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float, *, takes_turn: bool) -> None:
+    def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float) -> None:
         self.engine = engine
-        self.life = engine.life
         self._tally = engine.tally
-        self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
         self._began, self._reason, self._size = now, reason, len(entries)
         self._constants = entries[0].key.constants if engine.grouped else {}
         if engine.options.on_batch is not None:
@@ -192,17 +192,6 @@ class Batch(Place):
         for kind in sorted(kinds, key=attrgetter("calls_back")):
             chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
             kind.tell(*zip(*chosen, strict=True), failed)
-
-    def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        """See to it that each of these is run as a batch of its own: before all that waits, or at once as this one."""
-        if self.takes_turn:
-            self.engine.again(parts)
-        else:
-            self.run_afterwards([self.engine.begin_now(part, "isolate") for part in parts])
-
-    def run_afterwards(self, batches: list[Any]) -> None:
-        """Run these when this one has ended."""
-        raise NotImplementedError
 
     def is_forgotten(self) -> bool:
         """Whether nobody is here whom the answers could reach: the function forked, and this is the child."""
@@ -293,16 +282,15 @@ class Batch(Place):
         try:  # at once, as nobody else knows the calls any more
             self._answer(() if halves else entries, results, done=True)
             if halves:
-                self.again(halves)
+                engine.again(halves)
         except BaseException as error:
             if halves:  # no memory
                 self._answer(entries, [error] * len(entries), done=False)
             raise
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
-            engine.places.discard(self)
             engine.ended(self)
-            self.thread = self.passed = self.enter = self.engine = None  # `enter` is a cycle
+            self.runner = self.enter = self.engine = None
 
     # Answers
 

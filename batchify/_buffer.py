@@ -104,12 +104,13 @@ class Buffer:
         """Whether a call waits that only others of its group will make due, or a timeout, or a flush."""
         return False  # all are of one group
 
-    def take(self, now: float) -> tuple[list[Any], Reason] | None:
+    def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
         """Hand out the next batch, oldest first, and why it is due; None if none is due yet.
 
-        Some of its callers, or all, may have left.
+        Or the next one of the group of a call that waits and is `awaited` inside a function, due or not. Some of its
+        callers, or all, may have left.
         """
-        due = self.due(now)
+        due = self.due(now) if awaited is None else self._next_of(awaited)
         # In one step of C, so that no exception from elsewhere can cut it short.
         return None if due is None else (list(map(deque.popleft, repeat(self._calls, due[0]))), due[1])
 
@@ -124,6 +125,9 @@ class Buffer:
             return self._options.batch_size, "full"
         reason = self._why(self._calls[0].arrival, now) if size else None
         return None if reason is None else (size, reason)
+
+    def _next_of(self, awaited: Call) -> tuple[Any, Reason] | None:  # noqa: ARG002 - all are of one group
+        return (min(len(self._calls), self._options.batch_size), "nested") if self._calls else None
 
     def _why(self, oldest: float, now: float) -> Reason | None:
         """Say why a batch that is not full is due; None if it is not."""
@@ -245,8 +249,8 @@ class GroupedBuffer(Buffer):
         for entry in entries:
             self._enter(entry)
 
-    def take(self, now: float) -> tuple[list[Any], Reason] | None:
-        due = self.due(now)
+    def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
+        due = self.due(now) if awaited is None else self._next_of(awaited)
         if due is None:
             return None
         group, reason = due
@@ -265,6 +269,10 @@ class GroupedBuffer(Buffer):
         if reason is None:
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
+
+    def _next_of(self, awaited: Call) -> tuple[Group, Reason] | None:
+        entry = self._entry(awaited)
+        return None if entry is None else (entry.group, "nested")
 
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""

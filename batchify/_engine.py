@@ -8,6 +8,7 @@ What is the same for threads and event loops is written here once. They differ i
 """
 
 import sys
+import weakref
 from _thread import allocate_lock, get_ident
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 from ._batch import Batch, Call, MapCall, advise, is_sound
 from ._buffer import Buffer, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
-from ._inside import Place, here, needs
+from ._inside import Runner, here
 from ._options import CHECKS, NO_CONSTANTS, Options, Takes
 from ._stats import Reason, Tally
 
@@ -122,22 +123,25 @@ class Engine:
 
     def begin_anew(self) -> None:
         """Forget all that waits and runs: at the beginning, and in a forked child, where nobody waits for that."""
-        self.life = object()
         self.count_left = partial(_count_left, self.tally)  # not a method: the buffer keeps it
         self.inbox = deque()
         self.news = deque()
         self.wake_at = 1
-        self.places: set[Any] = set()  # see _inside; added to and taken from by whoever is there
+        # Who runs batches now, on threads also the owner, in order. Whoever it is adds and takes away.
+        self.runners: dict[Any, None] = {}
         self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
         # The rest is the owner's.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
+        self._lent: dict[int, int] = {}  # which of them run on a turn that another one lends, and which one
         self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._refused: deque[tuple[Collection[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         self.buffer = self._make_buffer(self.inbox, self._refused)
-        self._disturbed = False  # whether an exception from elsewhere struck while the owner looked
+        self.is_looking = False  # whether the owner is in the midst of its step
+        self._disturbed = False  # whether an exception from elsewhere struck there
+        self.tracks = False  # whether calls may be awaited inside a function; whoever passes such a one writes it
         self.has_leavers = False  # whether calls may wait whose callers said that they left; else none need be asked
         self._hint = 0  # the size to advise about: after the batch is taken, as a log handler may call in
         self._barrier = allocate_lock()  # taken by the owner alone
@@ -177,12 +181,25 @@ class Engine:
         """Whether, being closed, it has something to answer yet."""
         raise NotImplementedError
 
-    def must_not_wait(self, place: Place) -> bool:
-        """Whether an answer for who waits in that place may come only after the place has been left."""
-        return needs(self, place)
+    @property
+    def has_turn(self) -> bool:
+        """Whether a batch may begin now."""
+        return len(self._running) - len(self._lent) < self.concurrency
 
-    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
-        """Run calls at once, past the buffer. `noted`: where they were noted just now."""
+    def held_up_by(self) -> Collection[Runner]:
+        """Return those who hold up what waits here. Any thread may ask."""
+        return () if self.has_turn else self.runners.copy().keys()
+
+    def cannot_lend(self) -> Collection[Runner]:
+        """Return those among them who wait where they cannot lend a turn."""
+        return ()
+
+    def runs_alone(self, runner: Runner) -> bool:  # noqa: ARG002
+        """Whether a call whose caller waits there must run at once, past the buffer."""
+        return False
+
+    def run_alone(self, call: Any) -> None:
+        """Run a call at once, past the buffer."""
         raise NotImplementedError
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
@@ -191,15 +208,16 @@ class Engine:
             self.options.ask(self.name, call, self.takes, constants)
 
     def put(self, calls: Sequence[Any], *, waits: bool) -> None:
-        """Let calls wait, or if they are made inside and their caller `waits` for itself, run them at once."""
-        place = here()
-        if place is not None:
-            place.note(self, calls)  # before it looks: of two calls that close a ring one finds it
-            if waits and self.must_not_wait(place):
-                self.run_now(calls, place)
+        """Let calls wait for an answer. `waits`: so does their caller."""
+        runner = here()
+        if runner is not None:
+            self.tracks = True
+            if waits and self.runs_alone(runner):
+                for call in calls:
+                    self.run_alone(call)
                 return
         # While it closes, a call is accepted that waits inside a function.
-        if self.closed and not (waits and place is not None and self.is_at_work()):
+        if self.closed and not (waits and runner is not None and self.is_at_work()):
             raise self.closed_error()
         if self.bounded and calls[0].limited and self.is_full():
             self.tally.refuse()
@@ -211,7 +229,7 @@ class Engine:
         calls = set(self.buffer.calls())  # first, as calls move from there
         calls.update(*(refused for refused, _ in self._refused.copy()))
         gone = [call for call in calls if call.has_left()]
-        return len(calls) - len(gone), sum(not getattr(call, "is_alone", False) for call in gone)
+        return len(calls) - len(gone), len(gone)
 
     def is_full(self) -> bool:
         """Whether `max_pending` calls wait that count."""
@@ -284,6 +302,10 @@ class Engine:
 
     def turn_ended(self, batch: Batch) -> None:
         self._running.pop(id(batch), None)
+        self._lent.pop(id(batch), None)
+        for lent, lender in list(self._lent.items()):
+            if lender == id(batch):
+                del self._lent[lent]  # from now on it is its own
 
     # Batches
 
@@ -312,29 +334,27 @@ class Engine:
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
+        for part in parts:
+            self._untrack(part)
         self._parts.extendleft(reversed(parts))
 
-    def begin_now(self, entries: Sequence[Any], reason: Reason) -> Any:
-        """Return a batch of entries that must not wait; it takes no turn. Any thread may ask."""
-        now = self.now()
-        batch = self.make_batch(self, entries, reason, now, takes_turn=False)
-        self.tally.begin_change()
-        self.tally.begin(reason, len(entries), [now] * len(self.buffer.callers(entries)), now)
-        self.tally.end_change()
-        return batch
+    def _untrack(self, entries: Collection[Any]) -> None:
+        """Say of calls that they wait, and are in no batch."""
+        for call in self.buffer.callers(entries) if self.tracks else ():
+            with suppress(AttributeError):  # it is in none, or this began before there were such calls
+                del call.batch
 
-    def at_once(self, calls: Sequence[Any]) -> list[Any]:
-        """Return batches, by the same rules, of calls that must not wait. The buffer knows nothing of them."""
-        now, refused = self.now(), deque[Any]()
-        for call in calls:
-            call.arrival = now
-        buffer = self._make_buffer(deque(calls), refused)
-        buffer.ends = True
-        buffer.admit(now)
-        batches = [self.begin_now(taken[0], "nested") for taken in iter(lambda: buffer.take(now), None)]
-        while refused:
-            self.refuse(refused.popleft)
-        return batches
+    def take_lent(self, call: Any) -> Batch | None:
+        """Return the next batch on the way to a call that waits, to run on a lent turn; None if there is none."""
+        if self.is_looking:
+            return None
+        self.is_looking = True
+        try:
+            batch = self._take_due(self.now(), partial(self._take, awaited=call), lent=True)
+            self._disturbed = False
+        finally:
+            self.is_looking = False
+        return batch
 
     # The owner's step
 
@@ -344,30 +364,32 @@ class Engine:
         Not `rested`: it has just run a batch, so somebody is likely to come.
         """
         step: Batch | float | None = None
-        while step is None:
-            self.wake_at = self.alarm_at = inf  # 1.
-            step = self._take_due(now, self._begin)
-            if step is not None:
-                break
-            head = self.buffer.head()
-            if self.buffer.ends and not (head is not None or self._running or self._parts or self.news):
-                self.wake_at = 1  # for the next owner, if there will be one
-                break
-            moment, wake_at = self._when_to_wake(head, now, rested=rested)
-            self.sleep_until(moment, head)
-            self.wake_at = wake_at  # 2.
-            if self._barrier.acquire(False):  # never waits, also if Ctrl-C has left it held
-                self._barrier.release()
-            if not self.news and len(self.inbox) < wake_at:  # 3.
-                step = max(0.0, moment - now)
-        self._disturbed = False
+        self.is_looking = True
         try:
+            while step is None:
+                self.wake_at = self.alarm_at = inf  # 1.
+                step = self._take_due(now, self._begin)
+                if step is not None:
+                    break
+                head = self.buffer.head()
+                if self.buffer.ends and not (head is not None or self._running or self._parts or self.news):
+                    self.wake_at = 1  # for the next owner, if there will be one
+                    break
+                moment, wake_at = self._when_to_wake(head, now, rested=rested)
+                self.sleep_until(moment, head)
+                self.wake_at = wake_at  # 2.
+                if self._barrier.acquire(False):  # never waits, also if Ctrl-C has left it held
+                    self._barrier.release()
+                if not self.news and len(self.inbox) < wake_at:  # 3.
+                    step = max(0.0, moment - now)
+            self._disturbed = False
             return step
         finally:
+            self.is_looking = False
             del step  # a callback of a refused call may have kept this frame, and so the batch
 
-    def _take_due(self, now: float, take: Callable[[float], Batch | None]) -> Batch | None:
-        """Hear the news, and return the batch that is due, if any is and may begin."""
+    def _take_due(self, now: float, take: Callable[[float], Batch | None], *, lent: bool = False) -> Batch | None:
+        """Hear the news, and return the batch that is due, if any is and may begin; or `take` one for a `lent` turn."""
         if self._disturbed:
             self.buffer.repair()
         self._disturbed = True  # until the owner's step has come to its end
@@ -378,7 +400,7 @@ class Engine:
             self.buffer.admit(now)
         while self._refused:
             self.refuse(self._refused.popleft)
-        if len(self._running) < self.concurrency and (self.inbox or self.buffer.waiting or self._parts):
+        if (lent or self.has_turn) and (self.inbox or self.buffer.waiting or self._parts):
             tally, me = self.tally, get_ident()
             tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
             try:
@@ -399,7 +421,7 @@ class Engine:
     def _when_to_wake(self, head: Any, now: float, *, rested: bool) -> tuple[float, float]:
         """Return the moment at which to wake, and how long the inbox must be to wake before."""
         timeout = inf if self.options.timeout is None else self.options.timeout
-        if len(self._running) >= self.concurrency:
+        if not self.has_turn:
             return inf, inf
         if self.buffer.ends:
             return now if head is not None else inf, 1
@@ -422,15 +444,15 @@ class Engine:
         finally:
             self.tally.end_change()
 
-    def _take(self, now: float) -> Batch | None:
-        """Return the batch that is due, if any is."""
+    def _take(self, now: float, awaited: Any = None, lender: object = None) -> Batch | None:
+        """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside."""
         buffer = self.buffer
         reason: Reason
         while True:
             if self._parts:
                 entries, reason = self._parts.popleft(), "isolate"
             else:
-                taken = buffer.take(now)
+                taken = buffer.take(now, awaited)
                 if taken is None:
                     return None
                 entries, reason = taken
@@ -445,13 +467,20 @@ class Engine:
                             call.unclaim()
                         buffer.put_back(claimed)  # without those who left they may not be due, or have room for more
                         continue
-                batch = self.make_batch(self, entries, reason, now, takes_turn=True)
+                batch = self.make_batch(self, entries, reason, now)
                 arrivals = list(map(arrival_of, buffer.callers(entries) if self.options.dedupe else entries))
                 if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
                     self._hint = len(arrivals)
+                if self.tracks:
+                    reference = weakref.ref(batch)
+                    for call in buffer.callers(entries):
+                        call.batch = reference
                 self._running[id(batch)] = entries[0].arrival
+                if awaited is not None:
+                    self._lent[id(batch)] = id(lender)
                 self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
+                self._untrack(entries)
                 if batch is not None:
                     self.turn_ended(batch)
                 if reason == "isolate":
@@ -498,11 +527,17 @@ class Ahead:
     def __init__(self, engine: Engine, constants: Mapping[str, Any], ring: Callable[[], object]) -> None:
         self._engine = engine
         self._ask = partial(engine.ask, constants=constants)
-        self._ring = ring
+        self.wake = ring
+        self.has_rung = False  # since it took results
         self.calls: deque[MapCall] = deque()
         self.error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
-        engine.bells.add(ring)
+        engine.bells.add(self.ring)
+
+    def ring(self) -> None:
+        """Wake the map: there is an answer, or the settings have changed. Any thread may call."""
+        self.has_rung = True
+        self.wake()
 
     def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
         """Read on. Return whether there is a further result."""
@@ -523,10 +558,11 @@ class Ahead:
     def put(self, items: Iterable[Any]) -> int:
         """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
         calls: list[MapCall] = []
+        ring = self.ring
         try:
             for item in items:
                 call = MapCall()
-                call.item, call.bell = item, self._ring
+                call.item, call.bell = item, ring
                 calls.append(call)
         except Exception as error:  # noqa: BLE001 - whatever they raise
             self.error = error
@@ -541,7 +577,7 @@ class Ahead:
                 self._engine.withdraw(call)
             raise
         if len(sound) < len(calls):
-            self._ring()  # an error is there
+            self.ring()  # an error is there
         return len(calls)
 
     def take(self, most: int = sys.maxsize) -> deque[Any]:
@@ -550,6 +586,7 @@ class Ahead:
         Not all of them, if that would keep it from reading on.
         """
         results: deque[Any] = deque()
+        self.has_rung = False
         if self.more:
             most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))
         for call in islice(self.calls, most):
@@ -584,7 +621,7 @@ class Ahead:
     def end(self) -> None:
         """Let go of what has no answer yet."""
         self.more = False
-        self._engine.bells.discard(self._ring)
+        self._engine.bells.discard(self.ring)
         for call in self.calls:
             self._engine.withdraw(call)
 
@@ -593,8 +630,8 @@ def _count_left(tally: Tally, take_out: Callable[[], Any]) -> None:
     """Count a call whose caller has left, as it is taken out of where it waits."""
     tally.begin_change()
     try:
-        if not getattr(take_out(), "is_alone", False):  # else it is counted where it runs
-            with tally.lock:  # as other loops count here too
-                tally.cancelled += 1
+        take_out()
+        with tally.lock:  # as other loops count here too
+            tally.cancelled += 1
     finally:
         tally.end_change()

@@ -25,6 +25,10 @@ class MissingResultError(BatchError, LookupError):
     """Raised when the function returned a mapping that has no value under the caller's own item."""
 
 
+class WaitsForItselfError(BatchError):
+    """Raised inside a function when it waits for an answer that cannot come before its own batch has ended."""
+
+
 class ClosedError(RuntimeError):
     """Raised when an item is passed after `close()`, or after the interpreter began to exit."""
 

@@ -1,81 +1,153 @@
 """Would this wait for itself?
 
-A function may call batched functions, itself included. Whoever waits there holds up a batch, and may so hold up the
-very batch that it waits for. One `ContextVar` says, for threads and event loops alike, where a call comes from.
+A function may use batched functions, itself included, directly or in a ring. Who waits there for an answer keeps a turn
+of its function meanwhile, perhaps the very one that the answer needs. So it lends that turn: batches on the way to the
+answer run where it waits. No call is answered by that which it waits for itself; such a wait gets an error.
+
+One `ContextVar` says where a call comes from, and one graph who waits for whom, for threads and event loops alike:
+  - a runner waits for the calls that it awaits;
+  - a call that waits in a buffer, for all runners that hold up its engine: those that have its turns, if none is free,
+    and the flush thread;
+  - a call in a batch, for the runner of that batch.
+How no ring is overlooked: a runner first notes what it awaits, then looks for a ring through itself. So of two that
+close a ring one sees it; and who sees it wakes those that are to lend, which look once more.
 """
 
+import weakref
 from _thread import get_ident
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 
+from ._errors import WaitsForItselfError
 
-class Place:
-    """Where calls of batched functions come from that may hold up a batch.
 
-    That is a batch, as long as its function runs; or a thread that owns or runs batches of an engine, while it runs
-    what is no function: a callback of a future, `on_batch`, a finalizer.
-    """
+class Runner:
+    """What runs functions: a thread of ours; on an event loop each batch by itself, as these wait side by side."""
 
-    life: object  # of the engine for which it works: a token, since this must not keep the engine alive
-    # None once it has been left. Another thread is outside, also if a context was copied to it.
-    thread: int | None = None
-    beneath: "Place | None" = None  # the place in whose midst this one is, on the same thread
-    # Calls made here, and their engines. Written by this thread alone (a finalizer on it too), and read by any thread
-    # that looks for a ring, so on a copy.
-    passed: "list[tuple[Any, Any]] | None" = None
+    thread: int | None = None  # None once a batch has ended
+    # What is awaited here, with its engine, some of it answered by now. Written by this thread alone (a finalizer on
+    # it too), and read by all that look for a ring, so on a copy.
+    awaits: list[tuple[Any, Any]]
+    loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
+    _will_look = False  # once this has gone round
 
-    def note(self, engine: Any, calls: Any) -> None:
-        """Note that these calls are made here, and may be waited for."""
-        passed = self.passed
-        if passed is None:
-            passed = self.passed = []
-        before = len(passed)
-        passed += [(engine, call) for call in calls]
-        if len(passed) >= 64 and len(passed).bit_length() > before.bit_length():  # so it is done seldom
-            passed[:] = self.unanswered()
+    def wake(self) -> None:
+        """Let it look whether it is to lend. Any thread may call."""
+        loop = None if self.loop is None else self.loop()
+        if loop is not None:
+            with suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(self.look)
 
-    def forget(self, engine: Any, calls: Any) -> None:
-        """Forget what note() was told."""
-        for call in calls:
-            self.passed.remove((engine, call))  # type: ignore[union-attr]
+    def lend(self) -> bool:
+        """Lend a turn, if what is awaited needs one that this has; wake those who have others that it needs.
+
+        True: a batch was run here meanwhile, so there is to be another look.
+        """
+        raise NotImplementedError
+
+    def look_soon(self, loop: Any) -> None:
+        """Look once for all that is awaited in this round of an event loop."""
+        self.loop = weakref.ref(loop)
+        if not self._will_look:
+            self._will_look = True
+            loop.call_soon(self.look)
+
+    def look(self) -> None:
+        """Give an error to what is awaited on an event loop and cannot be answered, and lend what the rest needs."""
+        self._will_look = False
+        if self.thread is None:
+            return  # it has ended
+        for engine, call in self.hopeless():
+            call.future.set_exception(waits_for_itself(engine))
+            call.future.exception()  # as if asked for: who awaits it may have gone
+        while self.lend():
+            pass
+
+    def note(self, engine: Any, call: Any) -> None:
+        """Note that a call is awaited here from now on; to be followed by a look."""
+        awaits = self.awaits
+        awaits.append((engine, call))
+        if len(awaits) >= 64 and not len(awaits) & (len(awaits) - 1):  # so it is done seldom
+            awaits[:] = self.unanswered()
 
     def unanswered(self) -> list[tuple[Any, Any]]:
-        """Return those of the calls made here that have no answer yet, and whose callers have not left."""
-        return [each for each in list(self.passed or ()) if not each[1].is_over()]
+        """Return what is awaited here and has no answer yet, and whose callers have not left."""
+        return [each for each in self.awaits.copy() if not each[1].is_over()]
 
-    def is_here(self) -> bool:
-        """Whether this thread is in it: a context may have been copied to another one, or kept."""
-        return self.thread == get_ident()
+    def hopeless(self) -> list[tuple[Any, Any]]:
+        """Return what is awaited here that no lending can answer: calls in batches that wait for this runner."""
+        ring = _ring_of(self, certain=True)
+        calls = self.unanswered() if ring else []
+        return [each for each in calls if not ring.isdisjoint(_needed(*each, certain=True))]
+
+    def to_lend(self) -> Iterator[tuple["Runner", Any, Any]]:
+        """Yield who is to lend a turn of which engine to which call, so that what is awaited here can be answered."""
+        ring = _ring_of(self)
+        for runner in ring:
+            # Of many calls one at a time: there will be another look when its batch has ended.
+            first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
+            for engine, call in first.items():
+                yield from ((lender, engine, call) for lender in ring.intersection(engine.held_up_by()))
+
+    def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
+        """Whether to wait for that here would close a ring."""
+        before, self.awaits = self.awaits, [(engine, call)]
+        try:
+            return bool(_ring_of(self))
+        finally:
+            self.awaits = before
 
 
 # None outside.
-place: ContextVar[Place | None] = ContextVar("batchify place", default=None)
+current: ContextVar[Runner | None] = ContextVar("batchify runner", default=None)
 
 
-def here() -> Place | None:
-    """Return the place in which this thread is."""
-    found = place.get()
-    return found if found is not None and found.is_here() else None
+def here() -> Runner | None:
+    """Return the runner that this is inside of; None where a context was copied to another thread, or kept."""
+    found = current.get()
+    return found if found is not None and found.thread == get_ident() else None
 
 
-def needs(engine: Any, within: Place) -> bool:
-    """Whether what is passed to an engine may be answered only after that place has been left."""
-    held = {each.life for each in _and_beneath(within)}
-    seen: set[Any] = set()
-    todo = [engine]
-    while todo:
-        engine = todo.pop()
-        if engine.life in held:
-            return True
-        if engine not in seen:
-            seen.add(engine)
-            for other in engine.places.copy():
-                todo += [awaited for awaited, _ in other.unanswered()]
-    return False
+def waits_for_itself(engine: Any) -> WaitsForItselfError:
+    return WaitsForItselfError(
+        f"a call of {engine.name}() is awaited inside a batch that must end before it can be answered"
+    )
 
 
-def _and_beneath(at: Place | None) -> Iterator[Place]:
-    while at is not None:
-        yield at
-        at = at.beneath
+def _is_waiting(call: Any) -> bool:
+    """Whether a call stands in a buffer: neither in a batch, nor answered."""
+    return hasattr(call, "arrival") and not hasattr(call, "batch")
+
+
+def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
+    """Return the runners without which a call is not answered; `certain`: whatever is lent."""
+    if hasattr(call, "batch"):
+        batch = call.batch()
+        runner = None if batch is None else batch.runner
+        return () if runner is None else (runner,)
+    if not hasattr(call, "arrival"):
+        return engine.runners.copy()  # type: ignore[no-any-return]  # a drain, or a close
+    return engine.cannot_lend() if certain else engine.held_up_by()  # type: ignore[no-any-return]
+
+
+def _ring_of(runner: Runner, *, certain: bool = False) -> set[Runner]:
+    """Return those on the ways from a runner, by what is awaited there, back to itself."""
+    awaited_by: dict[Runner, set[Runner]] = {}
+    seen, todo = {runner}, [runner]
+    for at in todo:
+        calls = at.unanswered()
+        first = {engine: call for engine, call in calls if _is_waiting(call)}  # what holds up one holds up all
+        for engine, call in (*first.items(), *(each for each in calls if not _is_waiting(each[1]))):
+            for other in _needed(engine, call, certain=certain):
+                awaited_by.setdefault(other, set()).add(at)
+                if other not in seen:
+                    seen.add(other)
+                    todo.append(other)
+    ring: set[Runner] = set()
+    todo = [runner]
+    for at in todo:
+        todo += awaited_by.get(at, set()) - ring
+        ring |= awaited_by.get(at, set())
+    return ring

@@ -21,11 +21,10 @@ import threading
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections.abc import Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import suppress
 from contextvars import Context
-from copy import copy
 from functools import partial
 from math import inf
 from queue import SimpleQueue
@@ -34,14 +33,15 @@ from time import monotonic
 from typing import Any
 
 from ._batch import Batch, Call, complain, is_future
+from ._buffer import Equal
 from ._engine import Ahead, Controls, Engine
 from ._errors import BatchError, ClosedError
-from ._inside import Place, here, needs
-from ._inside import place as current_place
+from ._inside import Runner, here, waits_for_itself
+from ._inside import current as current_runner
 from ._options import NO_CONSTANTS, Options, Takes
 from ._stats import Stats, Tally
 
-get_place = current_place.get
+get_runner = current_runner.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
 _ending = False  # whether the main thread has ended
 _exiting = False  # whether the interpreter calls what stands in `atexit`
@@ -50,36 +50,30 @@ _exiting = False  # whether the interpreter calls what stands in `atexit`
 class FutureCall(Call):
     """A call that answers a future. Keeps engine and owner, whose method must answer it, alive until it is answered."""
 
-    __slots__ = ("engine", "future", "is_alone", "owner")
+    __slots__ = ("engine", "future", "owner")
 
     engine: "ThreadEngine"
     future: "ItemFuture"
     owner: object
     calls_back = True
-    is_alone: bool  # run past the buffer; unset before anybody claims it
 
     def has_left(self) -> bool:
-        return self.future.cancelled() or getattr(self, "is_alone", False)
+        return self.future.cancelled()
 
     def is_over(self) -> bool:
         return self.future.done()
 
-    def claim(self, *, alone: bool = False) -> bool:
-        """Take hold of the answer; from here on it cannot be cancelled. False if it was, or somebody else did so."""
+    def claim(self) -> bool:
+        """Take hold of the answer; from here on it cannot be cancelled. False if it was."""
         with self.future._condition:
             if self.future._state == "PENDING":
                 self.future._state = "RUNNING"
-            elif self.future.cancelled():  # else a stranger has claimed it, or has even completed it
-                return False
-            if not hasattr(self, "is_alone"):
-                self.is_alone = alone
-            return self.is_alone is alone
+            return not self.future.cancelled()  # else a stranger has claimed it, or has even completed it
 
     def unclaim(self) -> None:
         with self.future._condition:
             if self.future._state == "RUNNING":
                 self.future._state = "PENDING"
-            del self.is_alone
 
     @staticmethod
     def tell(calls: Sequence["FutureCall"], results: Sequence[Any], failed: int) -> None:
@@ -128,34 +122,34 @@ class ItemFuture(Future[Any]):
 
     def result(self, timeout: float | None = None) -> Any:
         """Return the result, or raise the error, once it is there; waits at most `timeout` seconds for that."""
-        self.waited_for()
-        return super().result(timeout)
+        return super().result(self._waited_inside(timeout))
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Return the error or None, once the answer is there; waits at most `timeout` seconds for that."""
-        self.waited_for()
-        return super().exception(timeout)
+        return super().exception(self._waited_inside(timeout))
 
-    def waited_for(self) -> None:
-        """Run its call here and now, if it waits, and could not be answered while it is waited for here."""
-        call = self.call
-        place = here()
-        if call is None or place is None:
-            return
-        engine = call.engine
-        place.note(engine, (call,))
-        if needs(engine, place):
-            alone = copy(call)
-            engine.tally.begin_change()  # as it is nowhere for a moment
-            try:
-                claimed = call.claim(alone=True)  # from now on the buffer passes over this one
-                batches = engine.at_once([alone]) if claimed else []
-            finally:
-                engine.tally.end_change()
-            for batch in batches:
-                batch.run(engine.function, place)
-            if claimed:
-                engine.post_news(engine.left, call)
+    def _waited_inside(self, timeout: float | None) -> float | None:
+        """Wait, if this is inside a function. Return for how many seconds there is to wait yet."""
+        call, runner = self.call, runner_here()
+        if call is None or runner is None or self.done():
+            return timeout
+        waiter: Any = _FutureWaiter(runner)
+        with self._condition:
+            if not self.done():
+                list.append(self._waiters, waiter)
+        try:
+            runner.wait([(call.engine, call)], self.done, timeout)
+        finally:
+            with self._condition, suppress(ValueError):
+                self._waiters.remove(waiter)
+        return 0
+
+
+class _FutureWaiter:
+    """What a future tells of its answer, for a runner that waits for it."""
+
+    def __init__(self, runner: "ThreadRunner") -> None:
+        self.add_result = self.add_exception = self.add_cancelled = lambda _: runner.wake()
 
 
 class _Waiters(list[Any]):
@@ -169,54 +163,112 @@ class _Waiters(list[Any]):
         event = waiter.event  # on which it will sleep
         if not hasattr(event, "futures"):
             event.futures = []
-            event.wait = partial(_answer_and_wait, event.futures, event.wait)
+            event.wait = partial(_wait_for_event, event, event.wait)
         event.futures.append(self._future)
         super().append(waiter)
 
 
-def _answer_and_wait(
-    futures: "list[weakref.ref[ItemFuture]]", wait: Callable[[float | None], bool], timeout: float | None = None
-) -> bool:
-    for known in futures:
-        future = known()
-        if future is not None:
-            future.waited_for()
-    return wait(timeout)
+def _wait_for_event(event: Any, wait: Callable[[float | None], bool], timeout: float | None = None) -> bool:
+    runner = runner_here()
+    if runner is None:
+        return wait(timeout)
+    futures = [future for known in event.futures if (future := known()) is not None]
+    calls = [call for future in futures if (call := future.call) is not None]
+    put, event.set = event.set, lambda: (put(), runner.wake())
+    try:
+        runner.wait([(call.engine, call) for call in calls], event.is_set, timeout)
+    finally:
+        del event.set
+    return event.is_set()  # type: ignore[no-any-return]
+
+
+class ThreadRunner(Runner):
+    """A thread that runs batches, or settles one whose function returned a future."""
+
+    cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
+
+    def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
+        self.thread = get_ident()
+        self.awaits = []
+        self.engine = engine  # for which it works
+        self.bell = allocate_lock()  # rung by what is awaited here
+        self.context = Context()
+        self.context.run(current_runner.set, self)
+
+    def wake(self) -> None:
+        _ring(self.bell)
+        super().wake()
+
+    def wait(self, awaited: list[tuple[Any, Any]], is_over: Callable[[], object], timeout: float | None = None) -> bool:
+        """Wait until it `is_over`, and lend a turn meanwhile if that needs it. False if it takes too long.
+
+        What is awaited rings the bell when it is answered.
+        """
+        deadline = inf if timeout is None else monotonic() + timeout
+        own, before = self.engine(), (self.awaits, self.cannot_lend)
+        self.awaits, self.cannot_lend = awaited, own is not None and own.is_looking and own.runner is self
+        try:
+            while not is_over():
+                seconds = deadline - monotonic()
+                if seconds <= 0:
+                    return False
+                for engine, _ in self.hopeless():
+                    raise waits_for_itself(engine)
+                if not self.lend():
+                    self.bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
+            return True
+        finally:
+            self.awaits, self.cannot_lend = before
+
+    def lend(self) -> bool:
+        mine = None
+        for lender, engine, call in self.to_lend():
+            if lender is not self:
+                lender.wake()
+            elif mine is None:
+                mine = engine, call
+        if mine is not None:
+            engine, call = mine
+            batch = engine.lend(call, self)
+            if batch is not None:
+                before, self.awaits = self.awaits, []
+                try:
+                    batch.run(engine.function, self)
+                except BaseException as error:  # a recursion limit, before it began
+                    batch.fail(error)
+                    raise
+                finally:
+                    self.awaits = before
+                return True
+        own = self.engine()
+        if own is not None and own.runner is self:
+            own.hear_requests()
+        return False
 
 
 class ThreadBatch(Batch):
     """A batch that is run on a thread of ours."""
 
     engine: "ThreadEngine"
-    _parts: Sequence["ThreadBatch"] = ()
 
-    def run(self, function: Callable[[list[Any]], Any], beneath: Place | None) -> None:
+    def run(self, function: Callable[[list[Any]], Any], runner: ThreadRunner) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
-        self.thread, self.beneath = get_ident(), beneath
-        self.engine.places.add(self)
-        # An empty context, and not that of whoever called first, whose variables (a user, a transaction) are not those
-        # of the others.
-        self.enter = Context().run
-        self.enter(current_place.set, self)  # not before, as it is a cycle: one that is lost must be garbage
         try:
+            # A context of its own, and not that of whoever called first, whose variables (a user, a transaction) are
+            # not those of the others.
+            self.enter = runner.context.copy().run
+            self.runner = runner
             value = self.enter(function, [entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is not list and is_future(value):
                 # From now on the future alone holds this, so that it goes with it.
                 self.engine.returns_futures = True
-                self.thread = None
-                self.engine.places.discard(self)
-                self.enter(current_place.set, None)
+                self.runner = None
                 value.add_done_callback(self.settle_future)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
             self.fail(error)
         else:
             self.settle(value)
-        for part in self._parts:
-            part.run(function, beneath)
-
-    def run_afterwards(self, batches: list[Any]) -> None:
-        self._parts = batches  # later: here the error of the whole is being handled, and would become their context
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -230,23 +282,27 @@ class ThreadBatch(Batch):
             engine.post_news(self.settle_future, future)
             return
         # What is called back here, on a thread of somebody else, could wait for this very batch.
-        place = _work_for(engine.life, here())
-        engine.places.add(place)
+        before = runner_here()
+        runner = ThreadRunner(weakref.ref(engine)) if before is None else before
+        is_known = runner in engine.runners
+        engine.runners[runner] = None
+        token = current_runner.set(runner)
         try:
+            self.runner = runner
             with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
-                self.enter(current_place.set, place)  # for what an iterator calls as its results are read
+                self.enter(current_runner.set, runner)  # for what an iterator calls as its results are read
             try:
                 value = future.result()
             except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
                 self.fail(error)
             else:
                 self.settle(value)
-            for part in self._parts:
-                part.run(engine.function, place)
         finally:
-            engine.places.discard(place)
-            place.thread = None
-            current_place.set(place.beneath)
+            current_runner.reset(token)
+            if not is_known:
+                engine.runners.pop(runner, None)
+            if runner is not before:
+                runner.thread = None
 
     def __del__(self) -> None:
         if self.to_answer:
@@ -268,7 +324,7 @@ class ThreadEngine(Controls, Engine):
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
     aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
     _warned = False
-    _owner_ident: int | None = 0
+    runner: ThreadRunner | None = None  # the owner
 
     def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None = None) -> None:
         self.blocks: list[None] = []  # `with` blocks that are open
@@ -281,13 +337,13 @@ class ThreadEngine(Controls, Engine):
         super().begin_anew()
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
         self.returns_futures = False  # the function has done so, and so does not block
-        self.has_futures = False  # whether calls may have futures; whoever makes one writes it
         self._complained = False  # that no further thread could be started
         self.make_room()
 
     def make_room(self) -> None:
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
-        self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
+        self._batches, self._drains, self.runner = SimpleQueue(), [], None
+        self._owner = {}  # last, when all is ready
 
     # What callers do
 
@@ -333,12 +389,19 @@ class ThreadEngine(Controls, Engine):
         call = Call()
         call.item, call.bell = item, bell
         try:
-            if get_place() is None and not self.asks and not self.closed:  # as most are: a step less
+            if get_runner() is None and not self.asks and not self.closed:  # as most are: a step less
                 self.post((call,))
+                bell.acquire()
             else:
                 self.ask(call, constants)
-                self.put((call,), waits=True)
-            bell.acquire()
+                runner = runner_here()
+                if runner is None:
+                    self.put((call,), waits=True)
+                    bell.acquire()
+                else:
+                    call.bell = runner.bell
+                    self.put((call,), waits=True)
+                    runner.wait([(self, call)], call.is_over)
         except BaseException:  # refused, or Ctrl-C
             self.withdraw(call)
             raise
@@ -349,11 +412,11 @@ class ThreadEngine(Controls, Engine):
         future = ItemFuture()
         call = future.call = FutureCall()
         call.item, call.future, call.engine, call.owner = item, future, self, owner
-        if get_place() is not None:
+        if get_runner() is not None:
             future._waiters = _Waiters(future)
         try:
             self.ask(call, constants)
-            self.has_futures = True  # before it waits; and not before a function of the user's is asked, who may fork
+            self.tracks = True  # before it waits; and not before a function of the user's is asked, who may fork
             self.put((call,), waits=False)
         except BaseException:
             Future.cancel(future)
@@ -369,11 +432,51 @@ class ThreadEngine(Controls, Engine):
     def is_at_work(self) -> bool:
         return bool(self._owner)
 
-    def must_not_wait(self, place: Place) -> bool:
+    def held_up_by(self) -> Collection[Runner]:
+        return (self.runner,) if self.runner is not None and self.has_turn else self.runners.copy().keys()
+
+    def cannot_lend(self) -> Collection[Runner]:
+        return (self.runner,) if self.runner is not None and self.runner.cannot_lend else ()
+
+    def runs_alone(self, runner: Runner) -> bool:
         ends = (_ending or _exiting) and not self._owner  # in Python 3.12 no thread can be started then
         # A finalizer, in the midst of what others would have to wait for: so it must not wait for them.
-        holds_up_others = not isinstance(place, Batch) and any(engine.tally.is_mine for engine in _all())
-        return ends or holds_up_others or super().must_not_wait(place)
+        own = runner.engine() if type(runner) is ThreadRunner else None
+        holds_up_others = own is not None and own.tally.is_mine
+        return ends or holds_up_others or (self.is_looking and runner is self.runner)
+
+    def run_alone(self, call: Call) -> None:
+        now = call.arrival = self.now()
+        entry = Equal(call) if self.options.dedupe else call
+        batch = ThreadBatch(self, [entry], "nested", now)
+        self.tally.begin_change()
+        self.tally.begin("nested", 1, [now], now)
+        self.tally.end_change()
+        batch.run(self.function, runner_here() or ThreadRunner(weakref.ref(self)))
+
+    def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
+        """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
+        if runner is self.runner:
+            return self.take_lent(call)  # type: ignore[return-value]
+        answer: SimpleQueue[Any] = SimpleQueue()
+        return answer.get() if self.post_news(self.take_lent_for, [call], answer) else None
+
+    def take_lent_for(self, asked: list[Call], answer: "SimpleQueue[Any]") -> None:
+        batch = None
+        while asked:  # once, also if this is done twice
+            try:
+                batch = self._take(self.now(), asked.pop())
+            finally:
+                answer.put(batch)
+
+    def hear_requests(self) -> None:
+        """Hear the news, of which some may ask for a turn; for the owner while it waits itself."""
+        if self.news and not self.is_looking:
+            self.is_looking = True
+            try:
+                self._hear(self.now())
+            finally:
+                self.is_looking = False
 
     def map(
         self,
@@ -388,12 +491,20 @@ class ThreadEngine(Controls, Engine):
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
         bell = allocate_lock()
-        ahead = Ahead(self, constants, partial(_ring, bell))
+        ring = partial(_ring, bell)
+        ahead = Ahead(self, constants, ring)
         try:
             while ahead.reads(items, one_by_one=not chunked):
                 results = ahead.take()
                 if not results:
-                    bell.acquire()
+                    runner = runner_here()
+                    if runner is None:
+                        ahead.wake = ring
+                        while not ahead.has_rung:
+                            bell.acquire()
+                    else:
+                        ahead.wake = runner.wake
+                        runner.wait([(self, ahead.calls[0])], lambda: ahead.has_rung)
                 while results:
                     yield results.popleft()
         finally:
@@ -428,21 +539,21 @@ class ThreadEngine(Controls, Engine):
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
-        place = here()
+        runner = runner_here()
         call = Call()  # as whoever looks for a ring must see this
-        call.bell = allocate_lock()
-        call.bell.acquire()
-        try:
-            if place is not None:
-                place.note(self, (call,))
-            waits = place is None or not self.must_not_wait(place)
-            if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
-                return True
-            if waits and not call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX)):
-                raise TimeoutError(self.late_message(timeout))
-            return waits
-        finally:
-            call.leave()
+        call.bell = allocate_lock() if runner is None else runner.bell
+        waits = runner is None or not (self.runs_alone(runner) or runner.would_wait_for_itself(self, call))
+        if runner is None:
+            call.bell.acquire()
+        if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
+            return True
+        if runner is None:
+            in_time = call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX))
+        else:
+            in_time = not waits or runner.wait([(self, call)], call.is_over, timeout)
+        if not in_time:
+            raise TimeoutError(self.late_message(timeout))
+        return waits
 
     # The flush thread
 
@@ -454,7 +565,7 @@ class ThreadEngine(Controls, Engine):
         begun = allocate_lock()
         begun.acquire()
         try:
-            self._start_thread(_own, weakref.ref(self), self.life, begun)
+            self._start_thread(_own, weakref.ref(self), self.tally, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
                 self.withdraw(call)
@@ -468,18 +579,19 @@ class ThreadEngine(Controls, Engine):
         Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
         return thread
 
-    def become_owner(self, thread: Thread) -> bool:
+    def become_owner(self, thread: Thread, runner: ThreadRunner) -> bool:
         """Let a thread be the flush thread. False if there is one."""
         if self._owner.setdefault(0, thread) is not thread:
             return False
-        self._owner_ident = thread.ident
+        self.runner = runner
+        self.runners[runner] = None
         self.buffer.ends = self.closed
         return True
 
     def claim(self, calls: list[Any]) -> list[Any]:
         # Who leaves says so by news, which set has_leavers. Who leaves at this very moment gets an answer that nobody
         # reads.
-        return super().claim(calls) if self.has_futures or self.has_leavers else calls
+        return super().claim(calls) if self.tracks or self.has_leavers else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""
@@ -493,7 +605,7 @@ class ThreadEngine(Controls, Engine):
 
     def _start_runner(self) -> bool:
         try:
-            thread = self._start_thread(_run, self._batches, self.life)
+            thread = self._start_thread(_run, self._batches, self.tally)
         except RuntimeError:
             if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                 self._complained = True
@@ -503,29 +615,25 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Batch) -> None:
-        if batch.thread == self._owner_ident:
+        if batch.runner is self.runner:
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
-        elif batch.takes_turn:
+        else:
             self.post_news(self.turn_ended, batch)
 
-    # Calls from inside
 
-    def run_now(self, calls: Sequence[Any], noted: Place | None = None) -> None:
-        if noted is not None:
-            noted.forget(self, calls)  # who looks for a ring through this thread finds none: it runs them itself
-        for batch in self.at_once(calls):
-            batch.run(self.function, here())
-
-
-def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType) -> None:
-    """Be the owner of an engine, `known` weakly."""
+def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType) -> None:
+    """Be the owner of an engine, `known` weakly; until there is another tally, which is so in a forked child."""
     me = current_thread()
-    place = _work_for(life)
+    runner = ThreadRunner(known)
     engine = known()
-    if engine is None or not engine.become_owner(me):
+    if engine is None:
+        begun.release()
+        return
+    runner.bell = engine._bell
+    if not engine.become_owner(me, runner):
         begun.release()
         return  # two callers have each started one
-    engine.places.add(place)
+    current_runner.set(runner)
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
     bell, inbox, batches = engine._bell, engine.inbox, engine._batches
     begun.release()
@@ -537,22 +645,21 @@ def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType
             if engine is None:
                 break  # it is garbage
             rested = True
-            while engine.life is life:
+            while engine.tally is tally:
                 step = engine.next(monotonic(), rested=rested)
                 if not isinstance(step, ThreadBatch):
                     break
                 if engine.options.concurrency == 1 or not engine.give_to_a_runner(step):
-                    step.run(engine.function, place)
+                    step.run(engine.function, runner)
                 step, rested = 0.0, False
             else:
                 break  # the function forked, and this is the child
-            place.passed = None
             if step is None:
                 drains = engine._drains
                 engine.make_room()
                 _ring(bell)  # for the next owner
-                if not (inbox or engine.news) or not engine.become_owner(me):
-                    engine.places.discard(place)
+                if not (inbox or engine.news) or not engine.become_owner(me, runner):
+                    engine.runners.pop(runner, None)
                     for _, done in drains:
                         done()
                     break
@@ -566,24 +673,24 @@ def _own(known: Callable[[], ThreadEngine | None], life: object, begun: LockType
             _disturbed(step, error)
             step = 0.0  # look again at once, as it may have struck just after the bell
     batches.put(None)
-    place.thread = None
+    runner.thread = None
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 
-def _run(batches: "SimpleQueue[ThreadBatch | None]", life: object) -> None:
+def _run(batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
     """Be a runner."""
-    place = _work_for(life)
-    batch: ThreadBatch | None = None
     engine: Any = None
+    runner = ThreadRunner(lambda: engine)
+    current_runner.set(runner)
+    batch: ThreadBatch | None = None
     while True:
         try:
             while (batch := batches.get()) is not None:
                 engine = batch.engine
-                engine.places.add(place)
-                batch.run(engine.function, place)
-                place.passed = None
-                engine.places.discard(place)
-                if engine.life is not life:
+                engine.runners[runner] = None
+                batch.run(engine.function, runner)
+                engine.runners.pop(runner, None)
+                if engine.tally is not tally:
                     return  # the function forked, and this is the child
                 batch = engine = None
             batches.put(None)
@@ -600,12 +707,10 @@ def _disturbed(batch: Any, error: BaseException) -> None:
         batch.fail(error)
 
 
-def _work_for(life: object, beneath: Place | None = None) -> Place:
-    """Let this thread be one that works for an engine."""
-    place = Place()
-    place.life, place.thread, place.beneath = life, get_ident(), beneath
-    current_place.set(place)
-    return place
+def runner_here() -> ThreadRunner | None:
+    """Return the runner that this is inside of, if it may block here."""
+    runner = here()
+    return runner if type(runner) is ThreadRunner else None
 
 
 def _take_frames(number: int) -> None:

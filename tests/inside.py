@@ -29,10 +29,10 @@ from batchify._batch import Batch, Call, MapCall, advise, complain
 from batchify._buffer import Buffer, GroupedBuffer
 from batchify._engine import Ahead, Controls, Engine
 from batchify._errors import ClosedError
-from batchify._inside import Place
+from batchify._inside import Runner
 from batchify._options import Options
 from batchify._stats import Tally
-from batchify._threads import FutureCall, ItemFuture, ThreadBatch, ThreadEngine
+from batchify._threads import FutureCall, ItemFuture, ThreadBatch, ThreadEngine, ThreadRunner
 
 __all__ = ["Batch", "Buffer", "Call", "Engine", "GroupedBuffer", "MapCall", "Options", "Tally", "advise", "complain"]
 
@@ -146,7 +146,7 @@ def _is_in_the_function(thread: threading.Thread) -> bool:
 
 def is_waited_for(future: Any) -> bool:
     """Whether somebody waits for a future of the standard library's: the library knows its private names."""
-    return bool(future._condition._waiters)
+    return bool(future._condition._waiters or future._waiters)
 
 
 def is_closed(f: Any) -> bool:
@@ -233,28 +233,28 @@ def holds_a_lock() -> bool:
     return any(it.tally.is_mine for it in _threads._all()) or any(it.tally.is_mine for it in _asyncio._live)
 
 
-def _place_of(ident: int) -> list[Any]:
-    return [place for it in _threads._all() for place in it.places.copy() if place.thread == ident]
+def _runners_of(ident: int) -> list[Any]:
+    return [runner for it in _threads._all() for runner in it.runners.copy() if runner.thread == ident]
 
 
 def works_for_a_function(ident: int) -> bool:
     """Whether that thread is known to run or answer batches."""
-    return bool(_place_of(ident))
+    return bool(_runners_of(ident))
 
 
 def waits_inside(ident: int) -> bool:
     """Whether that thread runs a batch and waits, in its function, for an answer of another one."""
-    return any(place.unanswered() for place in _place_of(ident))
+    return any(runner.unanswered() for runner in _runners_of(ident))
 
 
 def threads_that_wait_inside() -> list[int]:
     """Return the threads of which that is remembered."""
-    return [place.thread for it in _threads._all() for place in it.places.copy() if place.unanswered()]
+    return [runner.thread for it in _threads._all() for runner in it.runners.copy() if runner.unanswered()]
 
 
 def is_known(ident: int) -> bool:
     """Whether anything is remembered of that thread."""
-    return bool(_place_of(ident))
+    return bool(_runners_of(ident))
 
 
 def check(f: Any) -> None:
@@ -596,22 +596,7 @@ def no_memory_to_fall_asleep() -> Iterator[list[MemoryError]]:
 def ctrl_c_in_calls_made_inside() -> Iterator[None]:
     """Let each call that blocks inside a function be interrupted as it begins to wait."""
 
-    def allocate() -> Any:
-        return threading.Lock() if _threads.here() is None else Interrupted()  # type: ignore[attr-defined]
-
-    class Interrupted:
-        held = False
-
-        def acquire(self, *_: Any) -> bool:
-            if self.held:
-                raise KeyboardInterrupt
-            self.held = True
-            return True
-
-        def release(self) -> None:
-            """Do nothing."""
-
-    with patch.object(_threads, "allocate_lock", allocate):
+    with patch.object(ThreadRunner, "wait", side_effect=KeyboardInterrupt):
         yield
 
 
@@ -724,11 +709,11 @@ class HandBatch(Batch):
 
     __slots__ = ("entries", "reason")
 
-    def __init__(self, engine: "HandEngine", entries: Any, reason: Any, now: float, *, takes_turn: bool) -> None:
+    def __init__(self, engine: "HandEngine", entries: Any, reason: Any, now: float) -> None:
         if engine.fails:
             engine.fails = False
             raise MemoryError
-        super().__init__(engine, entries, reason, now, takes_turn=takes_turn)
+        super().__init__(engine, entries, reason, now)
         self.entries, self.reason = list(entries), reason
 
     @property
@@ -878,13 +863,13 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "inbox": Box,
         "news": Box,
         "_owner": owners,
-        "places": sets,
+        "runners": owners,
         "bells": sets,
         "changing": lists,
     }
     shared: dict[type, str] = {
-        Engine: "inbox news places bells wake_at has_leavers",
-        ThreadEngine: "_owner _owner_ident closed returns_futures has_futures",
+        Engine: "inbox news runners bells wake_at has_leavers tracks",
+        ThreadEngine: "_owner runner closed returns_futures",
         ItemFuture: "call",
         Tally: "changing version answered failed cancelled running in_flight",
     }
@@ -1191,9 +1176,9 @@ def futures_that_are_known_too_late() -> Block:
 
     def late(put: Callable[..., Any]) -> Callable[..., Any]:
         def run(it: Any, *args: Any, **kwargs: Any) -> None:
-            has_futures, it.has_futures = it.has_futures, False
+            tracks, it.tracks = it.tracks, False
             put(it, *args, **kwargs)
-            it.has_futures = has_futures
+            it.tracks = tracks
 
         return run
 
@@ -1359,7 +1344,7 @@ def flush_that_comes_too_late() -> Block:
 
 def calls_inside_that_nobody_notes() -> Block:
     """Of two functions that call each other neither knows that the other one waits."""
-    return _nothing(Place, "note")
+    return _nothing(Runner, "unanswered")
 
 
 def figures_that_are_read_as_they_change() -> Block:
