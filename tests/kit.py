@@ -7,6 +7,7 @@ A test takes the fixture `kit` and runs twice: over threads, and over coroutines
 import asyncio
 import functools
 import threading
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack, contextmanager, suppress
@@ -38,6 +39,10 @@ class Kit:
         self.calls: list[tuple[tuple[list[Any], ...], dict[str, Any]]] = []
         self.idents: set[int] = set()
         self.running = self.most = 0
+        # By the names of functions of `steps()`: how many of their batches run and do not wait, and the most so far.
+        self.awake: Counter[str] = Counter()
+        self.most_awake: Counter[str] = Counter()
+        self.idents_of: defaultdict[str, set[int]] = defaultdict(set)
         self.made: list[Any] = []
         self.events: list[Any] = []
         self._counts = threading.Lock()
@@ -85,6 +90,29 @@ class Kit:
 
     def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
         raise NotImplementedError
+
+    def wakes(self, name: str) -> None:
+        with self._counts:
+            self.idents_of[name].add(threading.get_ident())
+            self.awake[name] += 1
+            self.most_awake[name] = max(self.most_awake[name], self.awake[name])
+
+    def sleeps(self, name: str) -> None:
+        with self._counts:
+            self.awake[name] -= 1
+
+    @contextmanager
+    def waits(self, name: str, awaited: Any) -> Iterator[None]:
+        """In this block the function waits, which the library sees unless it waits for an event of the test's own."""
+        own = [self.while_it_waits, *(event.wait for event in self.events)]
+        seen = not (isinstance(awaited, tuple) and awaited[0] in own)
+        if seen:
+            self.sleeps(name)
+        try:
+            yield
+        finally:
+            if seen:
+                self.wakes(name)
 
     def event(self) -> Any:
         """Make an event, which is set at the end. The function waits for it by `yield (event.wait,)`."""
@@ -181,7 +209,7 @@ class Kit:
     def flush(self, f: Any) -> None: ...
     def close(self, f: Any) -> None: ...
 
-    def start_close(self, f: Any) -> Any:
+    def start_close(self, f: Any, **options: Any) -> Any:
         """Close in the background, and return a handle of that. Returns when calls are refused."""
 
     def end(self) -> None: ...
@@ -226,25 +254,32 @@ class Threads(Kit):
         return run
 
     def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
+        name = function.__name__
+
         def wait(awaited: Any) -> Any:
-            if isinstance(awaited, Future):
-                return awaited.result()
-            value = awaited[0](*awaited[1:])
-            return list(value) if isinstance(value, Iterator) else value
+            with self.waits(name, awaited):
+                if isinstance(awaited, Future):
+                    return awaited.result()
+                value = awaited[0](*awaited[1:])
+                return list(value) if isinstance(value, Iterator) else value
 
         @functools.wraps(function)
         def run(*args: Any, **constants: Any) -> Any:
-            steps = function(*args, **constants)
-            step: Callable[[], Any] = functools.partial(next, steps)
-            while True:
-                try:
-                    awaited = step()
-                except StopIteration as end:
-                    return end.value
-                try:
-                    step = functools.partial(steps.send, wait(awaited))
-                except BaseException as error:
-                    step = functools.partial(steps.throw, error)
+            self.wakes(name)
+            try:
+                steps = function(*args, **constants)
+                step: Callable[[], Any] = functools.partial(next, steps)
+                while True:
+                    try:
+                        awaited = step()
+                    except StopIteration as end:
+                        return end.value
+                    try:
+                        step = functools.partial(steps.send, wait(awaited))
+                    except BaseException as error:
+                        step = functools.partial(steps.throw, error)
+            finally:
+                self.sleeps(name)
 
         return self.wrap(run)
 
@@ -310,13 +345,13 @@ class Threads(Kit):
     def close(self, f: Any) -> None:
         f.close()
 
-    def start_close(self, f: Any) -> Any:
+    def start_close(self, f: Any, **options: Any) -> Any:
         handle: Future[Any] = Future()
         handle.set_running_or_notify_cancel()
 
         def close() -> None:
             try:
-                handle.set_result(f.close())
+                handle.set_result(f.close(**options))
             except BaseException as error:
                 handle.set_exception(error)
 
@@ -388,13 +423,17 @@ class Coroutines(Kit):
         return run
 
     def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
+        name = function.__name__
+
         async def wait(awaited: Any) -> Any:
-            value = awaited if isinstance(awaited, asyncio.Future) else awaited[0](*awaited[1:])
-            return [each async for each in value] if hasattr(value, "__aiter__") else await value
+            with self.waits(name, awaited):
+                value = awaited if isinstance(awaited, asyncio.Future) else awaited[0](*awaited[1:])
+                return [each async for each in value] if hasattr(value, "__aiter__") else await value
 
         @functools.wraps(function)
         async def run(*args: Any, **constants: Any) -> Any:
             self.enter(args, constants)
+            self.wakes(name)
             try:
                 steps = function(*args, **constants)
                 step: Callable[[], Any] = functools.partial(next, steps)
@@ -408,6 +447,7 @@ class Coroutines(Kit):
                     except BaseException as error:
                         step = functools.partial(steps.throw, error)
             finally:
+                self.sleeps(name)
                 self.leave()
 
         return run
@@ -481,8 +521,8 @@ class Coroutines(Kit):
     def close(self, f: Any) -> None:
         self.run(f.aclose())
 
-    def start_close(self, f: Any) -> Any:
-        task = self.loop.create_task(f.aclose())
+    def start_close(self, f: Any, **options: Any) -> Any:
+        task = self.loop.create_task(f.aclose(**options))
         self.turn(3)
         return task
 

@@ -3,71 +3,71 @@
 import asyncio
 import gc
 import logging
+import sys
 import weakref
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from batchify import BatchError, BatchReport, ClosedError
+from batchify import BatchError, BatchReport, WaitsForItselfError
 
-from ..kit import Coroutines, anegate, batched, here, our_tasks, run, settle, tasks, together
+from ..kit import (
+    AsyncGated,
+    Coroutines,
+    anegate,
+    batched,
+    here,
+    move,
+    our_tasks,
+    outcomes,
+    run,
+    settle,
+    tasks,
+    together,
+)
 
 pytestmark = pytest.mark.usefixtures("no_noise")
 
-Function = Callable[[list[int]], Coroutine[Any, Any, list[int]]]
+
+async def task_by_task(f: Any, items: list[int]) -> list[int]:
+    return [await task for task in tasks(map(f, items))]
 
 
-def counts_down(way: str, own: list[Any]) -> Function:
-    """Make a function that counts down to 0 by calls of itself, which it finds in `own`."""
-
-    async def some(items: list[int]) -> AsyncIterator[int]:
-        for item in items:
-            yield item
-
-    async def function(items: list[int]) -> list[int]:
-        (f,) = own
-        if not items[0]:
-            return [0] * len(items)
-        less = [item - 1 for item in items]
-        if way == "call":
-            return [1 + await f(item) for item in less]
-        if way == "submit":
-            return [1 + await f.submit(item) for item in less]
-        if way == "gather":
-            return [1 + result for result in await together(*map(f, less))]
-        if way == "task":
-            return [1 + await task for task in tasks(map(f, less))]
-        return [1 + result async for result in f.map(less if way == "map" else some(less))]
-
-    return function
+async def shielded(f: Any, items: list[int]) -> list[int]:
+    return await together(*[asyncio.shield(future) for future in [f.submit(item) for item in items]])
 
 
-def test_item_that_is_waited_for_inside_is_in_one_batch_alone(coroutines: Coroutines) -> None:
-    """It stands in the buffer between others, and runs past it while they are taken."""
-    gate = asyncio.Event()
-    batches: list[list[int]] = []
-    passed: list[asyncio.Future[int]] = []
+async def mapped(f: Any, items: Any) -> list[int]:
+    return [result async for result in f.map(items)]
 
-    async def function(items: list[int]) -> list[int]:
-        batches.append(items)
-        if items == [0]:
-            passed.extend(f.submit(item) for item in (1, 2, 3))
-            passed[1].add_done_callback(lambda _: None)  # as whoever waits for it does
-        if items == [2]:
-            await gate.wait()
-        return [-item for item in items]
 
-    async def main() -> None:
-        assert await f(0) == 0
-        await asyncio.gather(passed[0], passed[2])
-        gate.set()
-        assert await asyncio.gather(*passed) == [-1, -2, -3]
+async def some(items: list[int]) -> AsyncIterator[int]:
+    for item in items:
+        yield item
 
-    f = batched(batch_size=8)(function)
-    run(main())
-    assert sorted(batches) == [[0], [1, 3], [2]]
-    coroutines.consistent(f)
+
+WAYS: dict[str, Callable[[Any, list[int]], Any]] = {
+    "gather": lambda f, items: together(*map(f, items)),
+    "gather futures": lambda f, items: together(*map(f.submit, items)),
+    "tasks": task_by_task,
+    "shield": shielded,
+    "map": mapped,
+    "async map": lambda f, items: mapped(f, some(items)),
+}
+
+
+async def first_of(futures: list[Any]) -> None:
+    await next(iter(asyncio.as_completed(futures)))
+
+
+ASKS: dict[str, Callable[[Any], Any]] = {
+    "gather": asyncio.gather,
+    "shield": asyncio.shield,
+    "wait": lambda future: here().create_task(asyncio.wait([future])),
+    "wait_for": lambda future: here().create_task(asyncio.wait_for(future, 100.0)),
+    "as completed": lambda future: here().create_task(first_of([future])),
+}
 
 
 class Items:
@@ -93,40 +93,94 @@ class Items:
 # Calls from inside the function
 
 
-@pytest.mark.parametrize("way", ["gather", "task", "async map"])
-def test_function_that_calls_itself_at_once_for_all_items_is_answered(way: str) -> None:
+@pytest.mark.parametrize("way", WAYS)
+def test_function_that_asks_itself_for_several_items_at_once_gets_full_batches(way: str) -> None:
+    async def function(items: list[int]) -> list[int]:
+        return [1 + x for x in await WAYS[way](f, [x - 1 for x in items])] if items[0] else items
+
     async def main() -> None:
         assert await together(f(3), f(3)) == [3, 3]
 
-    own: list[Any] = []
-    f = batched(batch_size=2, timeout=None)(counts_down(way, own))
-    own.append(f)
+    f = batched(batch_size=2, timeout=None)(function)
     run(main())
+    assert f.stats.reasons == {"full": 4}
 
 
-def test_item_that_runs_alone_is_answered_though_closing_refuses_what_waits() -> None:
+@pytest.mark.parametrize("way", [*ASKS, "callback"])
+def test_turn_is_lent_from_when_somebody_inside_asks_for_an_answer(way: str) -> None:
+    """That is when a callback is put on the future, whatever the function itself waits for."""
+
+    async def function(items: list[int]) -> list[int]:
+        if items != [0]:
+            runs.set()
+            return items
+        future = f.submit(1)
+        await settle()
+        assert f.stats.pending == 1
+        asks = future.add_done_callback(lambda _: None) if way == "callback" else ASKS[way](future)
+        await runs.wait()
+        await (asks or future)
+        return [await future]
+
+    async def main() -> Any:
+        first = f.submit(0)
+        f.flush()
+        return await first
+
+    runs = asyncio.Event()
+    f = batched(batch_size=2, timeout=None)(function)
+    assert run(main()) == 1
+    assert f.stats.reasons == {"flush": 1, "nested": 1}
+
+
+@pytest.mark.parametrize("way", ["await", *ASKS])
+def test_wait_for_its_own_batch_fails_at_once_whatever_its_time_limit(way: str) -> None:
+    async def ask(future: Any) -> None:
+        await (future if way == "await" else ASKS[way](future))
+        await future  # as wait() does not raise
+
+    async def function(items: list[int]) -> list[int]:
+        await known.wait()
+        with pytest.raises(WaitsForItselfError):
+            await ask(futures[0])
+        heard.append(way)
+        return items
+
+    async def passes(items: list[int]) -> list[Any]:
+        futures.append(f.submit(0))
+        known.set()
+        return items
+
     async def main() -> None:
-        gate = asyncio.Event()
+        await batched(batch_size=1)(passes)(0)
+        assert [type(each) for each in await outcomes(futures)] == [WaitsForItselfError]
+        await f.adrain()
 
-        async def function(items: list[int]) -> list[int]:
-            if items == [0]:
-                *waits, last = [f.submit(item) for item in (1, 2, 3)]
-                is_awaited = asyncio.gather(last)
-                await settle()
-                (closing,) = tasks([f.aclose(cancel_pending=True)])
-                await settle()
-                assert [type(future.exception()) for future in waits] == [ClosedError, ClosedError]
-                gate.set()
-                closing.cancel()
-                return list(await is_awaited)
-            await gate.wait()
-            return [-item for item in items]
-
-        f = batched(batch_size=1, timeout=None)(function)
-        assert await f(0) == -3
-        assert (f.stats.answered, f.stats.failed) == (2, 2)
-
+    known = asyncio.Event()
+    futures: list[asyncio.Future[int]] = []
+    heard: list[str] = []
+    f = batched(batch_size=1)(function)
     run(main())
+    assert heard == [way]
+
+
+def test_coroutines_that_call_themselves_go_deeper_than_any_stack() -> None:
+    async def function(items: list[int]) -> list[int]:
+        return [item and 1 + await f(item - 1) for item in items]
+
+    f = batched(batch_size=1)(function)
+    assert run(f(sys.getrecursionlimit() + 200)) == sys.getrecursionlimit() + 200
+    assert f.stats.in_flight == 0
+
+
+def test_function_may_call_another_one_in_another_thread() -> None:
+    """That thread is outside."""
+
+    async def function(items: list[int]) -> list[int]:
+        return [await asyncio.to_thread(inner, item) for item in items]
+
+    with batched(batch_size=2)(lambda items: items) as inner:
+        assert run(batched(batch_size=1)(function)(1)) == 1
 
 
 def test_functions_that_call_each_other_by_tasks_are_answered() -> None:
@@ -148,33 +202,6 @@ def test_functions_that_call_each_other_by_tasks_are_answered() -> None:
     run(main())
 
 
-def test_gathered_calls_of_another_function_from_inside_join_its_batch() -> None:
-    inner = batched(batch_size=3, timeout=None)(anegate)
-
-    async def function(items: list[int]) -> list[int]:
-        return await together(*map(inner, items))
-
-    outer = batched(batch_size=2, timeout=None)(function)
-
-    async def main() -> None:
-        assert await together(outer(1), outer(2), inner(3)) == [-1, -2, -3]
-
-    run(main())
-    assert inner.stats.reasons == {"full": 1}
-
-
-def test_call_from_inside_sets_no_timer_where_there_is_no_timeout() -> None:
-    inner = batched(batch_size=9, timeout=None)(anegate)
-
-    async def function(items: list[int]) -> list[int]:
-        future = inner.submit(1)
-        assert here().timers() == 0
-        inner.flush()
-        return [await future]
-
-    assert run(batched(batch_size=1)(function)(1)) == -1
-
-
 def test_hook_may_submit_to_the_function_itself(coroutines: Coroutines) -> None:
     futures: list[Any] = []
 
@@ -192,45 +219,72 @@ def test_hook_may_submit_to_the_function_itself(coroutines: Coroutines) -> None:
 # Calls from inside whose caller left
 
 
-def test_call_from_inside_whose_task_was_cancelled_makes_no_ring() -> None:
-    go_on = asyncio.Event()
+def test_turn_that_was_lent_to_who_waits_no_more_is_taken_until_its_batch_has_ended() -> None:
+    begun, go_on = asyncio.Event(), asyncio.Event()
+    batches: list[list[int]] = []
 
-    async def first(items: list[int]) -> list[int]:
-        if items == [1]:
-            (task,) = tasks([g(0)])
+    async def function(items: list[int]) -> list[int]:
+        batches.append(items)
+        if items == [0]:
+            begun.set()
             await settle()
-            task.cancel()
-            await settle()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(f(1), 1.0)
+        if 1 in items:
             await go_on.wait()
         return items
 
-    async def second(items: list[int]) -> list[int]:
-        return [await f(item) for item in items]
+    async def main() -> None:
+        futures = [f.submit(0)]
+        f.flush()
+        await begun.wait()
+        futures.append(f.submit(2))
+        for _ in range(3):
+            await settle()
+        await move(1.0)
+        futures += [f.submit(3), f.submit(4)]
+        await settle()
+        assert (futures[0].done(), batches) == (True, [[0], [2, 1]])
+        go_on.set()
+        assert await together(*futures) == [0, 2, 3, 4]
 
-    f = batched(batch_size=1)(first)
-    g = batched(batch_size=2, timeout=None)(second)
+    f = batched(batch_size=2, timeout=None)(function)
+    run(main())
+    assert batches == [[0], [2, 1], [3, 4]]
+
+
+def test_item_whose_caller_inside_waits_no_longer_is_taken_out() -> None:
+    async def function(items: list[int]) -> list[int]:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(busy(items[0]), 1.0)
+        return items
 
     async def main() -> None:
-        waiting = tasks([f(1)])
-        for _ in range(4):
-            await settle()
-        g.batch_size = 1
-        waiting += tasks([g(2)])
+        calls = tasks([busy(0)])
         await settle()
-        assert (f.stats.pending, f.stats.running) == (1, 1)
-        go_on.set()
-        assert await together(*waiting) == [1, 2]
+        calls += tasks([batched(batch_size=1)(function)(1), busy(2)])
+        await settle()
+        await move(1.0)
+        await gated.go_on(2)
+        assert await together(*calls) == [0, 1, -2]
 
+    gated = AsyncGated()
+    busy = batched(batch_size=2)(gated)
     run(main())
-    assert f.stats.reasons == {"full": 2}
+    assert (gated.batches, busy.stats.cancelled) == ([[0], [2]], 1)
 
 
-def test_close_from_inside_whose_task_was_cancelled_makes_no_ring() -> None:
+@pytest.mark.parametrize("way", ["call", "wait", "close", "drain"])
+def test_wait_inside_whose_task_was_cancelled_makes_no_ring(way: str) -> None:
     given_up, go_on = asyncio.Event(), asyncio.Event()
+    futures: list[Any] = []
 
     async def first(items: list[int]) -> list[int]:
         if items == [1]:
-            (task,) = tasks([g.aclose()])
+            if way == "wait":
+                futures.append(g.submit(0))  # and so the item goes on
+            waits = {"call": lambda: g(0), "close": g.aclose, "drain": g.adrain, "wait": lambda: asyncio.wait(futures)}
+            (task,) = tasks([waits[way]()])
             await settle()
             task.cancel()
             await settle()
@@ -249,12 +303,12 @@ def test_close_from_inside_whose_task_was_cancelled_makes_no_ring() -> None:
         waiting = tasks([g(2), f(1)])
         await given_up.wait()
         await settle()
-        assert f.stats.pending == 1
+        assert (f.stats.pending, f.stats.running) == (1, 1)
         go_on.set()
-        assert await together(*waiting) == [2, 1]
+        assert await together(*waiting, *futures) == [2, 1, *[0] * len(futures)]
 
     run(main())
-    assert f.stats.reasons == {"full": 2}
+    assert f.stats.reasons == {"full": 2 + len(futures)}
 
 
 # Tasks that outlive their batch
@@ -349,21 +403,6 @@ def test_answered_calls_from_inside_are_not_kept() -> None:
     run(batched(batch_size=1)(function)(1))
 
 
-def test_answered_calls_from_inside_are_not_kept_after_many_had_to_wait() -> None:
-    made = Items()
-    inner = batched(batch_size=200, timeout=None)(anegate)
-
-    async def function(items: list[int]) -> list[int]:
-        await together(*(inner.submit(made.make()) for _ in range(200)))
-        inner.batch_size = 1
-        for _ in range(500):
-            await inner(made.make())
-        assert made.kept() < 300
-        return items
-
-    run(batched(batch_size=1)(function)(1))
-
-
 def test_map_from_inside_keeps_no_item_that_it_has_answered() -> None:
     made = Items()
 
@@ -390,25 +429,7 @@ def test_map_from_inside_keeps_no_item_that_it_has_answered() -> None:
     assert asyncio.run(main()) < 200
 
 
-# These hold for calls that run at once: calls from inside that would wait for their own batch are batches of their own,
-# counted as "nested".
-
-
-@pytest.mark.parametrize("way", ["call", "submit", "gather", "task", "map", "async map"])
-def test_calls_from_inside_at_once_are_counted_as_nested_and_as_no_time_waited(way: str) -> None:
-    async def main() -> None:
-        assert await together(f(3), f(3)) == [3, 3]
-
-    own: list[Any] = []
-    f = batched(batch_size=2, timeout=None)(counts_down(way, own))
-    own.append(f)
-    run(main())
-    assert f.stats.reasons["nested"] >= 3
-    assert f.stats.reasons["full"] == 1
-    assert (f.stats.waited, f.stats.longest_wait) == (0.0, 0.0)
-
-
-def test_batch_from_inside_whose_task_is_cancelled_before_it_begins_fails() -> None:
+def test_call_from_inside_is_answered_though_the_task_of_its_batch_is_cancelled_before_it_begins() -> None:
     async def function(items: list[int]) -> list[int]:
         if items == [1]:
             (call,) = tasks([f(2)])
@@ -416,13 +437,12 @@ def test_batch_from_inside_whose_task_is_cancelled_before_it_begins_fails() -> N
             for task in our_tasks():
                 if task is not asyncio.current_task():
                     task.cancel()
-            with pytest.raises(BatchError):
-                await call
+            (outcome,) = await outcomes([call])
+            assert outcome == 2 or type(outcome) is BatchError
         return items
 
     f = batched(batch_size=1)(function)
     assert run(f(1)) == 1
-    assert f.stats.reasons["nested"] == 1
 
 
 def test_hint_at_too_few_callers_comes_though_the_function_calls_itself(

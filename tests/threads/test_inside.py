@@ -2,40 +2,65 @@
 
 import asyncio
 import concurrent.futures
+import contextvars
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from batchify import BatchReport, ClosedError
+from batchify import BatchReport, WaitsForItselfError
 
-from .. import inside
 from ..kit import Threads
 from ..tools import batched, in_threads, until
 
 # Calls from inside the function
 
-Ways = dict[str, Callable[[int], Any]]
+WAITS: dict[str, Callable[[Any], Any]] = {
+    "result": lambda future: future.result(),
+    "result, limited": lambda future: future.result(100.0),
+    "exception": lambda future: future.exception(),
+    "exception, limited": lambda future: future.exception(100.0),
+    "wait": lambda future: concurrent.futures.wait([future]),
+    "wait, limited": lambda future: concurrent.futures.wait([future], 100.0),
+    "wait for one": lambda future: concurrent.futures.wait([future], return_when="FIRST_COMPLETED"),
+    "as completed": lambda future: list(concurrent.futures.as_completed([future])),
+    "as completed, limited": lambda future: list(concurrent.futures.as_completed([future], 100.0)),
+}
 
 
-def test_function_may_wait_in_any_way_for_what_it_submits_to_itself() -> None:
+@pytest.mark.parametrize("way", WAITS)
+def test_turn_is_lent_in_whatever_way_a_thread_waits_inside(threads: Threads, way: str) -> None:
     def function(items: list[int]) -> list[int]:
-        if items[0] == 0:
-            return items
-        futures = [f.submit(0), f.submit(0)]
-        concurrent.futures.wait(futures)
-        assert futures[0].exception() is None
-        return [items[0] + sum(future.result() for future in futures)]
+        if items == [0]:
+            future = f.submit(1)
+            WAITS[way](future)
+            return [future.result(timeout=0)]
+        return items
 
-    with batched(batch_size=1)(function) as f:
-        assert f(3) == 3
-        future = f.submit(4)
-        # On the flush thread, and in a batch of its own there: what that one submits is not a callback's.
-        outcome: list[int] = []
-        future.add_done_callback(lambda _: outcome.append(f(5)))
-        assert future.result() == 4
-    assert outcome == [5]
+    f = threads(function, batch_size=2, timeout=None)
+    future = f.submit(0)
+    f.flush()
+    assert future.result() == 1
+    assert (len(threads.idents), f.stats.reasons) == (1, {"flush": 1, "nested": 1})
+
+
+@pytest.mark.parametrize("way", WAITS)
+def test_wait_for_its_own_batch_fails_at_once_whatever_its_time_limit(threads: Threads, way: str) -> None:
+    def function(items: list[int]) -> list[int]:
+        begun.wait()
+        with pytest.raises(WaitsForItselfError):
+            WAITS[way](futures[0])
+        return items
+
+    begun = threading.Event()
+    f = threads(function, batch_size=1)
+    passes = threads(lambda items: [f.submit(0)], batch_size=1)
+    # wait() and as_completed() are heard for futures that were submitted inside.
+    futures = [f.submit(0) if way.startswith(("result", "exception")) else passes(0)]
+    begun.set()
+    assert futures[0].result() == 0
 
 
 @pytest.mark.parametrize("ask", ["result", "exception"])
@@ -52,28 +77,27 @@ def test_function_may_wait_for_a_future_that_was_submitted_outside(ask: str) -> 
         begun.set()
         assert first.result() == (1 if ask == "result" else None)
         assert later.result() == 1
+        assert f.stats.reasons == {"full": 2}
 
 
-def test_function_that_asks_for_its_own_answer_hears_that_it_is_not_there() -> None:
-    answers: list[Any] = []
-
-    def function(items: list[int]) -> list[int]:
-        begun.wait()
+def test_time_limit_of_a_wait_inside_takes_nothing_with_it(threads: Threads) -> None:
+    def function(items: list[int]) -> list[Any]:
+        future = busy.submit(items[0])
         with pytest.raises(TimeoutError):
-            answers.append(future.result(timeout=0))
-        return items
+            future.result(timeout=0)
+        return [future]
 
-    begun = threading.Event()
-    with batched(batch_size=1)(function) as f:
-        future = f.submit(1)
-        begun.set()
-        assert future.result() == 1
-    assert not answers
+    busy = threads(gated=True, batch_size=2, timeout=None)
+    futures = [threads.busy(busy, 0), busy.submit(1)]
+    futures.append(threads(function, batch_size=1)(2))
+    threads.go_on(2)
+    assert threads.outcomes(futures) == [0, -1, -2]
+    assert busy.stats.reasons == {"flush": 1, "full": 1}
 
 
 @pytest.mark.parametrize("how", ["call", "submit", "error", "map", "aio"])
 def test_call_of_another_function_from_inside_runs_on_the_flush_thread_of_that_one(how: str) -> None:
-    calls: Ways = {
+    calls: dict[str, Callable[[int], Any]] = {
         "call": lambda item: inner(item),
         "submit": lambda item: inner.submit(item).result(),
         "error": lambda item: inner.submit(-1).exception() or inner(item),
@@ -110,35 +134,109 @@ def test_functions_in_a_chain_each_run_on_their_own_thread() -> None:
         assert (first.stats.reasons, second.stats.reasons, third.stats.reasons) == ({"full": 1},) * 3
 
 
-def test_closed_function_refuses_awaited_calls_from_inside_another_one() -> None:
-    closed = batched(batch_size=1)(lambda items: items)
-    assert closed(0) == 0
-    closed.close()
-    with batched(batch_size=1)(lambda items: [asyncio.run(closed.aio(1))]) as f, pytest.raises(ClosedError):
-        f(1)
-
-
 @pytest.mark.parametrize("depth", range(0, 40, 2))
-def test_endless_recursion_raises_recursion_error_and_the_next_call_works(depth: int) -> None:
-    def deepen(levels: int, items: list[int]) -> list[Any]:
-        return deepen(levels - 1, items) if levels else [f(item) if item else 0 for item in items]
+def test_endless_recursion_raises_recursion_error_and_everybody_else_is_answered(depth: int) -> None:
+    def deepen(levels: int, items: list[Any]) -> list[Any]:
+        return deepen(levels - 1, items) if levels else list(map(dive, items))
 
-    with batched(batch_size=1)(lambda items: deepen(depth, items)) as f:
-        with pytest.raises(RecursionError):
-            f(1)
+    def dive(item: Any) -> Any:
+        if item != "dive":
+            return item
+        try:
+            begun.wait()
+            return f(item)
+        except BaseException as error:
+            heard.append(type(error))
+            raise
+
+    begun = threading.Event()
+    heard: list[type[BaseException]] = []
+    with batched(batch_size=1, group_by=type)(lambda items: deepen(depth, items)) as f:
+        dives, *strangers = [f.submit("dive"), *map(f.submit, range(3))]
+        begun.set()
+        assert type(dives.exception()) is RecursionError
+        assert [stranger.result() for stranger in strangers] == [0, 1, 2]
         assert f(0) == 0
         assert f.stats.in_flight <= 1
+    assert set(heard) == {RecursionError}
 
 
-# Callbacks of futures, on the flush thread
+# Other threads are outside
 
 
-def test_callback_that_calls_the_function_is_answered() -> None:
+def test_thread_with_a_copy_of_the_context_is_outside() -> None:
+    def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            thread = threading.Thread(target=contextvars.copy_context().run, args=(lambda: outcome.append(f(1)),))
+            others.append(thread)
+            thread.start()
+            until(lambda: f.stats.pending == 1)
+            assert f.stats.batches == 1
+        return items
+
+    others: list[threading.Thread] = []
     outcome: list[int] = []
-    with batched(batch_size=2, timeout=None)(lambda items: items) as f:
-        f.submit(1).add_done_callback(lambda _: outcome.append(f(5)))
-        f.submit(2).result()
-    assert outcome == [5]
+    with batched(batch_size=1)(function) as f:
+        assert f(0) == 0
+        others[0].join()
+    assert (outcome, f.stats.reasons) == ([1], {"full": 2})
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_pool_inside_may_call_another_function_and_where_a_turn_is_free_the_same(concurrency: int) -> None:
+    def function(items: list[int]) -> list[int]:
+        return [pool.submit(inner, item - 1).result() if item else 0 for item in items]
+
+    with ThreadPoolExecutor(1) as pool, batched(batch_size=1, concurrency=concurrency)(function) as f:
+        inner = f if concurrency == 2 else batched(batch_size=1)(lambda items: items)
+        assert f(1) == 0
+        inner.close()
+
+
+# Callbacks of futures, hooks and log handlers, on the flush thread
+
+
+def exit_instead(*_: object) -> None:
+    raise SystemExit
+
+
+@pytest.mark.parametrize("where", ["a callback", "on_batch", "a log handler"])
+@pytest.mark.parametrize("how", ["call", "call that calls", "result", "map", "drain", "close", "ring"])
+def test_thread_of_a_function_that_calls_it_elsewhere_is_answered_there(
+    threads: Threads, monkeypatch: pytest.MonkeyPatch, where: str, how: str
+) -> None:
+    def function(items: list[int]) -> list[int]:
+        return [f(item + 1) if item < 0 else item for item in items]
+
+    actions: dict[str, Callable[[], Any]] = {
+        "call": lambda: f(5),
+        "call that calls": lambda: f(-3),
+        "result": lambda: f.submit(5).result(),
+        "map": lambda: list(f.map([5, 6, 7])),
+        "drain": lambda: f.drain(),
+        "close": lambda: f.close(),
+        "ring": lambda: calls_f(5),
+    }
+    outcome: list[Any] = []
+    acts = [actions[how]]
+
+    def act(*_: object, **__: object) -> None:
+        while acts:
+            outcome.append(acts.pop()())
+
+    f = threads(function, batch_size=2, timeout=None, on_batch=act if where == "on_batch" else None)
+    calls_f = threads(lambda items: [f(item) for item in items], batch_size=1)
+    monkeypatch.setattr("logging.Logger.error", act)
+    futures = [f.submit(1)]
+    if where != "on_batch":
+        futures[0].add_done_callback(act if where == "a callback" else exit_instead)
+    futures += [f.submit(2), f.submit(3)]
+    assert threads.outcomes(futures[:2]) == [1, 2]
+    threads.until(lambda: bool(outcome))
+    f.close()
+    assert futures[2].result() == 3
+    assert outcome == [{"call that calls": 0, "map": [5, 6, 7], "drain": None, "close": None}.get(how, 5)]
+    threads.consistent(f)
 
 
 @pytest.mark.parametrize("timeout", [0.0, None])
@@ -171,10 +269,6 @@ def test_callback_that_waits_holds_up_no_blocked_caller_of_its_batch() -> None:
 # Logging handlers that raise
 
 
-def exit_instead(*_: object) -> None:
-    raise SystemExit
-
-
 def test_logging_handler_that_raises_ends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("logging.Logger.error", exit_instead)
     with batched(batch_size=1)(lambda items: iter([*items, "one too many"])) as f:
@@ -189,61 +283,10 @@ def test_logging_handler_that_raises_after_a_callback_did_ends_nothing(monkeypat
         assert in_threads(f, [3, 4]) == [3, 4]
 
 
-# These hold for calls that run at once: calls from inside that would wait for their own thread are batches of their
-# own, counted as "nested".
+# What is reported
 
 
-def test_calls_from_inside_at_once_are_counted_as_nested() -> None:
-    def function(items: list[int]) -> list[int]:
-        return [1 if item == 0 else item * f(item - 1) for item in items]
-
-    with batched(batch_size=4, timeout=None)(function) as f:
-        f.timeout = 0.0
-        assert in_threads(f, [3, 4, 5]) == [6, 24, 120]
-        assert f.stats.reasons["nested"] >= 12
-
-
-def test_call_from_inside_at_once_waits_for_no_other_thread() -> None:
-    """Whoever looks for a ring through this thread finds none."""
-
-    def function(items: list[int]) -> list[bool]:
-        if items == [0]:
-            return [f(1)]
-        return [inside.waits_inside(threading.get_ident())]
-
-    with batched(batch_size=1)(function) as f:
-        assert f(0) is False
-
-
-def test_call_from_inside_at_once_counts_as_no_time_waited() -> None:
-    def function(items: list[int]) -> list[int]:
-        if items == [0]:
-            before = f.stats
-            assert f(1) == 1
-            assert (f.stats.waited, f.stats.longest_wait) == (before.waited, before.longest_wait)
-        return items
-
-    with batched(batch_size=1)(function) as f:
-        assert f(0) == 0
-
-
-def test_hook_may_call_the_function_itself(threads: Threads) -> None:
-    got: list[Any] = []
-
-    def hook(report: BatchReport) -> None:
-        if report.reason != "nested":
-            got.append(f(10))
-            got.append(f.submit(11).result())
-            got.extend(f.map([12, 13]))
-
-    f = threads(batch_size=2, timeout=None, on_batch=hook, isolate=True)
-    assert threads.outcomes(threads.submits(f, [1, 2])) == [-1, -2]
-    assert got == [-10, -11, -12, -13]
-    threads.until_idle(f)
-    threads.consistent(f)
-
-
-def test_batch_that_a_hook_runs_at_once_is_not_reported(threads: Threads) -> None:
+def test_batch_that_a_hook_waits_for_is_not_reported(threads: Threads) -> None:
     reports: list[BatchReport] = []
 
     def hook(report: BatchReport) -> None:
@@ -256,7 +299,7 @@ def test_batch_that_a_hook_runs_at_once_is_not_reported(threads: Threads) -> Non
     assert [report.reason for report in reports] == ["full"]
     assert f(2) == -2
     assert [report.reason for report in reports] == ["full", "full"]
-    assert f.stats.reasons == {"full": 2, "nested": 2}
+    assert f.stats.batches == 4
 
 
 def test_map_from_inside_is_reported_before_the_halves_it_is_split_into() -> None:
@@ -274,25 +317,5 @@ def test_map_from_inside_is_reported_before_the_halves_it_is_split_into() -> Non
     )
     with f:
         assert f("outer") == [0, 1, 2, 3]
-    assert reports[:2] == [("nested", 4), ("isolate", 2)]
+    assert reports[:2] == [("full", 4), ("isolate", 2)]
     assert [size for _, size in reports] == [4, 2, 1, 1, 2, 1, 1, 1]
-
-
-def test_wait_inside_for_a_future_whose_batch_calls_back_is_answered(threads: Threads) -> None:
-    def first_function(items: list[str]) -> list[str]:
-        if items == ["outer"]:
-            future = second.submit("")
-            began.wait(100)
-            waits.set()
-            concurrent.futures.wait([future])
-        return items
-
-    def second_function(items: list[str]) -> list[str]:
-        began.set()
-        waits.wait(100)
-        assert first("inner") == "inner"
-        return items
-
-    began, waits = threading.Event(), threading.Event()
-    first, second = threads(first_function, batch_size=1), threads(second_function, batch_size=1)
-    assert first("outer") == "outer"

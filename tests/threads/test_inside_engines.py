@@ -3,7 +3,6 @@ functions, and a future that is never completed is noticed.
 """
 
 import threading
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -93,17 +92,47 @@ def test_function_may_return_a_future_of_another_batched_function() -> None:
 # Engines that answer a call from inside
 
 
-def test_engine_may_answer_a_call_from_inside() -> None:
-    engine: Future[list[int]] = Future()
-
+def test_engine_has_one_lent_batch_at_a_time(threads: Threads) -> None:
     def function(items: list[int]) -> Any:
         if items == [0]:
+            begin.wait()
             return [f(1)]
-        threading.Thread(target=engine.set_result, args=([-1],)).start()
-        return engine
+        engines.append(Future())
+        return engines[-1]
 
-    with batched(batch_size=1)(function) as f:
-        assert f(0) == -1
+    begin = threading.Event()
+    engines: list[Future[list[int]]] = []
+    f = threads(function, batch_size=1)
+    futures = [threads.busy(f, 0), f.submit(2)]
+    begin.set()
+    for batch in ([2], [1], [3]):
+        until(lambda: [*threads.batches[1:]][-1:] == [batch] and len(engines) == len(threads.batches) - 1)  # noqa: B023
+        if batch == [1]:
+            futures.append(f.submit(3))
+        threads.settle(f)
+        assert threads.batches[-1] == batch
+        engines[-1].set_result(batch)
+    assert threads.outcomes(futures) == [1, 2, 3]
+    assert threads.batches == [[0], [2], [1], [3]]
+
+
+@pytest.mark.parametrize("where", ["inside", "in the pool"])
+def test_function_that_returns_futures_may_call_itself(threads: Threads, where: str) -> None:
+    """In the pool it is outside, and needs a free turn."""
+
+    def less(items: list[int]) -> list[int]:
+        return [1 + f(item - 1) if item else 0 for item in items]
+
+    with ThreadPoolExecutor(3) as pool:
+        ways: dict[str, Any] = {
+            "inside": lambda items: pool.submit(list, less(items)),
+            "in the pool": lambda items: pool.submit(less, items),
+        }
+        f = threads(ways[where], batch_size=2, concurrency=1 if where == "inside" else 3)
+        assert f(2) == 2
+        assert where == "in the pool" or threads.outcomes(threads.starts(f, [7, 8, 9])) == [7, 8, 9]
+        threads.until_idle(f)
+        threads.consistent(f)
 
 
 def test_isolate_splits_a_map_from_inside_that_an_engine_answers(threads: Threads) -> None:
@@ -126,24 +155,7 @@ def test_isolate_splits_a_map_from_inside_that_an_engine_answers(threads: Thread
         assert threads.outcome(threads.start(f, "all")) == [0, -1]
         threads.until_idle(f)
         threads.consistent(f)
-    assert threads.batches == [["all"], [0, 1, 2, 3], [0, 1], [2, 3], [2], [3]]
-
-
-def test_isolate_splits_a_map_from_inside_whose_engine_fails_after_the_function_has_returned() -> None:
-    engine: Future[Any] = Future()
-
-    class Items(list[int]):
-        def __iter__(self) -> Iterator[int]:
-            yield from (0, 1)
-            engine.set_exception(ValueError())
-
-    def function(items: list[int]) -> Any:
-        if items == [9]:
-            return [list(f.map(Items([0, 1])))]
-        return engine if len(items) == 2 else items
-
-    with batched(batch_size=2, isolate=True)(function) as f:
-        assert f(9) == [0, 1]
+    assert threads.batches[:5] == [["all"], [0, 1, 2, 3], [0, 1], [2, 3], [2]]  # nobody waits for 3 any more
 
 
 # Futures that are never done

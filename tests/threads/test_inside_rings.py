@@ -10,21 +10,7 @@ from typing import Any
 import pytest
 
 from .. import inside
-from ..tools import batched, in_threads, until
-
-
-def test_ring_called_by_many_threads_from_both_sides_is_answered() -> None:
-    def even(items: list[int]) -> list[bool]:
-        return [item == 0 or is_odd(item - 1) for item in items]
-
-    def odd(items: list[int]) -> list[bool]:
-        return [item != 0 and is_even(item - 1) for item in items]
-
-    is_even, is_odd = batched(batch_size=2)(even), batched(batch_size=2)(odd)
-    assert in_threads(is_even, range(20)) == [number % 2 == 0 for number in range(20)]
-    assert in_threads(lambda pair: pair[0](pair[1]), [(is_even, 7), (is_odd, 7)] * 10) == [False, True] * 10
-    is_odd.close()
-    is_even.close()
+from ..tools import batched, until
 
 
 @pytest.mark.parametrize("how", ["map", "aio"])
@@ -67,39 +53,22 @@ def test_calls_from_inside_both_ways_are_answered_though_one_waits_later(how: st
     second.close()
 
 
-def test_ring_is_found_however_many_calls_are_made_meanwhile_of_which_nothing_is_kept() -> None:
-    passed = threading.Event()
+def test_answered_calls_from_inside_are_not_kept() -> None:
     kept: list[weakref.ref[Any]] = []
 
     class Item:
         pass
 
-    def first_function(items: list[Any]) -> list[Any]:
-        if items == [0]:
-            return items
-        future = second.submit(1)
-        others = [fourth.submit(number) for number in range(100)]
+    def function(items: list[int]) -> list[int]:
         for _ in range(300):
             item = Item()
             kept.append(weakref.ref(item))
-            third.submit(item).result()
+            other.submit(item).result()
             del item
-        assert sum(each() is not None for each in kept) < 200
-        passed.set()
-        concurrent.futures.wait([future])  # nobody knows that this waits
-        assert not any(each.done() for each in others)
-        return [future.result()]
+        return [sum(each() is not None for each in kept)]
 
-    def second_function(items: list[int]) -> list[int]:
-        passed.wait()
-        return [first(0) + items[0]]
-
-    first, second = batched(batch_size=1)(first_function), batched(batch_size=1)(second_function)
-    third = batched(batch_size=1)(lambda items: [None for _ in items])
-    fourth = batched(batch_size=200, timeout=None)(lambda items: items)
-    assert first(9) == 1
-    for f in (first, second, third, fourth):
-        f.close()
+    with batched(batch_size=1)(lambda items: [None]) as other, batched(batch_size=1)(function) as f:
+        assert f(0) < 200
 
 
 def test_ring_is_found_though_its_thread_answers_the_batch_of_another_function_meanwhile() -> None:
