@@ -182,6 +182,7 @@ class ThreadRunner(Runner):
     """A thread that runs batches, or settles one whose function returned a future."""
 
     cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
+    borrower: "ThreadBatch | None" = None  # the last one that ran on a turn of this
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
@@ -229,12 +230,15 @@ class ThreadRunner(Runner):
                 lender.wake()
             elif mine is None:
                 mine = engine, call
-        if mine is not None:
+        last = self.borrower
+        is_pending = last is not None and last.engine is not None and last.runner is None  # its function returned a future
+        if mine is not None and not is_pending:
             engine, call = mine
             batch = engine.lend(call, self)
             if batch is not None:
                 before, self.awaits = self.awaits, []
                 try:
+                    self.borrower, batch.lender = batch, self
                     batch.run(engine.function, self)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
@@ -252,6 +256,7 @@ class ThreadBatch(Batch):
     """A batch that is run on a thread of ours."""
 
     engine: "ThreadEngine"
+    lender: ThreadRunner | None = None  # on whose turn it runs
 
     def run(self, function: Callable[[list[Any]], Any], runner: ThreadRunner) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
@@ -590,6 +595,7 @@ class ThreadEngine(Controls, Engine):
         """Let a thread be the flush thread. False if there is one."""
         if self._owner.setdefault(0, runner) is not runner:
             return False
+        runner.bell = self._bell  # not before, as another one may sleep on it
         self.buffer.ends = self.closed
         return True
 
@@ -620,11 +626,13 @@ class ThreadEngine(Controls, Engine):
         self._owner[len(self._owner)] = runner
         return True
 
-    def ended(self, batch: Batch) -> None:
+    def ended(self, batch: Any) -> None:
         if batch.runner is self.runner:
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         else:
             self.post_news(self.turn_ended, batch)
+        if batch.lender is not None:
+            batch.lender.wake()
 
 
 def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType) -> None:
@@ -633,8 +641,6 @@ def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType
     runner.flush_thread = current_thread()
     runner.enter()
     engine = known()
-    if engine is not None:
-        runner.bell = engine._bell
     if engine is None or not engine.become_owner(runner):
         begun.release()
         return  # two callers have each started one

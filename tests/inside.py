@@ -235,7 +235,7 @@ def holds_a_lock() -> bool:
 
 
 def _runners_of(ident: int) -> list[Any]:
-    return [runner for it in _threads._all() for runner in it.runners.copy() if runner.thread == ident]
+    return [runner for it in _threads._all() for runner in it.held_up_by(at_all=True) if runner.thread == ident]
 
 
 def works_for_a_function(ident: int) -> bool:
@@ -250,7 +250,7 @@ def waits_inside(ident: int) -> bool:
 
 def threads_that_wait_inside() -> list[int]:
     """Return the threads of which that is remembered."""
-    return [runner.thread for it in _threads._all() for runner in it.runners.copy() if runner.unanswered()]
+    return [runner.thread for it in _threads._all() for runner in it.held_up_by(at_all=True) if runner.unanswered()]
 
 
 def is_known(ident: int) -> bool:
