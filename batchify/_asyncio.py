@@ -218,7 +218,9 @@ class LoopBatch(Batch, Runner):
 
     engine: "LoopEngine"
     task: "asyncio.Task[None]"
-    lends = False  # whether another one runs on its turn
+    lender: "LoopBatch | None" = None  # on whose turn it runs
+    borrower: "LoopBatch | None" = None  # which runs on its turn
+    lends = False  # whether there is, or will be soon, such a one
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
@@ -385,7 +387,8 @@ class LoopEngine(Engine):
 
     async def _turn(self, loop: asyncio.AbstractEventLoop, awaited: Any, lender: LoopBatch | None) -> None:
         """Run the batch that is due; or on a lent turn the next one on the way to the call that is `awaited`."""
-        batch, task = None, None
+        batch: Any = None
+        task = None
         try:
             await _begun()
             now = max(loop.time(), self._due_since)
@@ -393,9 +396,11 @@ class LoopEngine(Engine):
                 task = self._next
                 self._next = None
                 batch = self._take_due(now, self._take)
-            else:
+            elif lender.thread is not None:  # else it has ended, and with it its turn
                 task = current_task(loop)
-                batch = self._take_due(now, partial(self._take, awaited=awaited, lender=lender), lent=True)
+                batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
+                if batch is not None:
+                    lender.borrower, batch.lender = batch, lender
             self._disturbed = False
             if batch is not None:
                 batch.task = task
@@ -420,15 +425,14 @@ class LoopEngine(Engine):
                 batch = None  # a cycle
             for lost in self._running.keys() - set(map(id, self.runners)):
                 del self._running[lost]
-                self._lent.pop(lost, None)
+                self._lent.discard(lost)
             self.alarm_at = -inf
             self.ring()
             raise
         finally:
             current.set(None)  # a cycle: task, context, batch
             if lender is not None:
-                lender.lends = False
-                lender.look_soon(loop)
+                self.take_back(lender)
 
     # Batches
 
@@ -442,8 +446,23 @@ class LoopEngine(Engine):
 
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
-        batch.thread, batch.awaits = None, []
         self.turn_ended(batch)
+        lender, borrower = batch.lender, batch.borrower
+        batch.thread, batch.awaits, batch.lender, batch.borrower = None, [], None, None
+        if borrower is not None:  # it goes on, on the turn that this had
+            borrower.lender = lender
+            if lender is None:
+                self._lent.discard(id(borrower))
+        if lender is not None:
+            lender.borrower = borrower
+            self.take_back(lender)
+
+    def take_back(self, lender: LoopBatch) -> None:
+        """Let a batch have its turn back, unless another one runs on it; it may lend it once more."""
+        loop = self.loop()
+        if lender.borrower is None and loop is not None:
+            lender.lends = False
+            lender.look_soon(loop)
 
     def left(self, call: Call) -> None:
         super().left(call)
@@ -453,7 +472,9 @@ class LoopEngine(Engine):
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
 
-    def held_up_by(self) -> Collection[Runner]:
+    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+        if at_all:
+            return self.runners.copy().keys()
         # Of many that call each other, the latest have the turns.
         latest = (each for each in reversed(self.runners) if not each.lends)
         return () if self.has_turn else list(islice(latest, self.concurrency))

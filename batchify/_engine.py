@@ -127,14 +127,13 @@ class Engine:
         self.inbox = deque()
         self.news = deque()
         self.wake_at = 1
-        # Who runs batches now, on threads also the owner, in order. Whoever it is adds and takes away.
-        self.runners: dict[Any, None] = {}
+        self.runners: dict[Any, None] = {}  # who runs batches now, in order; whoever it is adds and takes away
         self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
         # The rest is the owner's.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
-        self._lent: dict[int, int] = {}  # which of them run on a turn that another one lends, and which one
+        self._lent: set[int] = set()  # which of them run on a turn that another one lends
         self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._refused: deque[tuple[Collection[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
@@ -186,9 +185,9 @@ class Engine:
         """Whether a batch may begin now."""
         return len(self._running) - len(self._lent) < self.concurrency
 
-    def held_up_by(self) -> Collection[Runner]:
-        """Return those who hold up what waits here. Any thread may ask."""
-        return () if self.has_turn else self.runners.copy().keys()
+    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+        """Return those who hold up what waits here, or (`at_all`) that all is answered. Any thread may ask."""
+        raise NotImplementedError
 
     def cannot_lend(self) -> Collection[Runner]:
         """Return those among them who wait where they cannot lend a turn."""
@@ -302,10 +301,7 @@ class Engine:
 
     def turn_ended(self, batch: Batch) -> None:
         self._running.pop(id(batch), None)
-        self._lent.pop(id(batch), None)
-        for lent, lender in list(self._lent.items()):
-            if lender == id(batch):
-                del self._lent[lent]  # from now on it is its own
+        self._lent.discard(id(batch))
 
     # Batches
 
@@ -444,7 +440,7 @@ class Engine:
         finally:
             self.tally.end_change()
 
-    def _take(self, now: float, awaited: Any = None, lender: object = None) -> Batch | None:
+    def _take(self, now: float, awaited: Any = None) -> Batch | None:
         """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside."""
         buffer = self.buffer
         reason: Reason
@@ -477,7 +473,7 @@ class Engine:
                         call.batch = reference
                 self._running[id(batch)] = entries[0].arrival
                 if awaited is not None:
-                    self._lent[id(batch)] = id(lender)
+                    self._lent.add(id(batch))
                 self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
                 self._untrack(entries)
@@ -490,7 +486,7 @@ class Engine:
                 raise
             return batch
 
-    _begin = _take  # what next() does with it; a loop begins with a task, which takes
+    _begin: Any = _take  # what next() does with it; a loop begins with a task, which takes
 
     def refuse(self, take_out: Callable[[], tuple[Collection[Any], BaseException]]) -> None:
         """Give calls an error, in place of an answer of the function's."""

@@ -60,8 +60,7 @@ class Runner:
         if self.thread is None:
             return  # it has ended
         for engine, call in self.hopeless():
-            call.future.set_exception(waits_for_itself(engine))
-            call.future.exception()  # as if asked for: who awaits it may have gone
+            call.tell((call,), (waits_for_itself(engine),), 1)
         while self.lend():
             pass
 
@@ -128,7 +127,7 @@ def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
         runner = None if batch is None else batch.runner
         return () if runner is None else (runner,)
     if not hasattr(call, "arrival"):
-        return engine.runners.copy()  # type: ignore[no-any-return]  # a drain, or a close
+        return engine.held_up_by(at_all=True)  # type: ignore[no-any-return]  # a drain, or a close
     return engine.cannot_lend() if certain else engine.held_up_by()  # type: ignore[no-any-return]
 
 

@@ -22,9 +22,9 @@ import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, InvalidStateError
+from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
-from contextvars import Context
+from contextvars import Context, Token
 from functools import partial
 from math import inf
 from queue import SimpleQueue
@@ -130,33 +130,24 @@ class ItemFuture(Future[Any]):
 
     def _waited_inside(self, timeout: float | None) -> float | None:
         """Wait, if this is inside a function. Return for how many seconds there is to wait yet."""
-        call, runner = self.call, runner_here()
-        if call is None or runner is None or self.done():
+        if self.done() or runner_here() is None:
             return timeout
-        waiter: Any = _FutureWaiter(runner)
-        with self._condition:
-            if not self.done():
-                list.append(self._waiters, waiter)
-        try:
-            runner.wait([(call.engine, call)], self.done, timeout)
-        finally:
-            with self._condition, suppress(ValueError):
-                self._waiters.remove(waiter)
+        self.hear_waiters()
+        wait([self], timeout)
         return 0
 
-
-class _FutureWaiter:
-    """What a future tells of its answer, for a runner that waits for it."""
-
-    def __init__(self, runner: "ThreadRunner") -> None:
-        self.add_result = self.add_exception = self.add_cancelled = lambda _: runner.wake()
+    def hear_waiters(self) -> None:
+        """Hear of it when somebody inside a function waits for this."""
+        with self._condition:
+            if type(self._waiters) is list:
+                self._waiters = _Waiters(self, self._waiters)
 
 
 class _Waiters(list[Any]):
-    """Those who wait for a future that was submitted inside a function, by wait() or as_completed()."""
+    """Those who wait for a future, by wait() or as_completed()."""
 
-    def __init__(self, future: ItemFuture) -> None:
-        super().__init__()
+    def __init__(self, future: ItemFuture, waiters: list[Any]) -> None:
+        super().__init__(waiters)
         self._future = weakref.ref(future)
 
     def append(self, waiter: Any) -> None:
@@ -168,14 +159,19 @@ class _Waiters(list[Any]):
         super().append(waiter)
 
 
-def _wait_for_event(event: Any, wait: Callable[[float | None], bool], timeout: float | None = None) -> bool:
+def _wait_for_event(event: Any, sleep: Callable[[float | None], bool], timeout: float | None = None) -> bool:
     runner = runner_here()
     if runner is None:
-        return wait(timeout)
-    futures = [future for known in event.futures if (future := known()) is not None]
-    calls = [call for future in futures if (call := future.call) is not None]
-    put, event.set = event.set, lambda: (put(), runner.wake())
+        return sleep(timeout)
+    put = event.set
+
+    def put_and_ring() -> None:
+        put()
+        runner.wake()
+
+    event.set = put_and_ring
     try:
+        calls = [call for known in event.futures if (call := getattr(known(), "call", None)) is not None]
         runner.wait([(call.engine, call) for call in calls], event.is_set, timeout)
     finally:
         del event.set
@@ -187,13 +183,19 @@ class ThreadRunner(Runner):
 
     cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
 
+    flush_thread: Thread  # to be joined; of those that `engine` has started
+
     def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
-        self.thread = get_ident()
         self.awaits = []
         self.engine = engine  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
         self.context.run(current_runner.set, self)
+
+    def enter(self) -> Token[Runner | None]:
+        """Say that it is this thread."""
+        self.thread = get_ident()
+        return current_runner.set(self)
 
     def wake(self) -> None:
         _ring(self.bell)
@@ -286,7 +288,7 @@ class ThreadBatch(Batch):
         runner = ThreadRunner(weakref.ref(engine)) if before is None else before
         is_known = runner in engine.runners
         engine.runners[runner] = None
-        token = current_runner.set(runner)
+        token = runner.enter()
         try:
             self.runner = runner
             with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
@@ -317,14 +319,13 @@ class ThreadEngine(Controls, Engine):
     make_batch = ThreadBatch
     now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
-    # its runners. Each flush thread has a box of its own, so who finds another one here knows that the last has ended.
-    _owner: dict[int, Thread]
+    # the other runners. Each has a box of its own, so who finds another one here knows that the last owner has ended.
+    _owner: dict[int, ThreadRunner]
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
     aio: Callable[..., Coroutine[Any, Any, Any]] | None = None  # once somebody asked for it
     _warned = False
-    runner: ThreadRunner | None = None  # the owner
 
     def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None = None) -> None:
         self.blocks: list[None] = []  # `with` blocks that are open
@@ -342,8 +343,7 @@ class ThreadEngine(Controls, Engine):
 
     def make_room(self) -> None:
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
-        self._batches, self._drains, self.runner = SimpleQueue(), [], None
-        self._owner = {}  # last, when all is ready
+        self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
 
     # What callers do
 
@@ -413,7 +413,7 @@ class ThreadEngine(Controls, Engine):
         call = future.call = FutureCall()
         call.item, call.future, call.engine, call.owner = item, future, self, owner
         if get_runner() is not None:
-            future._waiters = _Waiters(future)
+            future.hear_waiters()
         try:
             self.ask(call, constants)
             self.tracks = True  # before it waits; and not before a function of the user's is asked, who may fork
@@ -432,8 +432,15 @@ class ThreadEngine(Controls, Engine):
     def is_at_work(self) -> bool:
         return bool(self._owner)
 
-    def held_up_by(self) -> Collection[Runner]:
-        return (self.runner,) if self.runner is not None and self.has_turn else self.runners.copy().keys()
+    @property
+    def runner(self) -> ThreadRunner | None:
+        """The owner."""
+        return self._owner.get(0)
+
+    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+        if at_all or not self.has_turn:
+            return [*self._owner.copy().values(), *self.runners.copy()]
+        return [] if self.runner is None else [self.runner]
 
     def cannot_lend(self) -> Collection[Runner]:
         return (self.runner,) if self.runner is not None and self.runner.cannot_lend else ()
@@ -527,15 +534,15 @@ class ThreadEngine(Controls, Engine):
 
         `ends_block`: at the end of a `with` block, and only if it is the last one.
         """
-        threads = self._owner
+        runners = self._owner
         if not ends_block:
             self.begin_to_close(cancel_pending=cancel_pending)
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for thread in list(threads.values()):
-                if thread not in self._owner.values():  # somebody may have opened it again
-                    thread.join()
+            for runner in list(runners.values()):
+                if runner not in self._owner.values():  # somebody may have opened it again
+                    runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
@@ -579,12 +586,10 @@ class ThreadEngine(Controls, Engine):
         Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
         return thread
 
-    def become_owner(self, thread: Thread, runner: ThreadRunner) -> bool:
+    def become_owner(self, runner: ThreadRunner) -> bool:
         """Let a thread be the flush thread. False if there is one."""
-        if self._owner.setdefault(0, thread) is not thread:
+        if self._owner.setdefault(0, runner) is not runner:
             return False
-        self.runner = runner
-        self.runners[runner] = None
         self.buffer.ends = self.closed
         return True
 
@@ -604,14 +609,15 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def _start_runner(self) -> bool:
+        runner = ThreadRunner(weakref.ref(self))
         try:
-            thread = self._start_thread(_run, self._batches, self.tally)
+            runner.flush_thread = self._start_thread(_run, runner, self._batches, self.tally)
         except RuntimeError:
             if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                 self._complained = True
                 complain("%s() runs fewer batches at once than it might", self.name)
             return False
-        self._owner[len(self._owner)] = thread
+        self._owner[len(self._owner)] = runner
         return True
 
     def ended(self, batch: Batch) -> None:
@@ -623,17 +629,15 @@ class ThreadEngine(Controls, Engine):
 
 def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType) -> None:
     """Be the owner of an engine, `known` weakly; until there is another tally, which is so in a forked child."""
-    me = current_thread()
     runner = ThreadRunner(known)
+    runner.flush_thread = current_thread()
+    runner.enter()
     engine = known()
-    if engine is None:
-        begun.release()
-        return
-    runner.bell = engine._bell
-    if not engine.become_owner(me, runner):
+    if engine is not None:
+        runner.bell = engine._bell
+    if engine is None or not engine.become_owner(runner):
         begun.release()
         return  # two callers have each started one
-    current_runner.set(runner)
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
     bell, inbox, batches = engine._bell, engine.inbox, engine._batches
     begun.release()
@@ -658,8 +662,7 @@ def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType
                 drains = engine._drains
                 engine.make_room()
                 _ring(bell)  # for the next owner
-                if not (inbox or engine.news) or not engine.become_owner(me, runner):
-                    engine.runners.pop(runner, None)
+                if not (inbox or engine.news) or not engine.become_owner(runner):
                     for _, done in drains:
                         done()
                     break
@@ -677,19 +680,16 @@ def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 
-def _run(batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
-    """Be a runner."""
-    engine: Any = None
-    runner = ThreadRunner(lambda: engine)
-    current_runner.set(runner)
+def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
+    """Be one of several that run batches."""
+    runner.enter()
     batch: ThreadBatch | None = None
+    engine: ThreadEngine | None = None
     while True:
         try:
             while (batch := batches.get()) is not None:
                 engine = batch.engine
-                engine.runners[runner] = None
                 batch.run(engine.function, runner)
-                engine.runners.pop(runner, None)
                 if engine.tally is not tally:
                     return  # the function forked, and this is the child
                 batch = engine = None

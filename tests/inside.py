@@ -64,14 +64,14 @@ def engines(f: Any) -> list[Engine]:
 
 def threads_of(f: Any) -> list[threading.Thread]:
     """Return the flush threads that work for `f` now."""
-    return list(engine(f)._owner.copy().values())
+    return [runner.flush_thread for runner in engine(f)._owner.copy().values()]
 
 
 def _is_asleep(it: ThreadEngine, thread: threading.Thread) -> bool:
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename in (_threads.__file__, _engine.__file__, _batch.__file__, _buffer.__file__):
-            if it._owner.get(0) is thread:
+            if it._owner.copy()[0].flush_thread is thread:
                 return frame.f_code.co_name == "_own" and it._bell.locked() and len(it.inbox) < it.wake_at
             return frame.f_code.co_name == "_run" and frame.f_locals.get("batch") is None
         frame = frame.f_back
@@ -107,8 +107,9 @@ def has_a_timer(f: Any) -> bool:
 def waits_for_room(f: Any) -> bool:
     """Whether its flush thread sleeps while as many batches as may be are in flight elsewhere, at an engine."""
     it = engine(f)
-    owner = it._owner.get(0)
-    return len(it._running) >= it.concurrency and owner is not None and _is_asleep(it, owner) and not it.news
+    owner = it.runner
+    waits = owner is not None and _is_asleep(it, owner.flush_thread)
+    return waits and not it.has_turn and not it.news
 
 
 def wake_by_themselves(f: Any) -> int:
@@ -120,12 +121,12 @@ def is_at_rest(f: Any) -> bool:
     """Whether nothing will happen by itself before time goes by: each of its threads sleeps or is in the function."""
     it = engine(f)
     threads = [thread for thread in threads_of(f) if thread.is_alive()]
-    owner = it._owner.get(0)
+    owner = None if it.runner is None else it.runner.flush_thread
     for thread in threads:
         if thread is owner and _is_asleep(it, thread):
             if it.news or (isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(1)):
                 return False
-            if len(it._running) < it.concurrency and it.wake_at == inf:
+            if it.has_turn and it.wake_at == inf:
                 return False
         elif not _is_asleep(it, thread) and not _is_in_the_function(thread):
             return False
@@ -869,7 +870,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     }
     shared: dict[type, str] = {
         Engine: "inbox news runners bells wake_at has_leavers tracks",
-        ThreadEngine: "_owner runner closed returns_futures",
+        ThreadEngine: "_owner closed returns_futures",
         ItemFuture: "call",
         Tally: "changing version answered failed cancelled running in_flight",
     }
@@ -914,7 +915,7 @@ def begin_anew() -> None:
 
 def remembers_a_thread() -> bool:
     """Whether a function remembers a thread; when all have ended, none should."""
-    return any(it._owner or it.places or it.bells or it._running or it._drains for it in _threads._all())
+    return any(it._owner or it.runners or it.bells or it._running or it._drains for it in _threads._all())
 
 
 def close_what_is_left() -> None:
