@@ -111,6 +111,7 @@ def test_turn_is_lent_from_when_somebody_inside_asks_for_an_answer(way: str) -> 
     """That is when a callback is put on the future, whatever the function itself waits for."""
 
     async def function(items: list[int]) -> list[int]:
+        f.timeout = None
         if items != [0]:
             runs.set()
             return items
@@ -122,15 +123,10 @@ def test_turn_is_lent_from_when_somebody_inside_asks_for_an_answer(way: str) -> 
         await (asks or future)
         return [await future]
 
-    async def main() -> Any:
-        first = f.submit(0)
-        f.flush()
-        return await first
-
     runs = asyncio.Event()
-    f = batched(batch_size=2, timeout=None)(function)
-    assert run(main()) == 1
-    assert f.stats.reasons == {"flush": 1, "nested": 1}
+    f = batched(batch_size=2)(function)
+    assert run(f(0)) == 1
+    assert f.stats.reasons == {"timeout": 1, "nested": 1}
 
 
 @pytest.mark.parametrize("way", ["await", *ASKS])
@@ -140,7 +136,6 @@ def test_wait_for_its_own_batch_fails_at_once_whatever_its_time_limit(way: str) 
         await future  # as wait() does not raise
 
     async def function(items: list[int]) -> list[int]:
-        await known.wait()
         with pytest.raises(WaitsForItselfError):
             await ask(futures[0])
         heard.append(way)
@@ -148,18 +143,17 @@ def test_wait_for_its_own_batch_fails_at_once_whatever_its_time_limit(way: str) 
 
     async def passes(items: list[int]) -> list[Any]:
         futures.append(f.submit(0))
-        known.set()
         return items
 
     async def main() -> None:
         await batched(batch_size=1)(passes)(0)
+        neighbour = f.submit(1)
         assert [type(each) for each in await outcomes(futures)] == [WaitsForItselfError]
-        await f.adrain()
+        assert await neighbour == 1
 
-    known = asyncio.Event()
     futures: list[asyncio.Future[int]] = []
     heard: list[str] = []
-    f = batched(batch_size=1)(function)
+    f = batched(batch_size=2, timeout=None)(function)
     run(main())
     assert heard == [way]
 
