@@ -110,7 +110,7 @@ class Buffer:
         Or the next one of the group of a call that waits and is `awaited` inside a function, due or not. Some of its
         callers, or all, may have left.
         """
-        due = self.due(now) if awaited is None else self._next_of(awaited)
+        due = self.due(now) if awaited is None else self._next_of(awaited, now)
         # In one step of C, so that no exception from elsewhere can cut it short.
         return None if due is None else (list(map(deque.popleft, repeat(self._calls, due[0]))), due[1])
 
@@ -126,8 +126,8 @@ class Buffer:
         reason = self._why(self._calls[0].arrival, now) if size else None
         return None if reason is None else (size, reason)
 
-    def _next_of(self, awaited: Call) -> tuple[Any, Reason] | None:  # noqa: ARG002 - all are of one group
-        return (min(len(self._calls), self._options.batch_size), "nested") if self._calls else None
+    def _next_of(self, awaited: Call, now: float) -> tuple[Any, Reason] | None:  # noqa: ARG002 - all are of one group
+        return (self.due(now) or (len(self._calls), "nested")) if self._calls else None
 
     def _why(self, oldest: float, now: float) -> Reason | None:
         """Say why a batch that is not full is due; None if it is not."""
@@ -250,7 +250,7 @@ class GroupedBuffer(Buffer):
             self._enter(entry)
 
     def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
-        due = self.due(now) if awaited is None else self._next_of(awaited)
+        due = self.due(now) if awaited is None else self._next_of(awaited, now)
         if due is None:
             return None
         group, reason = due
@@ -270,9 +270,12 @@ class GroupedBuffer(Buffer):
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
 
-    def _next_of(self, awaited: Call) -> tuple[Group, Reason] | None:
+    def _next_of(self, awaited: Call, now: float) -> tuple[Group, Reason] | None:
         entry = self._entry(awaited)
-        return None if entry is None else (entry.group, "nested")
+        if entry is None:
+            return None
+        group = entry.group
+        return group, "full" if self._is_full(group) else self._why(group[0].arrival, now) or "nested"
 
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
