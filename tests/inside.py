@@ -270,14 +270,11 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     groups = {id(entry.group): entry.group for entry in buffer.waiting}
     assert {id(group) for group in buffer._groups.values()} == set(groups)
     assert sum(map(len, groups.values())) == len(buffer.waiting)
-    assert {*buffer._equals.values()} == (buffer.waiting if dedupe else set())
+    equals = {entry for group in groups.values() for entry in group.equals.values()}
+    assert equals == (buffer.waiting if dedupe else set())
     calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
     assert len(set(calls)) == len(calls) >= len(buffer.waiting)
     assert buffer.limited == sum(call.limited for call in calls)
-    longest = max(map(len, groups.values()), default=0)
-    assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
-        size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
-    }
     for group in groups.values():
         assert buffer._groups[group.key] is group
         assert {*group} <= buffer.waiting
@@ -287,7 +284,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
         # It is found by these no later than by its oldest entry.
         for listed in [buffer._listed, buffer._listed_full] if buffer._is_full(group) else [buffer._listed]:
             assert any(each is group and (arrival, number) <= order[0] for arrival, number, each in listed)
-        if group.weight is not None and most is not None:
+        if most is not None:
             weight = sum(entry.weight for entry in group)
             assert group.weight == weight or most <= group.weight <= weight
 
