@@ -522,8 +522,9 @@ class LoopEngines(Controls):
         else:
             call.future = InsideFuture(call, engine, loop)
         try:
-            if place is not None or engine.asks or self.closed:
+            if engine.asks:
                 engine.ask(call, constants)
+            if place is not None or self.closed or (engine.bounded and engine.is_full()):
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
                 call.arrival = now = monotonic() if engine.has_usual_clock else loop.time()

@@ -21,6 +21,7 @@ from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._inside import Place
+from ._options import constants_of, label_of
 from ._stats import BatchReport, Reason
 
 # These have a length or an order, but it is not that of the items.
@@ -164,7 +165,7 @@ class Batch(Place):
         self._tally = engine.tally
         self.takes_turn = takes_turn  # False: it runs past the limit of `concurrency`, as somebody inside waits for it
         self._began, self._reason, self._size = now, reason, len(entries)
-        self._constants = entries[0].key.constants if engine.grouped else {}
+        self._constants = constants_of(entries[0].key) if engine.grouped else {}
         if engine.options.on_batch is not None:
             calls = self.calls(entries)
             self._report = partial(
@@ -172,7 +173,7 @@ class Batch(Place):
                 name=engine.name,
                 size=len(entries),
                 reason=reason,
-                group=getattr(entries[0].key, "label", None),
+                group=label_of(entries[0].key),
                 waits=tuple(max(0.0, now - call.arrival) for call in calls),
                 contexts=tuple(call.context for call in calls),
             )

@@ -140,13 +140,6 @@ class Equal:
 
     __slots__ = ("arrival", "callers", "group", "item", "item_key", "key", "number", "weight")
 
-    def __init__(self, call: Call) -> None:
-        self.arrival = call.arrival
-        self.item = call.item
-        self.item_key = call.item_key
-        self.key = call.key
-        self.callers: list[Call] = [call]
-
 
 class Group(list[Any]):
     """Entries, calls or `Equal`, that may share a batch, in order."""
@@ -291,13 +284,14 @@ class GroupedBuffer(Buffer):
         if self._options.dedupe:
             entry = group.equals.get(call.item_key)
             if entry not in self.waiting:
-                entry = Equal(call)
+                entry = Equal()
+                entry.arrival, entry.item, entry.item_key = call.arrival, call.item, call.item_key
+                entry.key, entry.callers = call.key, []
                 if self._most < inf:
                     entry.weight = call.weight
             call.entry = entry
-        if entry in self.waiting:
             entry.callers.append(call)
-        else:
+        if entry not in self.waiting:
             entry.group = group
             entry.number = next(self._numbers)
             self.waiting.add(entry)
@@ -307,27 +301,32 @@ class GroupedBuffer(Buffer):
     def _enter(self, entry: Any) -> None:
         """Find out what there is to know of one more entry that waits."""
         group: Group = entry.group
-        was_full = self._is_full(group)
-        if not group or self._options.dedupe:
-            with suppress(Exception):  # by a user's __eq__()
+        before, most = group.weight, self._most
+        try:
+            if not group:
                 self._groups[group.key] = group
-                if self._options.dedupe:
-                    group.equals[entry.item_key] = entry
+            if self._options.dedupe:
+                group.equals[entry.item_key] = entry
+        except Exception:  # noqa: BLE001, S110 - by a user's __eq__()
+            pass
         if group and (entry.arrival < group[-1].arrival or entry.number < group[-1].number):
             insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
         else:
             group.append(entry)
-        if self._most < inf:
+        if most < inf:
             group.weight += entry.weight
-        if group[0] is entry:
+        is_first = group[0] is entry
+        if is_first:
             heappush(self._listed, (*order_of(entry), group))
-        if (group[0] is entry or not was_full) and self._is_full(group):
+        if before < most <= group.weight or len(group) == self._options.batch_size or (is_first and self._is_full(group)):
             heappush(self._listed_full, (*order_of(group[0]), group))
 
     def _release(self, group: Group, entries: list[Any]) -> None:
         """Let entries that stand side by side in a group wait no more."""
         start = bisect_left(group, order_of(entries[0]), key=order_of)
         del group[start : start + len(entries)]
+        for listed in () if group else (self._listed, self._listed_full):
+            self._first(listed)  # forgets it, if it stands there first
         self.limited -= sum(map(limited_of, self.callers(entries)))
         if self._most < inf:
             weight = 0.0
