@@ -174,8 +174,8 @@ class Batch(Place):
                 size=len(entries),
                 reason=reason,
                 group=label_of(entries[0].key),
-                waits=tuple(max(0.0, now - call.arrival) for call in calls),
-                contexts=tuple(call.context for call in calls),
+                waits=tuple([now - call.arrival if call.arrival < now else 0.0 for call in calls]),
+                contexts=tuple([call.context for call in calls]),
             )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.

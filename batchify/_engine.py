@@ -300,10 +300,12 @@ class Engine:
 
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
         calls = self.buffer.callers(entries)
-        claimed = set(self.claim(list(calls)))
-        if len(claimed) < len(calls):
-            for entry in entries:
-                entry.callers = list(filter(claimed.__contains__, entry.callers))
+        claimed = self.claim(list(calls))
+        if len(claimed) == len(calls):
+            return entries
+        present = set(claimed)
+        for entry in entries:
+            entry.callers = list(filter(present.__contains__, entry.callers))
         return [entry for entry in entries if entry.callers]
 
     def ended(self, batch: Batch) -> None:

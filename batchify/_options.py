@@ -99,9 +99,8 @@ class Options:
         Raises whatever these raise: nothing is known of the call yet, so only its own caller hears of it.
         """
         item, several = call.item, takes is not None and takes.columns > 1
-        entries = item if several else (item,)
         if self.weight is not None:
-            weight = self.weight(*entries)
+            weight = self.weight(*item) if several else self.weight(item)
             if type(weight) not in (float, int) and not _is_number(weight):
                 raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
             call.weight = _as_float(weight)
@@ -113,12 +112,12 @@ class Options:
         # and True are equal, but not the same to the function.
         if self.dedupe:
             call.item_key = frozenset(((tuple(map(type, item)) if several else type(item), item),))
-        call.key = None
+        by = call.key = None
+        if self.group_by is not None:
+            by = self.group_by(*item) if several else self.group_by(item)
+            call.key = frozenset(((by, (), ()),))
         if constants:
-            by = None if self.group_by is None else self.group_by(*entries)
             call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
-        elif self.group_by is not None:
-            call.key = frozenset(((self.group_by(*entries), (), ()),))
 
 
 def label_of(key: Any) -> Hashable:
