@@ -173,7 +173,7 @@ class Batch(Place):
                 name=engine.name,
                 size=len(entries),
                 reason=reason,
-                group=label_of(entries[0].key),
+                group=label_of(entries[0].key, constants=engine.grouped),
                 waits=tuple([now - call.arrival if call.arrival < now else 0.0 for call in calls]),
                 contexts=tuple([call.context for call in calls]),
             )

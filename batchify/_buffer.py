@@ -184,8 +184,7 @@ class GroupedBuffer(Buffer):
             entry.group.clear()
             entry.group.equals.clear()
             entry.group.weight = 0.0
-        for entry in entries:
-            self._enter(entry)
+        self._enter_again(entries)
         self.limited = sum(map(limited_of, self.callers(entries)))
 
     def calls(self) -> list[Call]:
@@ -212,19 +211,40 @@ class GroupedBuffer(Buffer):
     def admit(self, now: float) -> None:
         if len(self._listed) + len(self._listed_full) > 8 * (len(self.waiting) + 1):
             self.repair()  # most of what stands there is no more
-        inbox = self._calls
+        inbox, waiting, most, dedupe = self._calls, self.waiting, self._most, self._options.dedupe
+        entered: list[Any] = []
         while inbox:
-            call = inbox[0]
+            entry = call = inbox[0]
             try:
                 if call.arrival > now:
                     call.arrival = now
-                self._add(call)
+                # Where a user's __eq__() may raise, before it waits.
+                group = self._groups.get(call.key)
+                if group is None:
+                    group = self._groups[call.key] = Group(call.key)
+                if dedupe:
+                    entry = group.equals.get(call.item_key)
+                    if entry not in waiting:
+                        entry = group.equals[call.item_key] = Equal()
+                        entry.arrival, entry.item, entry.item_key = call.arrival, call.item, call.item_key
+                        entry.key, entry.callers = call.key, []
+                        if most < inf:
+                            entry.weight = call.weight
+                    call.entry = entry
+                    entry.callers.append(call)
+                if entry not in waiting:
+                    entry.group = group
+                    entry.number = next(self._numbers)
+                    waiting.add(entry)
+                    entered.append(entry)
+                self.limited += call.limited
             except BaseException as error:  # an item or a key that cannot be compared, or no memory
                 if self._entry(call) is not None:
                     raise
                 self._refuse(([inbox.popleft()], error))
             else:
                 inbox.popleft()
+        self._enter(entered)
 
     def leave(self, call: Call) -> None:
         entry = self._entry(call)
@@ -238,8 +258,7 @@ class GroupedBuffer(Buffer):
     def put_back(self, entries: list[Any]) -> None:
         self.limited += sum(map(limited_of, self.callers(entries)))
         self.waiting.update(entries)
-        for entry in entries:
-            self._enter(entry)
+        self._enter_again(entries)
 
     def take(self, now: float) -> tuple[list[Any], Reason] | None:
         due = self.due(now)
@@ -276,50 +295,32 @@ class GroupedBuffer(Buffer):
             self._release(entry.group, [entry])
         return call
 
-    def _add(self, call: Call) -> None:
-        """Let a call wait. It looks for its like, where a user's __eq__() may raise, before that."""
-        entry, group = call, self._groups.get(call.key)
-        if group is None:
-            group = Group(call.key)
-        if self._options.dedupe:
-            entry = group.equals.get(call.item_key)
-            if entry not in self.waiting:
-                entry = Equal()
-                entry.arrival, entry.item, entry.item_key = call.arrival, call.item, call.item_key
-                entry.key, entry.callers = call.key, []
-                if self._most < inf:
-                    entry.weight = call.weight
-            call.entry = entry
-            entry.callers.append(call)
-        if entry not in self.waiting:
-            entry.group = group
-            entry.number = next(self._numbers)
-            self.waiting.add(entry)
-            self._enter(entry)
-        self.limited += call.limited
+    def _enter_again(self, entries: list[Any]) -> None:
+        """Find out what there is to know of entries that have waited before, and let calls find these."""
+        for entry in entries:
+            with suppress(Exception):  # by a user's __eq__()
+                self._groups[entry.key] = entry.group
+                if self._options.dedupe:
+                    entry.group.equals[entry.item_key] = entry
+        self._enter(entries)
 
-    def _enter(self, entry: Any) -> None:
-        """Find out what there is to know of one more entry that waits."""
-        group: Group = entry.group
-        before, most = group.weight, self._most
-        try:
-            if not group:
-                self._groups[group.key] = group
-            if self._options.dedupe:
-                group.equals[entry.item_key] = entry
-        except Exception:  # noqa: BLE001, S110 - by a user's __eq__()
-            pass
-        if group and (entry.arrival < group[-1].arrival or entry.number < group[-1].number):
-            insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
-        else:
-            group.append(entry)
-        if most < inf:
-            group.weight += entry.weight
-        is_first = group[0] is entry
-        if is_first:
-            heappush(self._listed, (*order_of(entry), group))
-        if before < most <= group.weight or len(group) == self._options.batch_size or (is_first and self._is_full(group)):
-            heappush(self._listed_full, (*order_of(group[0]), group))
+    def _enter(self, entries: list[Any]) -> None:
+        """Find out what there is to know of more entries that wait."""
+        size, most = self._options.batch_size, self._most
+        for entry in entries:
+            group: Group = entry.group
+            before = group.weight
+            if group and (entry.arrival < group[-1].arrival or entry.number < group[-1].number):
+                insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
+            else:
+                group.append(entry)
+            if most < inf:
+                group.weight += entry.weight
+            is_first = group[0] is entry
+            if is_first:
+                heappush(self._listed, (*order_of(entry), group))
+            if before < most <= group.weight or len(group) == size or (is_first and self._is_full(group)):
+                heappush(self._listed_full, (*order_of(group[0]), group))
 
     def _release(self, group: Group, entries: list[Any]) -> None:
         """Let entries that stand side by side in a group wait no more."""

@@ -115,23 +115,24 @@ class Options:
         by = call.key = None
         if self.group_by is not None:
             by = self.group_by(*item) if several else self.group_by(item)
-            call.key = frozenset(((by, (), ()),))
+            call.key = frozenset((by,))
         if constants:
             call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
 
 
-def label_of(key: Any) -> Hashable:
+def label_of(key: Any, *, constants: bool) -> Hashable:
     """Return what reports call the group of that key."""
-    if key is None:
-        return None
-    ((by, constants, _),) = key
-    return (by, *dict(constants).values()) if constants else by
+    (by,) = key or (None,)
+    if constants:
+        by, named, _ = by
+        return (by, *dict(named).values())
+    return by
 
 
 def constants_of(key: Any) -> dict[str, Any]:
     """Return the keyword arguments of the function for the items of the group of that key."""
-    ((_, constants, _),) = key
-    return dict(constants)
+    ((_, named, _),) = key
+    return dict(named)
 
 
 def _is_number(value: object) -> bool:
