@@ -10,7 +10,7 @@ then items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which
 """
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
@@ -172,6 +172,8 @@ class GroupedBuffer(Buffer):
     def repair(self) -> None:
         if self._calls and self._entry(self._calls[0]) is not None:
             self._calls.popleft()  # admit() was cut short there
+        # How many groups have so many entries, or more; up to `batch_size`.
+        self._sizes: defaultdict[int, int] = defaultdict(int)
         # Where a call looks for its like. As these ask a user's __eq__(), which may raise, they (and `equals`) may lack
         # a group or an entry, which then nobody joins, or have one that does not wait, which is passed over.
         self._groups: dict[Any, Group] = {}
@@ -203,10 +205,9 @@ class GroupedBuffer(Buffer):
     def wake_at(self) -> float:
         if self._most < inf:
             return 1
-        size = self._options.batch_size
-        # Of many groups the longest is nearly full mostly, and to find it takes long.
-        longest = max(map(len, self._groups.values()), default=0) if len(self._groups) < 100 else size
-        return max(1, min(size - longest, self._limit - self.limited))
+        while self._sizes and not self._sizes[len(self._sizes)]:
+            self._sizes.popitem()
+        return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self.limited))
 
     def admit(self, now: float) -> None:
         if len(self._listed) + len(self._listed_full) > 8 * (len(self.waiting) + 1):
@@ -316,6 +317,8 @@ class GroupedBuffer(Buffer):
                 group.append(entry)
             if most < inf:
                 group.weight += entry.weight
+            if len(group) <= size:
+                self._sizes[len(group)] += 1
             is_first = group[0] is entry
             if is_first:
                 heappush(self._listed, (*order_of(entry), group))
@@ -324,8 +327,10 @@ class GroupedBuffer(Buffer):
 
     def _release(self, group: Group, entries: list[Any]) -> None:
         """Let entries that stand side by side in a group wait no more."""
-        start = bisect_left(group, order_of(entries[0]), key=order_of)
+        start, before = bisect_left(group, order_of(entries[0]), key=order_of), len(group)
         del group[start : start + len(entries)]
+        for size in range(len(group), min(before, self._options.batch_size)):
+            self._sizes[size + 1] -= 1
         for listed in () if group else (self._listed, self._listed_full):
             self._first(listed)  # forgets it, if it stands there first
         self.limited -= sum(map(limited_of, self.callers(entries)))

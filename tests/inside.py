@@ -275,6 +275,10 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
     assert len(set(calls)) == len(calls) >= len(buffer.waiting)
     assert buffer.limited == sum(call.limited for call in calls)
+    longest = min(max(map(len, groups.values()), default=0), buffer._options.batch_size)
+    assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
+        size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
+    }
     for group in groups.values():
         assert buffer._groups[group.key] is group
         assert {*group} <= buffer.waiting
