@@ -523,7 +523,7 @@ class LoopEngines(Controls):
             call.future = InsideFuture(call, engine, loop)
         try:
             if engine.asks:
-                engine.ask(call, constants)
+                engine.options.ask(engine.name, call, engine.takes, constants)
             if place is not None or self.closed or (engine.bounded and engine.is_full()):
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
