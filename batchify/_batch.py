@@ -320,8 +320,9 @@ class Batch(Place):
             if engine.tally is not self._tally:
                 return  # as is_forgotten() says
             if engine.options.dedupe:
-                results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
                 calls = self.calls(entries)
+                if len(calls) > len(entries):
+                    results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
                 if issubclass(kind, BaseException):

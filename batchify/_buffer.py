@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush, heapreplace
-from itertools import accumulate, count, repeat, takewhile
+from itertools import accumulate, count, islice, repeat, takewhile
 from math import inf
 from operator import attrgetter
 from typing import Any
@@ -140,6 +140,11 @@ class Equal:
 
     __slots__ = ("arrival", "callers", "group", "item", "item_key", "key", "number", "weight")
 
+    def __init__(self, call: Call) -> None:
+        self.arrival, self.item, self.weight = call.arrival, call.item, call.weight
+        self.key, self.item_key = call.key, call.item_key
+        self.callers: list[Call] = [call]
+
 
 class Group(list[Any]):
     """Entries, calls or `Equal`, that may share a batch, in order."""
@@ -149,7 +154,7 @@ class Group(list[Any]):
     def __init__(self, key: Any) -> None:
         self.key = key
         self.equals: dict[Any, Equal] = {}  # by item
-        self.weight = 0.0  # of all together, or of the first ones if these make a batch full
+        self.weight = 0.0  # of all together, or of some if these make a batch full
 
 
 class GroupedBuffer(Buffer):
@@ -174,8 +179,8 @@ class GroupedBuffer(Buffer):
             self._calls.popleft()  # admit() was cut short there
         # How many groups have so many entries, or more; up to `batch_size`.
         self._sizes: defaultdict[int, int] = defaultdict(int)
-        # Where a call looks for its like. As these ask a user's __eq__(), which may raise, they (and `equals`) may lack
-        # a group or an entry, which then nobody joins, or have one that does not wait, which is passed over.
+        # Where a call looks for its like. As these, and `equals`, ask a user's __eq__(), which may raise, they may lack
+        # a group or an entry, which then nobody joins, or have one that does not wait.
         self._groups: dict[Any, Group] = {}
         # Heaps of groups by their oldest entry: of all groups, and of those that are full. Each group stands there
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
@@ -212,27 +217,24 @@ class GroupedBuffer(Buffer):
     def admit(self, now: float) -> None:
         if len(self._listed) + len(self._listed_full) > 8 * (len(self.waiting) + 1):
             self.repair()  # most of what stands there is no more
-        inbox, waiting, most, dedupe = self._calls, self.waiting, self._most, self._options.dedupe
+        inbox, waiting, dedupe = self._calls, self.waiting, self._options.dedupe
         entered: list[Any] = []
         while inbox:
             entry = call = inbox[0]
             try:
                 if call.arrival > now:
                     call.arrival = now
-                # Where a user's __eq__() may raise, before it waits.
+                # It looks for its like before it waits, as a user's __eq__() may raise.
                 group = self._groups.get(call.key)
                 if group is None:
                     group = self._groups[call.key] = Group(call.key)
                 if dedupe:
-                    entry = group.equals.get(call.item_key)
-                    if entry not in waiting:
-                        entry = group.equals[call.item_key] = Equal()
-                        entry.arrival, entry.item, entry.item_key = call.arrival, call.item, call.item_key
-                        entry.key, entry.callers = call.key, []
-                        if most < inf:
-                            entry.weight = call.weight
-                    call.entry = entry
-                    entry.callers.append(call)
+                    call.entry = group.equals.get(call.item_key)
+                    if call.entry in waiting:
+                        call.entry.callers.append(call)
+                    else:
+                        call.entry = group.equals[call.item_key] = Equal(call)
+                    entry = call.entry
                 if entry not in waiting:
                     entry.group = group
                     entry.number = next(self._numbers)
@@ -319,10 +321,9 @@ class GroupedBuffer(Buffer):
                 group.weight += entry.weight
             if len(group) <= size:
                 self._sizes[len(group)] += 1
-            is_first = group[0] is entry
-            if is_first:
+            if group[0] is entry:
                 heappush(self._listed, (*order_of(entry), group))
-            if before < most <= group.weight or len(group) == size or (is_first and self._is_full(group)):
+            if len(group) == size or before < most <= group.weight or (group[0] is entry and self._is_full(group)):
                 heappush(self._listed_full, (*order_of(group[0]), group))
 
     def _release(self, group: Group, entries: list[Any]) -> None:
@@ -331,15 +332,16 @@ class GroupedBuffer(Buffer):
         del group[start : start + len(entries)]
         for size in range(len(group), min(before, self._options.batch_size)):
             self._sizes[size + 1] -= 1
-        for listed in () if group else (self._listed, self._listed_full):
-            self._first(listed)  # forgets it, if it stands there first
+        if not group:
+            self._first(self._listed)  # forgets it, if it stands there first
+            self._first(self._listed_full)
         self.limited -= sum(map(limited_of, self.callers(entries)))
         if self._most < inf:
             weight = 0.0
-            for entry in group:
+            for entry in islice(group, self._options.batch_size):
                 weight += entry.weight
                 if weight >= self._most:
-                    break  # there may be very many
+                    break
             group.weight = weight
         with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:

@@ -99,6 +99,7 @@ class Options:
         Raises whatever these raise: nothing is known of the call yet, so only its own caller hears of it.
         """
         item, several = call.item, takes is not None and takes.columns > 1
+        call.weight = 0.0
         if self.weight is not None:
             weight = self.weight(*item) if several else self.weight(item)
             if type(weight) not in (float, int) and not _is_number(weight):
@@ -108,11 +109,11 @@ class Options:
                 raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {call.weight:g}")
         if self.on_batch is not None:
             call.context = copy_context()
-        # Each key is in a frozenset, as that asks it for its hash once, here, and remembers it. With types, since 1, 1.0
-        # and True are equal, but not the same to the function.
+        # Each key is in a frozenset, as that asks it for its hash once, here, and remembers it. With types, since 1 and
+        # True are equal, but not the same to the function.
         if self.dedupe:
             call.item_key = frozenset(((tuple(map(type, item)) if several else type(item), item),))
-        by = call.key = None
+        call.key = by = None
         if self.group_by is not None:
             by = self.group_by(*item) if several else self.group_by(item)
             call.key = frozenset((by,))
@@ -122,11 +123,13 @@ class Options:
 
 def label_of(key: Any, *, constants: bool) -> Hashable:
     """Return what reports call the group of that key."""
-    (by,) = key or (None,)
+    if key is None:
+        return None
+    (by,) = key
     if constants:
         by, named, _ = by
         return (by, *dict(named).values())
-    return by
+    return by  # type: ignore[no-any-return]
 
 
 def constants_of(key: Any) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
         # It is found by these no later than by its oldest entry.
         for listed in [buffer._listed, buffer._listed_full] if buffer._is_full(group) else [buffer._listed]:
             assert any(each is group and (arrival, number) <= order[0] for arrival, number, each in listed)
-        if most is not None:
+        if most is not None and len(group) < buffer._options.batch_size:
             weight = sum(entry.weight for entry in group)
             assert group.weight == weight or most <= group.weight <= weight
 
