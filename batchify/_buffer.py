@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush, heapreplace
-from itertools import accumulate, count, islice, repeat, takewhile
+from itertools import accumulate, chain, count, islice, repeat, takewhile
 from math import inf
 from operator import attrgetter
 from typing import Any
@@ -61,7 +61,7 @@ class Buffer:
 
     def callers(self, entries: Collection[Any]) -> Collection[Call]:
         """Return the calls that these entries stand for."""
-        return [call for entry in entries for call in entry.callers] if self._options.dedupe else entries
+        return list(chain.from_iterable(entries)) if self._options.dedupe else entries
 
     def head(self) -> Any:
         """Return what has waited longest, of which the owner has taken notice, or None.
@@ -135,15 +135,17 @@ class Buffer:
         return "timeout" if timeout is not None and oldest + timeout <= now else None
 
 
-class Equal:
-    """What stands in the buffer, and in a batch, for all calls of one item, where equal items that wait are one."""
+class Equal(list[Call]):
+    """The calls of one item, where equal items that wait are one: this stands for them in the buffer and in batches."""
 
-    __slots__ = ("arrival", "callers", "group", "item", "item_key", "key", "number", "weight")
+    __slots__ = ("arrival", "group", "item", "item_key", "key", "number", "weight")
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, call: Call) -> None:
         self.arrival, self.item, self.weight = call.arrival, call.item, call.weight
         self.key, self.item_key = call.key, call.item_key
-        self.callers: list[Call] = [call]
+        self.append(call)
 
 
 class Group(list[Any]):
@@ -231,7 +233,7 @@ class GroupedBuffer(Buffer):
                 if dedupe:
                     call.entry = group.equals.get(call.item_key)
                     if call.entry in waiting:
-                        call.entry.callers.append(call)
+                        call.entry.append(call)
                     else:
                         call.entry = group.equals[call.item_key] = Equal(call)
                     entry = call.entry
@@ -292,7 +294,7 @@ class GroupedBuffer(Buffer):
     def _without(self, call: Call, entry: Any) -> Call:
         """Take out a call that waits. Returns it."""
         if len(self.callers([entry])) > 1:
-            entry.callers.remove(call)
+            entry.remove(call)
             self.limited -= call.limited
         else:
             self._release(entry.group, [entry])

@@ -305,8 +305,8 @@ class Engine:
             return entries
         present = set(claimed)
         for entry in entries:
-            entry.callers = list(filter(present.__contains__, entry.callers))
-        return [entry for entry in entries if entry.callers]
+            entry[:] = filter(present.__contains__, entry)
+        return [entry for entry in entries if entry]
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""

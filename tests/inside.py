@@ -272,7 +272,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     assert sum(map(len, groups.values())) == len(buffer.waiting)
     equals = {entry for group in groups.values() for entry in group.equals.values()}
     assert equals == (buffer.waiting if dedupe else set())
-    calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
+    calls = [call for entry in buffer.waiting for call in (entry if dedupe else [entry])]
     assert len(set(calls)) == len(calls) >= len(buffer.waiting)
     assert buffer.limited == sum(call.limited for call in calls)
     longest = min(max(map(len, groups.values()), default=0), buffer._options.batch_size)
@@ -1449,6 +1449,6 @@ def equal_items_of_which_one_is_answered() -> Block:
     """Of the callers of equal items only the first is told."""
 
     def first(calls: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda it, entries: [entry.callers[0] for entry in entries]
+        return lambda it, entries: [entry[0] for entry in entries]
 
     return _replaced(Batch, "calls", first)
