@@ -243,12 +243,11 @@ class GroupedBuffer(Buffer):
                     waiting.add(entry)
                     entered.append(entry)
                 self.limited += call.limited
+                inbox.popleft()
             except BaseException as error:  # an item or a key that cannot be compared, or no memory
                 if self._entry(call) is not None:
                     raise
                 self._refuse(([inbox.popleft()], error))
-            else:
-                inbox.popleft()
         self._enter(entered)
 
     def leave(self, call: Call) -> None:
@@ -319,8 +318,7 @@ class GroupedBuffer(Buffer):
                 insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
             else:
                 group.append(entry)
-            if most < inf:
-                group.weight += entry.weight
+            group.weight += entry.weight
             if len(group) <= size:
                 self._sizes[len(group)] += 1
             if group[0] is entry:
@@ -334,9 +332,6 @@ class GroupedBuffer(Buffer):
         del group[start : start + len(entries)]
         for size in range(len(group), min(before, self._options.batch_size)):
             self._sizes[size + 1] -= 1
-        if not group:
-            self._first(self._listed)  # forgets it, if it stands there first
-            self._first(self._listed_full)
         self.limited -= sum(map(limited_of, self.callers(entries)))
         if self._most < inf:
             weight = 0.0
@@ -347,6 +342,8 @@ class GroupedBuffer(Buffer):
             group.weight = weight
         with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:
+                self._first(self._listed)  # forgets it, if it stands there first
+                self._first(self._listed_full)
                 del self._groups[group.key]
             if self._options.dedupe:
                 for entry in entries:

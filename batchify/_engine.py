@@ -301,11 +301,10 @@ class Engine:
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
         calls = self.buffer.callers(entries)
         claimed = self.claim(list(calls))
-        if len(claimed) == len(calls):
-            return entries
-        present = set(claimed)
-        for entry in entries:
-            entry[:] = filter(present.__contains__, entry)
+        if len(claimed) < len(calls):
+            present = set(claimed)
+            for entry in entries:
+                entry[:] = filter(present.__contains__, entry)
         return [entry for entry in entries if entry]
 
     def ended(self, batch: Batch) -> None:

@@ -123,13 +123,8 @@ class Options:
 
 def label_of(key: Any, *, constants: bool) -> Hashable:
     """Return what reports call the group of that key."""
-    if key is None:
-        return None
-    (by,) = key
-    if constants:
-        by, named, _ = by
-        return (by, *dict(named).values())
-    return by  # type: ignore[no-any-return]
+    by: Any = None if key is None else next(iter(key))
+    return (by[0], *dict(by[1]).values()) if constants else by
 
 
 def constants_of(key: Any) -> dict[str, Any]:
