@@ -571,8 +571,9 @@ class LoopEngines(Controls):
         runner = get_runner()
         call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
         try:
-            if runner is not None or engine.asks or self.closed:
-                engine.ask(call, constants)
+            if engine.asks:
+                engine.options.ask(engine.name, call, engine.takes, constants)
+            if runner is not None or self.closed or (engine.bounded and engine.is_full()):
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here
                 call.arrival = now = monotonic() if engine.has_usual_clock else loop.time()

@@ -21,6 +21,7 @@ from typing import Any
 
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._inside import Runner
+from ._options import constants_of, label_of
 from ._stats import BatchReport, Reason
 
 # These have a length or an order, but it is not that of the items.
@@ -164,7 +165,7 @@ class Batch:
         self.engine = engine
         self._tally = engine.tally
         self._began, self._reason, self._size = now, reason, len(entries)
-        self._constants = entries[0].key.constants if engine.grouped else {}
+        self._constants = constants_of(entries[0].key) if engine.grouped else {}
         if engine.options.on_batch is not None:
             calls = self.calls(entries)
             self._report = partial(
@@ -172,9 +173,9 @@ class Batch:
                 name=engine.name,
                 size=len(entries),
                 reason=reason,
-                group=getattr(entries[0].key, "label", None),
-                waits=tuple(max(0.0, now - call.arrival) for call in calls),
-                contexts=tuple(call.context for call in calls),
+                group=label_of(entries[0].key, constants=engine.grouped),
+                waits=tuple([now - call.arrival if call.arrival < now else 0.0 for call in calls]),
+                contexts=tuple([call.context for call in calls]),
             )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.
@@ -307,8 +308,9 @@ class Batch:
             if engine.tally is not self._tally:
                 return  # as is_forgotten() says
             if engine.options.dedupe:
-                results = [each for entry, each in zip(entries, results, strict=True) for _ in entry.callers]
                 calls = self.calls(entries)
+                if len(calls) > len(entries):
+                    results = [each for entry, each in zip(entries, results, strict=True) for _ in entry]
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
                 if issubclass(kind, BaseException):

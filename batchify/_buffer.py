@@ -15,12 +15,12 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from functools import partial
 from heapq import heappop, heappush, heapreplace
-from itertools import accumulate, count, repeat, takewhile
+from itertools import accumulate, chain, count, islice, repeat, takewhile
 from math import inf
 from operator import attrgetter
 from typing import Any
 
-from ._options import GroupKey, Options
+from ._options import Options
 from ._stats import Reason
 
 arrival_of = attrgetter("arrival")
@@ -61,7 +61,7 @@ class Buffer:
 
     def callers(self, entries: Collection[Any]) -> Collection[Call]:
         """Return the calls that these entries stand for."""
-        return [call for entry in entries for call in entry.callers] if self._options.dedupe else entries
+        return list(chain.from_iterable(entries)) if self._options.dedupe else entries
 
     def head(self) -> Any:
         """Return what has waited longest, of which the owner has taken notice, or None.
@@ -139,29 +139,28 @@ class Buffer:
         return "timeout" if timeout is not None and oldest + timeout <= now else None
 
 
-class Equal:
-    """What stands in the buffer, and in a batch, for all calls of one item, where equal items that wait are one."""
+class Equal(list[Call]):
+    """The calls of one item, where equal items that wait are one: this stands for them in the buffer and in batches."""
 
-    __slots__ = ("arrival", "callers", "group", "item", "key", "keys", "number", "weight")
+    __slots__ = ("arrival", "group", "item", "item_key", "key", "number", "weight")
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __init__(self, call: Call) -> None:
-        self.arrival = call.arrival
-        self.item = call.item
-        self.key = call.key
-        self.keys = call.key, call.item_key
-        self.weight = getattr(call, "weight", 0.0)
-        self.callers: list[Call] = [call]
+        self.arrival, self.item, self.weight = call.arrival, call.item, call.weight
+        self.key, self.item_key = call.key, call.item_key
+        self.append(call)
 
 
 class Group(list[Any]):
     """Entries, calls or `Equal`, that may share a batch, in order."""
 
-    __slots__ = ("key", "weight")
+    __slots__ = ("equals", "key", "weight")
 
-    def __init__(self, key: GroupKey | None) -> None:
+    def __init__(self, key: Any) -> None:
         self.key = key
-        # Of all together, or of the first ones if these make a batch full; None: to be counted.
-        self.weight: float | None = None
+        self.equals: dict[Any, Equal] = {}  # by item
+        self.weight = 0.0  # of all together, or of some if these make a batch full
 
 
 class GroupedBuffer(Buffer):
@@ -177,15 +176,18 @@ class GroupedBuffer(Buffer):
         super().__init__(options, inbox, left)
         self._refuse = refuse  # is told of calls that are to get an error, and which
         self._limit = inf if options.max_pending is None else options.max_pending
+        self._most = inf if options.max_weight is None else options.max_weight
         self._numbers = count()
         self.repair()
 
     def repair(self) -> None:
-        self._sizes: defaultdict[int, int] = defaultdict(int)  # how many groups have so many entries, or more
-        # Where a call looks for its like. As these ask a user's __eq__(), which may raise, they may lack an entry or a
-        # group, which then nobody joins, or have one that does not wait, which is passed over.
-        self._groups: dict[GroupKey | None, Group] = {}
-        self._equals: dict[Any, Any] = {}
+        if self._calls and self._entry(self._calls[0]) is not None:
+            self._calls.popleft()  # admit() was cut short there
+        # How many groups have so many entries, or more; up to `batch_size`.
+        self._sizes: defaultdict[int, int] = defaultdict(int)
+        # Where a call looks for its like. As these, and `equals`, ask a user's __eq__(), which may raise, they may lack
+        # a group or an entry, which then nobody joins, or have one that does not wait.
+        self._groups: dict[Any, Group] = {}
         # Heaps of groups by their oldest entry: of all groups, and of those that are full. Each group stands there
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
@@ -193,10 +195,10 @@ class GroupedBuffer(Buffer):
         entries = sorted(self.waiting, key=order_of)
         for entry in entries:
             entry.group.clear()
-            entry.group.weight = None
-        for entry in entries:
-            self._enter(entry)
-        self.limited = sum(map(limited_of, self.callers(self.waiting)))
+            entry.group.equals.clear()
+            entry.group.weight = 0.0
+        self._enter_again(entries)
+        self.limited = sum(map(limited_of, self.callers(entries)))
 
     def calls(self) -> list[Call]:
         inbox = self._calls.copy()  # first, as calls move from there
@@ -212,28 +214,45 @@ class GroupedBuffer(Buffer):
         return None
 
     def wake_at(self) -> float:
-        if self._options.max_weight is not None:
+        if self._most < inf:
             return 1
         while self._sizes and not self._sizes[len(self._sizes)]:
             self._sizes.popitem()
         return max(1, min(self._options.batch_size - len(self._sizes), self._limit - self.limited))
 
     def admit(self, now: float) -> None:
-        if len(self._listed) + len(self._listed_full) > 8 * len(self.waiting):
+        if len(self._listed) + len(self._listed_full) > 8 * (len(self.waiting) + 1):
             self.repair()  # most of what stands there is no more
-        inbox = self._calls
-        if inbox and self._entry(inbox[0]) is not None:
-            inbox.popleft()  # this was cut short here
+        inbox, waiting, dedupe = self._calls, self.waiting, self._options.dedupe
+        entered: list[Any] = []
         while inbox:
-            call = inbox[0]
+            entry = call = inbox[0]
             try:
-                call.arrival = min(call.arrival, now)
-                self._add(call)
+                if call.arrival > now:
+                    call.arrival = now
+                # It looks for its like before it waits, as a user's __eq__() may raise.
+                group = self._groups.get(call.key)
+                if group is None:
+                    group = self._groups[call.key] = Group(call.key)
+                if dedupe:
+                    call.entry = group.equals.get(call.item_key)
+                    if call.entry in waiting:
+                        call.entry.append(call)
+                    else:
+                        call.entry = group.equals[call.item_key] = Equal(call)
+                    entry = call.entry
+                if entry not in waiting:
+                    entry.group = group
+                    entry.number = next(self._numbers)
+                    waiting.add(entry)
+                    entered.append(entry)
+                self.limited += call.limited
+                inbox.popleft()
             except BaseException as error:  # an item or a key that cannot be compared, or no memory
                 if self._entry(call) is not None:
                     raise
-                self._refuse(([call], error))
-            inbox.popleft()
+                self._refuse(([inbox.popleft()], error))
+        self._enter(entered)
 
     def leave(self, call: Call) -> None:
         entry = self._entry(call)
@@ -245,18 +264,18 @@ class GroupedBuffer(Buffer):
         return entry is not None and call.arrival > self._flushed_at and not self._is_full(entry.group)
 
     def put_back(self, entries: list[Any]) -> None:
+        self.limited += sum(map(limited_of, self.callers(entries)))
         self.waiting.update(entries)
-        for entry in entries:
-            self._enter(entry)
+        self._enter_again(entries)
 
     def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
         due = self.due(now) if awaited is None else self._next_of(awaited, now)
         if due is None:
             return None
         group, reason = due
-        taken, most = group[: self._options.batch_size], self._options.max_weight
-        if most is not None:
-            fit = takewhile(lambda weight: weight <= most, accumulate(map(weight_of, taken)))
+        taken = group[: self._options.batch_size]
+        if self._most < inf:
+            fit = takewhile(lambda weight: weight <= self._most, accumulate(map(weight_of, taken)))
             del taken[max(1, len(list(fit))) :]
         self._release(group, taken)
         return taken, reason
@@ -285,66 +304,61 @@ class GroupedBuffer(Buffer):
     def _without(self, call: Call, entry: Any) -> Call:
         """Take out a call that waits. Returns it."""
         if len(self.callers([entry])) > 1:
-            entry.callers.remove(call)
+            entry.remove(call)
             self.limited -= call.limited
         else:
             self._release(entry.group, [entry])
         return call
 
-    def _add(self, call: Call) -> None:
-        """Let a call wait. It looks for its like, where a user's __eq__() may raise, before that."""
-        entry, group = call, self._groups.get(call.key)
-        if self._options.dedupe:
-            entry = self._equals.get((call.key, call.item_key))
-            if entry is not None and entry in self.waiting:
-                call.entry = entry
-                entry.callers.append(call)
-                self.limited += call.limited
-                return
-            entry = call.entry = Equal(call)
-        entry.group = Group(call.key) if group is None else group
-        entry.number = next(self._numbers)
-        self.waiting.add(entry)
-        self._enter(entry)
+    def _enter_again(self, entries: list[Any]) -> None:
+        """Find out what there is to know of entries that have waited before, and let calls find these."""
+        for entry in entries:
+            with suppress(Exception):  # by a user's __eq__()
+                self._groups[entry.key] = entry.group
+                if self._options.dedupe:
+                    entry.group.equals[entry.item_key] = entry
+        self._enter(entries)
 
-    def _enter(self, entry: Any) -> None:
-        """Find out what there is to know of one more entry that waits."""
-        group: Group = entry.group
-        was_full = self._is_full(group)
-        try:
-            if not group:
-                self._groups[group.key] = group
-            if self._options.dedupe:
-                self._equals[entry.keys] = entry
-        except Exception:  # noqa: BLE001, S110 - by a user's __eq__()
-            pass
-        if group and order_of(entry) < order_of(group[-1]):
-            insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
-        else:
-            group.append(entry)
-        self._sizes[len(group)] += 1
-        self.limited += sum(map(limited_of, self.callers([entry])))
-        if group.weight is not None:
+    def _enter(self, entries: list[Any]) -> None:
+        """Find out what there is to know of more entries that wait."""
+        size, most = self._options.batch_size, self._most
+        for entry in entries:
+            group: Group = entry.group
+            before = group.weight
+            if group and (entry.arrival < group[-1].arrival or entry.number < group[-1].number):
+                insort(group, entry, key=order_of)  # it was put back, or interrupted after it looked at the clock
+            else:
+                group.append(entry)
             group.weight += entry.weight
-        if group[0] is entry:
-            heappush(self._listed, (*order_of(entry), group))
-        if (group[0] is entry or not was_full) and self._is_full(group):
-            heappush(self._listed_full, (*order_of(group[0]), group))
+            if len(group) <= size:
+                self._sizes[len(group)] += 1
+            if group[0] is entry:
+                heappush(self._listed, (*order_of(entry), group))
+            if len(group) == size or before < most <= group.weight or (group[0] is entry and self._is_full(group)):
+                heappush(self._listed_full, (*order_of(group[0]), group))
 
     def _release(self, group: Group, entries: list[Any]) -> None:
         """Let entries that stand side by side in a group wait no more."""
-        for size in range(len(group), len(group) - len(entries), -1):
-            self._sizes[size] -= 1
-        start = bisect_left(group, order_of(entries[0]), key=order_of)
+        start, before = bisect_left(group, order_of(entries[0]), key=order_of), len(group)
         del group[start : start + len(entries)]
+        for size in range(len(group), min(before, self._options.batch_size)):
+            self._sizes[size + 1] -= 1
         self.limited -= sum(map(limited_of, self.callers(entries)))
-        group.weight = None
+        if self._most < inf:
+            weight = 0.0
+            for entry in islice(group, self._options.batch_size):
+                weight += entry.weight
+                if weight >= self._most:
+                    break
+            group.weight = weight
         with suppress(Exception):  # by a user's __eq__(), or it was not there
             if not group:
+                self._first(self._listed)  # forgets it, if it stands there first
+                self._first(self._listed_full)
                 del self._groups[group.key]
             if self._options.dedupe:
                 for entry in entries:
-                    del self._equals[entry.keys]
+                    del group.equals[entry.item_key]
         self.waiting.difference_update(entries)  # one step, and the last, so that nothing can cut it short
 
     def _first(self, listed: list[tuple[float, int, Group]]) -> Group | None:
@@ -360,15 +374,4 @@ class GroupedBuffer(Buffer):
         return None
 
     def _is_full(self, group: Group) -> bool:
-        size, most = len(group), self._options.max_weight
-        if size >= self._options.batch_size or most is None:
-            return size >= self._options.batch_size
-        weight = group.weight
-        if weight is None:
-            weight = 0.0
-            for entry in group:
-                weight += entry.weight
-                if weight >= most:
-                    break  # there may be very many
-            group.weight = weight
-        return weight >= most
+        return len(group) >= self._options.batch_size or group.weight >= self._most

@@ -318,11 +318,12 @@ class Engine:
 
     def _claim_equal(self, entries: list[Any]) -> list[Any]:
         calls = self.buffer.callers(entries)
-        claimed = set(self.claim(list(calls)))
+        claimed = self.claim(list(calls))
         if len(claimed) < len(calls):
+            present = set(claimed)
             for entry in entries:
-                entry.callers = list(filter(claimed.__contains__, entry.callers))
-        return [entry for entry in entries if entry.callers]
+                entry[:] = filter(present.__contains__, entry)
+        return [entry for entry in entries if entry]
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""

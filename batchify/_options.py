@@ -98,53 +98,39 @@ class Options:
 
         Raises whatever these raise: nothing is known of the call yet, so only its own caller hears of it.
         """
-        columns = 1 if takes is None else takes.columns
-        entries = call.item if columns > 1 else (call.item,)
+        item, several = call.item, takes is not None and takes.columns > 1
+        call.weight = 0.0
         if self.weight is not None:
-            weight = self.weight(*entries)
-            if not _is_number(weight):
+            weight = self.weight(*item) if several else self.weight(item)
+            if type(weight) not in (float, int) and not _is_number(weight):
                 raise TypeError(f"{name}(): weight must return a number, got {type(weight).__name__}")
             call.weight = _as_float(weight)
             if not 0 <= call.weight < math.inf:
                 raise ValueError(f"{name}(): weight must return at least 0 and a finite number, got {call.weight:g}")
         if self.on_batch is not None:
             call.context = copy_context()
+        # Each key is in a frozenset, as that asks it for its hash once, here, and remembers it. With types, since 1 and
+        # True are equal, but not the same to the function.
         if self.dedupe:
-            types = type(call.item) if columns == 1 else tuple(map(type, call.item))
-            call.item_key = ItemKey((types, call.item))
-        call.key = None
-        if constants or self.group_by is not None:
-            values = tuple(constants.values())
-            by = None if self.group_by is None else self.group_by(*entries)
-            # With their types, since 1, 1.0 and True are equal, but not the same to the function.
-            call.key = GroupKey((by, values, tuple(map(type, values))))
-            call.key.constants = constants
+            call.item_key = frozenset(((tuple(map(type, item)) if several else type(item), item),))
+        call.key = by = None
+        if self.group_by is not None:
+            by = self.group_by(*item) if several else self.group_by(item)
+            call.key = frozenset((by,))
+        if constants:
+            call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
 
 
-class _Key(tuple[Any, ...]):
-    """A tuple that asks what is in it for its hash once, in the caller."""
-
-    def __init__(self, _: object) -> None:
-        self.hash = super().__hash__()
-
-    def __hash__(self) -> int:
-        return self.hash
+def label_of(key: Any, *, constants: bool) -> Hashable:
+    """Return what reports call the group of that key."""
+    by: Any = None if key is None else next(iter(key))
+    return (by[0], *dict(by[1]).values()) if constants else by
 
 
-class ItemKey(_Key):
-    """What equal items have in common: their type, or that of each column, and the item."""
-
-
-class GroupKey(_Key):
-    """What calls must have in common to share a batch: their key, their constants, and the types of these."""
-
-    constants: Mapping[str, Any]  # keyword arguments of the function for these items
-
-    @property
-    def label(self) -> Hashable:
-        """What reports call the group."""
-        key, values, _ = self
-        return (key, *values) if values else key
+def constants_of(key: Any) -> dict[str, Any]:
+    """Return the keyword arguments of the function for the items of the group of that key."""
+    ((_, named, _),) = key
+    return dict(named)
 
 
 def _is_number(value: object) -> bool:

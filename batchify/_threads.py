@@ -182,7 +182,8 @@ class ThreadRunner(Runner):
     """A thread that runs batches, or settles one whose function returned a future."""
 
     cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
-    borrower: "ThreadBatch | None" = None  # the last one that ran on a turn of this
+    # What ran last on its turn. If its function returned a future, it has that turn until it has ended.
+    borrower: "ThreadBatch | None" = None
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
@@ -230,16 +231,15 @@ class ThreadRunner(Runner):
                 lender.wake()
             elif mine is None:
                 mine = engine, call
-        last = self.borrower
-        is_pending = last is not None and last.engine is not None and last.runner is None  # its function returned a future
-        if mine is not None and not is_pending:
+        if mine is not None and (self.borrower is None or self.borrower.engine is None):
             engine, call = mine
             batch = engine.lend(call, self)
             if batch is not None:
                 before, self.awaits = self.awaits, []
                 try:
-                    self.borrower, batch.lender = batch, self
+                    batch.lender = self
                     batch.run(engine.function, self)
+                    self.borrower = batch
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
@@ -394,11 +394,12 @@ class ThreadEngine(Controls, Engine):
         call = Call()
         call.item, call.bell = item, bell
         try:
-            if get_runner() is None and not self.asks and not self.closed:  # as most are: a step less
+            if self.asks:
+                self.options.ask(self.name, call, self.takes, constants)
+            if get_runner() is None and not self.bounded and not self.closed:  # as most are: a step less
                 self.post((call,))
                 bell.acquire()
             else:
-                self.ask(call, constants)
                 runner = runner_here()
                 if runner is None:
                     self.put((call,), waits=True)

@@ -250,7 +250,8 @@ def waits_inside(ident: int) -> bool:
 
 def threads_that_wait_inside() -> list[int]:
     """Return the threads of which that is remembered."""
-    return [runner.thread for it in _threads._all() for runner in it.held_up_by(at_all=True) if runner.unanswered()]
+    runners = [runner for it in _threads._all() for runner in it.held_up_by(at_all=True)]
+    return [runner.thread for runner in runners if runner.thread is not None and runner.unanswered()]
 
 
 def is_known(ident: int) -> bool:
@@ -271,11 +272,12 @@ def _check_groups(buffer: GroupedBuffer) -> None:
     groups = {id(entry.group): entry.group for entry in buffer.waiting}
     assert {id(group) for group in buffer._groups.values()} == set(groups)
     assert sum(map(len, groups.values())) == len(buffer.waiting)
-    assert {*buffer._equals.values()} == (buffer.waiting if dedupe else set())
-    calls = [call for entry in buffer.waiting for call in (entry.callers if dedupe else [entry])]
+    equals = {entry for group in groups.values() for entry in group.equals.values()}
+    assert equals == (buffer.waiting if dedupe else set())
+    calls = [call for entry in buffer.waiting for call in (entry if dedupe else [entry])]
     assert len(set(calls)) == len(calls) >= len(buffer.waiting)
     assert buffer.limited == sum(call.limited for call in calls)
-    longest = max(map(len, groups.values()), default=0)
+    longest = min(max(map(len, groups.values()), default=0), buffer._options.batch_size)
     assert {size: groups for size, groups in buffer._sizes.items() if groups} == {
         size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
     }
@@ -288,7 +290,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
         # It is found by these no later than by its oldest entry.
         for listed in [buffer._listed, buffer._listed_full] if buffer._is_full(group) else [buffer._listed]:
             assert any(each is group and (arrival, number) <= order[0] for arrival, number, each in listed)
-        if group.weight is not None and most is not None:
+        if most is not None and len(group) < buffer._options.batch_size:
             weight = sum(entry.weight for entry in group)
             assert group.weight == weight or most <= group.weight <= weight
 
@@ -1434,6 +1436,6 @@ def equal_items_of_which_one_is_answered() -> Block:
     """Of the callers of equal items only the first is told."""
 
     def first(calls: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda it, entries: [entry.callers[0] for entry in entries]
+        return lambda it, entries: [entry[0] for entry in entries]
 
     return _replaced(Batch, "calls", first)

@@ -646,3 +646,21 @@ def test_dedupe_reports_no_batch_for_an_item_that_cannot_be_compared() -> None:
     look(engine, 0.0)
     assert isinstance(bad.error, ArithmeticError)
     assert reports == []  # since the function was not called
+
+
+def test_items_and_keys_are_hashed_once_in_their_caller() -> None:
+    class Counted:
+        hashed = 0
+
+        def __hash__(self) -> int:
+            Counted.hashed += 1
+            return 1
+
+        def __eq__(self, other: object) -> bool:
+            return type(self) is type(other)
+
+    engine = engine_with(dedupe=True, group_by=lambda _: Counted(), batch_size=9, timeout=0.0)
+    calls = values(engine, Counted(), Counted(), 5)
+    assert Counted.hashed == 2 + 3
+    assert look(engine, 0.0) == (calls, "timeout")
+    assert Counted.hashed == 2 + 3
