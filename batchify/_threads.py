@@ -183,7 +183,7 @@ class ThreadRunner(Runner):
 
     cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
     # What ran last on its turn. If its function returned a future, it has that turn until it has ended.
-    borrower: "ThreadBatch | None" = None
+    borrower: "Callable[[], ThreadBatch | None]" = staticmethod(lambda: None)
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
@@ -231,7 +231,8 @@ class ThreadRunner(Runner):
                 lender.wake()
             elif mine is None:
                 mine = engine, call
-        if mine is not None and (self.borrower is None or self.borrower.engine is None):
+        borrower = self.borrower()
+        if mine is not None and (borrower is None or borrower.engine is None):
             engine, call = mine
             batch = engine.lend(call, self)
             if batch is not None:
@@ -239,7 +240,7 @@ class ThreadRunner(Runner):
                 try:
                     batch.lender = self
                     batch.run(engine.function, self)
-                    self.borrower = batch
+                    self.borrower = weakref.ref(batch)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
@@ -578,7 +579,7 @@ class ThreadEngine(Controls, Engine):
         begun = allocate_lock()
         begun.acquire()
         try:
-            self._start_thread(_own, weakref.ref(self), self.tally, begun)
+            self._start_thread(ThreadRunner(weakref.ref(self)), _own, self.tally, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
                 self.withdraw(call)
@@ -587,10 +588,10 @@ class ThreadEngine(Controls, Engine):
         if self.closed and not posted:  # by somebody who found no flush thread to wait for
             raise self.closed_error()
 
-    def _start_thread(self, target: Callable[..., None], *args: Any) -> Thread:
-        thread = Thread(target=target, args=args, name=f"batchify flush thread of {self.name}()", daemon=True)
-        Context().run(thread.start)  # on a free-threaded build it would inherit that of its first caller
-        return thread
+    def _start_thread(self, runner: ThreadRunner, target: Callable[..., None], *args: Any) -> None:
+        name = f"batchify flush thread of {self.name}()"
+        runner.flush_thread = Thread(target=target, args=(runner, *args), name=name, daemon=True)
+        Context().run(runner.flush_thread.start)  # on a free-threaded build it would inherit that of its first caller
 
     def become_owner(self, runner: ThreadRunner) -> bool:
         """Let a thread be the flush thread. False if there is one."""
@@ -616,15 +617,16 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def _start_runner(self) -> bool:
-        runner = ThreadRunner(weakref.ref(self))
+        runner, number = ThreadRunner(weakref.ref(self)), len(self._owner)
+        self._owner[number] = runner  # first, as it may begin at once with a batch that another one has not begun yet
         try:
-            runner.flush_thread = self._start_thread(_run, runner, self._batches, self.tally)
+            self._start_thread(runner, _run, self._batches, self.tally)
         except RuntimeError:
+            del self._owner[number]
             if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                 self._complained = True
                 complain("%s() runs fewer batches at once than it might", self.name)
             return False
-        self._owner[len(self._owner)] = runner
         return True
 
     def ended(self, batch: Any) -> None:
@@ -636,11 +638,10 @@ class ThreadEngine(Controls, Engine):
             batch.lender.wake()
 
 
-def _own(known: Callable[[], ThreadEngine | None], tally: Tally, begun: LockType) -> None:
-    """Be the owner of an engine, `known` weakly; until there is another tally, which is so in a forked child."""
-    runner = ThreadRunner(known)
-    runner.flush_thread = current_thread()
+def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
+    """Be the owner of an engine, until there is another tally, which is so in a forked child."""
     runner.enter()
+    known = runner.engine
     engine = known()
     if engine is None or not engine.become_owner(runner):
         begun.release()
