@@ -422,6 +422,7 @@ class LoopEngine(Engine):
                 self._next = None
             if batch is not None:
                 batch.fail(error)
+                self.ended(batch)  # once more, if it was struck just there
                 batch = None  # a cycle
             for lost in self._running.keys() - set(map(id, self.runners)):
                 del self._running[lost]

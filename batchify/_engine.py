@@ -525,7 +525,7 @@ class Ahead:
         self._engine = engine
         self._ask = partial(engine.ask, constants=constants)
         self.wake = ring
-        self.has_rung = False  # since it took results
+        self.has_rung = False  # since it began to read on
         self.calls: deque[MapCall] = deque()
         self.error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
@@ -538,6 +538,7 @@ class Ahead:
 
     def reads(self, items: Iterator[Any], *, one_by_one: bool = False) -> bool:
         """Read on. Return whether there is a further result."""
+        self.has_rung = False  # before it looks at what may change
         size = self._engine.options.batch_size
         most = 1 if one_by_one else min(size, sys.maxsize)
         # One by one, it does not wait for the next item to come while a result is there.
@@ -583,7 +584,6 @@ class Ahead:
         Not all of them, if that would keep it from reading on.
         """
         results: deque[Any] = deque()
-        self.has_rung = False
         if self.more:
             most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))
         for call in islice(self.calls, most):

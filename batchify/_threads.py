@@ -514,7 +514,7 @@ class ThreadEngine(Controls, Engine):
                     runner = runner_here()
                     if runner is None:
                         ahead.wake = ring
-                        while not ahead.has_rung:
+                        if not ahead.has_rung:
                             bell.acquire()
                     else:
                         ahead.wake = runner.wake
