@@ -320,7 +320,7 @@ class LoopEngine(Engine):
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
             is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
-            is_free = self.has_turn
+            is_free = len(self._running) - len(self._lent) < self.concurrency
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
@@ -448,8 +448,14 @@ class LoopEngine(Engine):
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
         self.turn_ended(batch)
+        batch.thread, batch.awaits = None, []
+        if batch.lends or batch.lender is not None:
+            self.pass_on(batch)
+
+    def pass_on(self, batch: LoopBatch) -> None:
+        """See to the turn that a batch which has ended had lent, or was lent."""
         lender, borrower = batch.lender, batch.borrower
-        batch.thread, batch.awaits, batch.lender, batch.borrower = None, [], None, None
+        batch.lender = batch.borrower = None
         if borrower is not None:  # it goes on, on the turn that this had
             borrower.lender = lender
             if lender is None:

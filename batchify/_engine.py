@@ -397,7 +397,8 @@ class Engine:
             self.buffer.admit(now)
         while self._refused:
             self.refuse(self._refused.popleft)
-        if (lent or self.has_turn) and (self.inbox or self.buffer.waiting or self._parts):
+        is_free = lent or len(self._running) - len(self._lent) < self.concurrency
+        if is_free and (self.inbox or self.buffer.waiting or self._parts):
             tally, me = self.tally, get_ident()
             tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
             try:
