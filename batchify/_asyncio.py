@@ -15,6 +15,7 @@ import os
 import weakref
 from _thread import get_ident
 from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
+from collections import deque
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -205,8 +206,8 @@ class InsideFuture(asyncio.Future[Any]):
             runner.look_soon(self.get_loop())
 
     def remove_done_callback(self, *args: Any) -> int:
-        runner, both = here(), tuple(known() for known in self._known)
-        if runner is not None and both in runner.awaits:
+        runner, both = here(), (self._known[0](), self._known[1]())
+        if runner is not None and not self.done() and both in runner.awaits:
             runner.awaits.remove(both)
         return super().remove_done_callback(*args)
 
@@ -409,7 +410,7 @@ class LoopEngine(Engine):
             elif self._timer is not None:
                 self._set_timer(inf)
             if batch is not None:
-                batch.thread, batch.awaits, batch.runner = get_ident(), [], batch
+                batch.thread, batch.awaits, batch.noted, batch.runner = get_ident(), deque(), [], batch
                 current.set(batch)
                 self.runners[batch] = None
                 if SubmitCall in map(type, batch.to_answer[0]):
@@ -448,7 +449,8 @@ class LoopEngine(Engine):
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
         self.turn_ended(batch)
-        batch.thread, batch.awaits = None, []
+        batch.thread = None
+        batch.awaits.clear()
         if batch.lends or batch.lender is not None:
             self.pass_on(batch)
 
@@ -502,13 +504,14 @@ class LoopAhead(Ahead):
         runner, awaited = here(), [(self._engine, call) for call in list(self.calls)[:1]]
         if runner is not None:
             runner.awaits += awaited
+            runner.noted += awaited
             runner.look_soon(get_running_loop())
         try:
             await bell.wait()
             bell.clear()
         finally:
             if runner is not None:
-                runner.awaits[:] = [each for each in runner.awaits if each not in awaited]
+                runner.awaits = deque(each for each in runner.awaits if each not in awaited)
 
 
 class LoopEngines(Controls):

@@ -15,7 +15,8 @@ close a ring one sees it; and who sees it wakes those that are to lend, which lo
 
 import weakref
 from _thread import get_ident
-from collections.abc import Callable, Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
@@ -29,8 +30,9 @@ class Runner:
     thread: int | None = None  # None once a batch has ended
     # What is awaited here, with its engine, some of it answered by now. Written by this thread alone (a finalizer on
     # it too), and read by all that look for a ring, so on a copy.
-    awaits: list[tuple[Any, Any]]
+    awaits: deque[tuple[Any, Any]]
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
+    noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
 
     def wake(self) -> None:
@@ -59,31 +61,39 @@ class Runner:
         self._will_look = False
         if self.thread is None:
             return  # it has ended
-        for engine, call in self.hopeless():
-            call.tell((call,), (waits_for_itself(engine),), 1)
         while self.lend():
             pass
+        noted, self.noted = self.noted, []
+        for engine, call in self.hopeless(noted):
+            call.tell((call,), (waits_for_itself(engine),), 1)
 
     def note(self, engine: Any, call: Any) -> None:
         """Note that a call is awaited here from now on; to be followed by a look."""
-        awaits = self.awaits
-        awaits.append((engine, call))
-        if len(awaits) >= 64 and not len(awaits) & (len(awaits) - 1):  # so it is done seldom
-            awaits[:] = self.unanswered()
+        self.awaits.append((engine, call))
+        self.noted.append((engine, call))
+        if len(self.awaits) >= 64 and not len(self.awaits) & (len(self.awaits) - 1):  # so it is done seldom
+            self.awaits = deque(self.unanswered())
 
     def unanswered(self) -> list[tuple[Any, Any]]:
         """Return what is awaited here and has no answer yet, and whose callers have not left."""
         return [each for each in self.awaits.copy() if not each[1].is_over()]
 
-    def hopeless(self) -> list[tuple[Any, Any]]:
-        """Return what is awaited here that no lending can answer: calls in batches that wait for this runner."""
-        ring = _ring_of(self, certain=True)
-        calls = self.unanswered() if ring else []
-        return [each for each in calls if not ring.isdisjoint(_needed(*each, certain=True))]
+    def hopeless(self, awaited: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Return which calls no lending can answer: those in batches that wait for this runner."""
+        calls = [each for each in awaited if not each[1].is_over()]
+        ring = _ring_of(self, calls, certain=True)
+        return [each for each in calls if ring and not ring.isdisjoint(_needed(*each, certain=True))]
 
     def to_lend(self) -> Iterator[tuple["Runner", Any, Any]]:
         """Yield who is to lend a turn of which engine to which call, so that what is awaited here can be answered."""
-        ring = _ring_of(self)
+        while self.awaits and self.awaits[0][1].is_over():
+            self.awaits.popleft()
+        if self.awaits:  # the next of perhaps very many, in which case there is no need to look at all of them
+            engine, call = self.awaits[0]
+            if _is_waiting(call) and self in engine.held_up_by():
+                yield self, engine, call
+                return
+        ring = _ring_of(self, self.unanswered())
         for runner in ring:
             # Of many calls one at a time: there will be another look when its batch has ended.
             first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
@@ -92,11 +102,7 @@ class Runner:
 
     def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
         """Whether to wait for that here would close a ring."""
-        before, self.awaits = self.awaits, [(engine, call)]
-        try:
-            return bool(_ring_of(self))
-        finally:
-            self.awaits = before
+        return bool(_ring_of(self, [(engine, call)]))
 
 
 # None outside.
@@ -131,12 +137,12 @@ def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
     return engine.cannot_lend() if certain else engine.held_up_by()  # type: ignore[no-any-return]
 
 
-def _ring_of(runner: Runner, *, certain: bool = False) -> set[Runner]:
-    """Return those on the ways from a runner, by what is awaited there, back to itself."""
+def _ring_of(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> set[Runner]:
+    """Return those on the ways from a runner, by some of what is awaited there, back to itself."""
     awaited_by: dict[Runner, set[Runner]] = {}
     seen, todo = {runner}, [runner]
     for at in todo:
-        calls = at.unanswered()
+        calls = awaited if at is runner else at.unanswered()
         first = {engine: call for engine, call in calls if _is_waiting(call)}  # what holds up one holds up all
         for engine, call in (*first.items(), *(each for each in calls if not _is_waiting(each[1]))):
             for other in _needed(engine, call, certain=certain):

@@ -21,6 +21,7 @@ import threading
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
+from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
@@ -188,7 +189,7 @@ class ThreadRunner(Runner):
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
     def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
-        self.awaits = []
+        self.awaits, self.noted = deque(), []
         self.engine = engine  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
@@ -210,15 +211,15 @@ class ThreadRunner(Runner):
         """
         deadline = inf if timeout is None else monotonic() + timeout
         own, before = self.engine(), (self.awaits, self.cannot_lend)
-        self.awaits, self.cannot_lend = awaited, own is not None and own.is_looking and own.runner is self
+        self.awaits, self.cannot_lend = deque(awaited), own is not None and own.is_looking and own.runner is self
         try:
             while not is_over():
                 seconds = deadline - monotonic()
                 if seconds <= 0:
                     return False
-                for engine, _ in self.hopeless():
-                    raise waits_for_itself(engine)
                 if not self.lend():
+                    for engine, _ in self.hopeless(awaited):
+                        raise waits_for_itself(engine)
                     self.bell.acquire(True, -1 if seconds == inf else min(seconds, TIMEOUT_MAX))
             return True
         finally:
@@ -236,7 +237,7 @@ class ThreadRunner(Runner):
             engine, call = mine
             batch = engine.lend(call, self)
             if batch is not None:
-                before, self.awaits = self.awaits, []
+                before, self.awaits = self.awaits, deque()
                 try:
                     batch.lender = self
                     batch.run(engine.function, self)
