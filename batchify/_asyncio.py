@@ -449,8 +449,7 @@ class LoopEngine(Engine):
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
         self.turn_ended(batch)
-        batch.thread = None
-        batch.awaits.clear()
+        batch.thread, batch.awaits = None, deque()
         if batch.lends or batch.lender is not None:
             self.pass_on(batch)
 
