@@ -214,7 +214,7 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
 
         A `def` function still runs in its flush thread, and items from event loops and from threads share batches. Of
         an `async def` function it is the same as a call. Cancelling takes the item out of the buffer; if it is in a
-        batch already, only its answer is dropped. Raises what a call would raise.
+        batch already, only its answer is dropped. Raises what a call would raise, a `WaitsForItselfError` included.
         """
         if self._self_aio is None:
             engine = self._self_engine
@@ -328,6 +328,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
         Raises:
             Exception: Whatever the function raised, as a copy of this caller's own.
             BatchError: The function raised what is no `Exception`, or gave this item no result.
+            WaitsForItselfError: This is inside a function, and the answer cannot come before its own batch has ended.
             TypeError: The function returned what cannot be results.
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
@@ -344,7 +345,8 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
 
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; once its batch runs it cannot
-            be cancelled.
+            be cancelled. Its `result()` raises what a call would raise, and so a `WaitsForItselfError` inside the
+            function for an item of its own batch; `exception()`, `wait()` and `as_completed()` raise that one too.
 
         Raises:
             BufferFullError: `max_pending` items wait.
@@ -366,7 +368,8 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
             it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
             the items end, what waits is made due, other callers' items too; with `group_by` and no timeout also
-            when its next result is that of an item whose group nothing will fill.
+            when its next result is that of an item whose group nothing will fill. Inside a function, a result that
+            cannot come before its own batch has ended raises a `WaitsForItselfError`.
 
         Raises:
             TypeError: `items` is not iterable.
@@ -403,7 +406,8 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
             only its answer is dropped, and when all callers of a batch have left its task is cancelled. An error that
-            nobody asks it for is not logged.
+            nobody asks it for is not logged. Where it was submitted inside a function and is awaited inside one that
+            must end before it can be answered, it gets a `WaitsForItselfError`.
 
         Raises:
             RuntimeError: No event loop runs here.
@@ -598,12 +602,12 @@ def batched(
     """Turn a function of a list into a function of one item.
 
     Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time.
-    The function gets a list of items that it may keep or change, and returns one result per item, in the same order: as
-    a list or anything else that has a length and iterates in order; as a mapping from item to result; as an iterator,
-    where each caller goes on as soon as its result is yielded; or as a thread-safe future of one of these, from an
-    executor. An `Exception` among the results is raised at its own caller. If the function raises, each caller of that
-    batch gets a copy of the error.
+    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time
+    (but again while it waits for answers of its own). The function gets a list of items that it may keep or change, and
+    returns one result per item, in the same order: as a list or anything else that has a length and iterates in order;
+    as a mapping from item to result; as an iterator, where each caller goes on as soon as its result is yielded; or as
+    a thread-safe future of one of these, from an executor. An `Exception` among the results is raised at its own
+    caller. If the function raises, each caller of that batch gets a copy of the error.
 
     Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
     the item is the tuple of both, and a default is that of one item; type checkers check up to three. Keyword-only
@@ -614,9 +618,12 @@ def batched(
     loop share batches, and all limits are those of one loop. When all callers of a batch have left, its task is
     cancelled.
 
-    The function may use batched functions, also itself. An item that it passes by `submit` waits its turn like any
-    other. Who waits there for an answer (a call, `result()`, `map`, `await`) that would come only when this batch has
-    ended has that item run at once, alone, where it waits.
+    The function may use batched functions, itself included, directly or in a ring. Passing an item by `submit` runs
+    nothing: it waits its turn like any other. Who waits there for an answer (a call, `result()`, `map`, `await`) that
+    needs the turn which this batch has lends it: batches of that item's group run meanwhile, oldest first, up to the
+    one that holds the item. A `def` function runs them on its own threads, above what waits there, so how deep that
+    goes is bound by the recursion limit. A wait that no lending could end raises a `WaitsForItselfError`. Another
+    thread is outside: waiting for one that calls the function lends nothing (see docs/inside.md).
 
     A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
     nobody waits for company, and batches form by themselves while the function is busy. Source: a batch is due by the
@@ -640,8 +647,10 @@ def batched(
         isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
             that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
             function does must be safe to do twice.
-        concurrency: Most batches in flight at once. With more than 1, a `def` function that blocks runs in so many
-            threads, if so many are needed, and one that returns futures still in one.
+        concurrency: Most batches in flight at once, but for those that wait inside and have lent their turn. With more
+            than 1, a `def` function that blocks runs in so many threads, if so many are needed, and one that returns
+            futures still in one. On an event loop a batch that has lent its turn goes on as soon as its own answer is
+            there, so for a moment one more may run for each turn that is lent.
         max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, and
             whoever passes another one gets a `BufferFullError`. The items of `map()` do not count, and are never
             refused: it reads at most two batches ahead, so `stats.pending` may be above this by that.

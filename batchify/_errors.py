@@ -26,7 +26,13 @@ class MissingResultError(BatchError, LookupError):
 
 
 class WaitsForItselfError(BatchError):
-    """Raised inside a function when it waits for an answer that cannot come before its own batch has ended."""
+    """Raised inside a function when it waits for an answer that cannot come before its own batch has ended.
+
+    That is an answer for an item of this very batch, or of one that waits for this batch. On threads the wait raises
+    it, whatever its time limit; on event loops the awaited future gets it, and so everybody who awaits that future.
+    A finalizer that runs in the midst of the flush thread's own step, where no turn can be lent, gets it when it waits
+    for a future of that function.
+    """
 
 
 class ClosedError(RuntimeError):

@@ -117,7 +117,8 @@ def here() -> Runner | None:
 
 def waits_for_itself(engine: Any) -> WaitsForItselfError:
     return WaitsForItselfError(
-        f"a call of {engine.name}() is awaited inside a batch that must end before it can be answered"
+        f"a call of {engine.name}() is waited for inside a batch that must end before {engine.name}() can answer it; "
+        "let the batch end, and wait outside"
     )
 
 

@@ -28,9 +28,10 @@ class BatchReport:
             and their values.
         waits: Seconds that each caller waited, from its call until its batch was taken, in the order of the items (in
             a part of a batch that failed, until that part was).
-        duration: Seconds from when it was taken until its results were there.
+        duration: Seconds from when it was taken until its results were there. If it waited inside, this includes
+            the time of batches that ran on its turn meanwhile.
         pending: Items that waited in the buffer when it ended.
-        in_flight: Other batches that were running when it ended.
+        in_flight: Other batches that were running when it ended, those that waited for it inside among them.
         error: What the function raised, or the error that its results were; None if it kept the rules. An exception
             that it returned for one item is not among these.
         contexts: The `contextvars` context of each caller, in the order of the items.
@@ -67,8 +68,8 @@ class Stats:
         batches: Calls of the function.
         sizes: How many batches there were of each size.
         reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`
-            (which exit and dropping the function imply), `nested`: called from inside the function, or to `isolate`
-            what made a larger one fail.
+            (which exit and dropping the function imply), to `isolate` what made a larger one fail, or `nested`: it was
+            not due, but somebody inside a function waited for it.
         sizes_by_reason: How many batches of each size there were for each reason.
         waited: Seconds that items waited until their batch was taken, all together.
         longest_wait: Seconds that the item waited that waited longest.

@@ -10,10 +10,17 @@ from typing import Any
 
 import pytest
 
-from batchify import BatchedFunction, BatchError, ClosedError, MissingResultError, ResultCountError
+from batchify import (
+    BatchedFunction,
+    BatchError,
+    ClosedError,
+    MissingResultError,
+    ResultCountError,
+    WaitsForItselfError,
+)
 from batchify import batched as typed_batched
 
-from ..kit import AsyncGated, Coroutines, Kit, anegate, run
+from ..kit import AsyncGated, Coroutines, Kit, Steps, anegate, run
 from ..tools import batched
 
 
@@ -151,6 +158,24 @@ def test_message_of_a_closed_function(kit: Kit) -> None:
     kit.close(f)
     raised = kit.outcome(kit.start(f, "x"))
     assert (type(raised), str(raised)) == (ClosedError, "embed() is closed")
+
+
+def test_message_of_a_wait_for_its_own_batch(kit: Kit) -> None:
+    def function(xs: list[int]) -> Steps:
+        if xs == [0]:
+            futures.append(f.submit(1))
+        yield futures[0]
+        return xs
+
+    function.__name__ = "f"
+    futures: list[Any] = []
+    f = kit.steps(function, batch_size=1)
+    raised = kit.outcome(kit.start(f, 0))
+    assert type(raised) is WaitsForItselfError
+    assert str(raised) == (
+        "a call of f() is waited for inside a batch that must end before f() can answer it; "
+        "let the batch end, and wait outside"
+    )
 
 
 def test_message_of_the_wrong_way_to_close() -> None:

@@ -1,4 +1,4 @@
-"""Every Python block of the README runs, in order, and prints what stands below it."""
+"""Every Python block of the README and of the page on calls from inside runs, in order, and prints what follows it."""
 
 import contextlib
 import io
@@ -9,25 +9,30 @@ import pytest
 
 pytestmark = pytest.mark.thread_unsafe(reason="prints")
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), re.DOTALL)
+ROOT = Path(__file__).parents[2]
 
 
-def test_readme_runs_and_prints_the_output_it_shows() -> None:
-    namespace: dict[str, object] = {"__name__": "readme"}
+def blocks_of(page: str) -> list[tuple[str, str]]:
+    return re.findall(r"```(\w+)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("page", "outputs"), [("README.md", 6), ("docs/inside.md", 2)])
+def test_page_runs_and_prints_the_output_it_shows(page: str, outputs: int) -> None:
+    namespace: dict[str, object] = {"__name__": "page"}
     compared = 0
-    for (language, code), (following, expected) in zip(BLOCKS, [*BLOCKS[1:], ("", "")], strict=True):
+    blocks = blocks_of(page)
+    for (language, code), (following, expected) in zip(blocks, [*blocks[1:], ("", "")], strict=True):
         if language != "python":
             continue
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
-            exec(compile(code, str(README), "exec"), namespace)
+            exec(compile(code, page, "exec"), namespace)
         assert printed.getvalue() == (expected if following == "text" else ""), code
         compared += following == "text"
-    assert compared >= 6
+    assert compared >= outputs
 
 
 def test_readme_first_example_is_short() -> None:
-    language, code = BLOCKS[0]
+    language, code = blocks_of("README.md")[0]
     assert language == "python"
     assert len(code.splitlines()) <= 15
