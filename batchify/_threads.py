@@ -36,7 +36,7 @@ from typing import Any
 from ._batch import Batch, Call, complain, is_future
 from ._buffer import Equal
 from ._engine import Ahead, Controls, Engine
-from ._errors import BatchError, ClosedError
+from ._errors import BatchError, ClosedError, WaitsForItselfError
 from ._inside import Runner, here, waits_for_itself
 from ._inside import current as current_runner
 from ._options import NO_CONSTANTS, Options, Takes
@@ -565,7 +565,10 @@ class ThreadEngine(Controls, Engine):
         if runner is None:
             in_time = call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX))
         else:
-            in_time = not waits or runner.wait([(self, call)], call.is_over, timeout)
+            try:
+                in_time = not waits or runner.wait([(self, call)], call.is_over, timeout)
+            except WaitsForItselfError:  # somebody else has closed a ring meanwhile
+                return False
         if not in_time:
             raise TimeoutError(self.late_message(timeout))
         return waits
