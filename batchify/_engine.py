@@ -445,6 +445,8 @@ class Engine:
     def _take(self, now: float, awaited: Any = None) -> Batch | None:
         """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside."""
         buffer = self.buffer
+        if awaited is not None and (awaited.is_over() or hasattr(awaited, "batch")):
+            return None  # meanwhile
         reason: Reason
         while True:
             if self._parts:

@@ -615,7 +615,7 @@ class ThreadEngine(Controls, Engine):
         if self.returns_futures:
             return False
         # The batches that have a turn keep one runner busy each.
-        if len(self._running) >= len(self._owner) and not self._start_runner():
+        if len(self._running) - len(self._lent) >= len(self._owner) and not self._start_runner():
             return False
         self._batches.put(batch)
         return True
