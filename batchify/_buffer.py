@@ -235,12 +235,12 @@ class GroupedBuffer(Buffer):
                 if group is None:
                     group = self._groups[call.key] = Group(call.key)
                 if dedupe:
-                    call.entry = group.equals.get(call.item_key)
-                    if call.entry in waiting:
-                        call.entry.append(call)
+                    entry = group.equals.get(call.item_key)
+                    if entry is not None and entry in waiting:
+                        call.entry = entry
+                        entry.append(call)
                     else:
-                        call.entry = group.equals[call.item_key] = Equal(call)
-                    entry = call.entry
+                        entry = call.entry = group.equals[call.item_key] = Equal(call)
                 if entry not in waiting:
                     entry.group = group
                     entry.number = next(self._numbers)
