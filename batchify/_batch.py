@@ -290,8 +290,9 @@ class Batch:
             raise
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
+            self.engine = None  # before whoever lent it a turn is woken, who looks whether it has ended
             engine.ended(self)
-            self.runner = self.enter = self.engine = None
+            self.runner = self.enter = None
 
     # Answers
 
