@@ -35,6 +35,11 @@ class Runner:
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
 
+    @property
+    def has_lent(self) -> bool:
+        """Whether it has no turn to lend, as a batch that runs on its turn has not ended. Any thread may ask."""
+        return False
+
     def wake(self) -> None:
         """Let it look whether it is to lend. Any thread may call."""
         loop = None if self.loop is None else self.loop()

@@ -225,15 +225,19 @@ class ThreadRunner(Runner):
         finally:
             self.awaits, self.cannot_lend = before
 
+    @property
+    def has_lent(self) -> bool:
+        borrower = self.borrower()
+        return borrower is not None and borrower.engine is not None
+
     def lend(self) -> bool:
         mine = None
         for lender, engine, call in self.to_lend():
-            if lender is not self:
+            if lender is self:
+                mine = mine or (engine, call)
+            elif not lender.has_lent:  # else it looks when it has its turn back, and two would wake each other for long
                 lender.wake()
-            elif mine is None:
-                mine = engine, call
-        borrower = self.borrower()
-        if mine is not None and (borrower is None or borrower.engine is None):
+        if mine is not None and not self.has_lent:
             engine, call = mine
             batch = engine.lend(call, self)
             if batch is not None:

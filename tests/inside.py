@@ -859,19 +859,25 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
 
         __bool__ = lambda self: len(self) > 0  # noqa: E731
 
-    owners = _switching(dict, switch, "get setdefault pop values copy __len__")
-    sets = _switching(set, switch, "add discard copy")
-    lists = _switching(list, switch, "append remove __contains__ __len__")
+    owners = _switching(dict, switch, "get setdefault pop values copy __len__ __setitem__")
+    sets = _switching(set, switch, "add discard copy __len__")
+    lists = _switching(list, switch, "append remove copy __contains__ __len__")
     made: dict[str, Callable[[Any], Any]] = {
         "inbox": Box,
         "news": Box,
         "_owner": owners,
         "runners": owners,
+        "_running": owners,
+        "_lent": sets,
+        "awaits": lambda value: lists(value) if type(value) is list else value,
         "bells": sets,
         "changing": lists,
     }
     shared: dict[type, str] = {
-        Engine: "inbox news runners bells wake_at has_leavers tracks",
+        Engine: "inbox news runners _running _lent bells wake_at has_leavers tracks",
+        Runner: "awaits thread cannot_lend",
+        ThreadRunner: "borrower",
+        ThreadBatch: "runner",
         ThreadEngine: "_owner closed returns_futures",
         ItemFuture: "call",
         Tally: "changing version answered failed cancelled running in_flight",
@@ -917,7 +923,7 @@ def begin_anew() -> None:
 
 def remembers_a_thread() -> bool:
     """Whether a function remembers a thread; when all have ended, none should."""
-    return any(it._owner or it.runners or it.bells or it._running or it._drains for it in _threads._all())
+    return any(it._owner or it.runners or it.bells or it._running or it._lent or it._drains for it in _threads._all())
 
 
 def close_what_is_left() -> None:
@@ -1315,21 +1321,121 @@ def halves_that_come_too_late() -> Block:
         def run(it: Any, *args: Any) -> None:
             engine = it.engine
             conclude(it, *args)
-            if it in kept:
-                again(engine, kept.pop(it))
+            if engine in kept:
+                again(engine, kept.pop(engine))
 
         return run
 
     again, kept = Engine.again, dict[Any, Any]()
     stack = ExitStack()
-    stack.enter_context(patch.object(Batch, "again", lambda it, parts: kept.update({it: parts})))
+    stack.enter_context(patch.object(Engine, "again", lambda it, parts: kept.update({it: parts})))
     stack.enter_context(_replaced(Batch, "_conclude", late))
     return stack
 
 
+# Faults: turns that are lent
+
+
 def halves_that_are_forgotten_inside() -> Block:
-    """Halves of a batch that was run at once are not run."""
-    return _nothing(ThreadBatch, "run_at_once")
+    """Halves of a batch to which a turn was lent are not run."""
+    return _left_out(Engine, "again", within=(ThreadRunner, "lend"))
+
+
+def calls_inside_that_nobody_notes() -> Block:
+    """Of two functions that call each other neither knows that the other one waits."""
+    return patch.object(Runner, "unanswered", lambda _: [])
+
+
+def look_that_wakes_no_other() -> Block:
+    """Who waits in a ring lends what it can, and lets those who could lend sleep."""
+
+    def own(to_lend: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda it: (each for each in to_lend(it) if each[0] is it)
+
+    return _replaced(Runner, "to_lend", own)
+
+
+class _Late(list[Any]):
+    """What is awaited, as long as the runner alone knows it."""
+
+    def __init__(self, awaited: list[Any]) -> None:
+        super().__init__(awaited)
+        self.ident: int | None = get_ident()
+
+    def copy(self) -> list[Any]:
+        return list(self) if self.ident in (None, get_ident()) else []
+
+
+class _LateBell:
+    """A bell: who is about to sleep on it says before that what it awaits."""
+
+    def __init__(self, bell: Any, awaited: _Late) -> None:
+        self.bell, self.awaited = bell, awaited
+        self.release, self.locked = bell.release, bell.locked
+
+    def acquire(self, *args: Any) -> bool:
+        self.awaited.ident = None
+        acquired: bool = self.bell.acquire(*args)
+        return acquired
+
+
+def runner_that_looks_before_it_notes() -> Block:
+    """Who waits inside looks for a ring, and then says what it awaits."""
+
+    def late(wait: Callable[..., bool]) -> Callable[..., bool]:
+        def run(it: Any, awaited: list[Any], *args: Any) -> bool:
+            bell, known = it.bell, _Late(awaited)
+            it.bell = _LateBell(bell, known)
+            try:
+                return wait(it, known, *args)
+            finally:
+                it.bell = bell
+
+        return run
+
+    return _replaced(ThreadRunner, "wait", late)
+
+
+def lent_turn_that_counts_twice() -> Block:
+    """A batch on a lent turn counts beside the one that lent it."""
+    return _and_then(Engine, "_take", lambda it, *_: it._lent.clear())
+
+
+def turn_that_is_asked_for_twice() -> Block:
+    """An owner that is asked for a turn gives two, and nobody takes the second."""
+
+    def twice(take: Callable[..., None]) -> Callable[..., None]:
+        def run(it: Any, asked: list[Any], answer: Any) -> None:
+            take(it, [*asked], answer)
+            take(it, asked, answer)
+
+        return run
+
+    return _replaced(ThreadEngine, "take_lent_for", twice)
+
+
+def lent_turn_that_ends_unheard() -> Block:
+    """Who has lent its turn to a batch on an engine does not hear that it has ended."""
+    return _left_out(ThreadRunner, "wake", within=(ThreadEngine, "ended"))
+
+
+def lent_turn_that_ends_too_late() -> Block:
+    """Who has lent its turn hears that the batch has ended, and then that is so."""
+
+    def late(ended: Callable[..., None]) -> Callable[..., None]:
+        def run(it: Any, batch: Any) -> None:
+            batch.engine = it
+            ended(it, batch)
+            batch.engine = None
+
+        return run
+
+    return _replaced(ThreadEngine, "ended", late)
+
+
+def turn_that_is_lent_to_two() -> Block:
+    """Who has lent its turn to a batch on an engine lends it to another one as well."""
+    return patch.object(ThreadRunner, "has_lent", False)
 
 
 # Faults: the rest
@@ -1343,11 +1449,6 @@ def map_that_does_not_hear_of_a_batch_size() -> Block:
 def flush_that_comes_too_late() -> Block:
     """flush() makes due only what came long before."""
     return _replaced(Engine, "make_due", lambda due: lambda it, until, *args: due(it, until - 1e6, *args))
-
-
-def calls_inside_that_nobody_notes() -> Block:
-    """Of two functions that call each other neither knows that the other one waits."""
-    return _nothing(Runner, "unanswered")
 
 
 def figures_that_are_read_as_they_change() -> Block:

@@ -1,18 +1,20 @@
 """Short lives of a batched function: each is run under many schedules.
 
 A scenario asserts what its callers see. `Watched.end()` asserts the rest: each item is in exactly one batch (with
-`isolate`: in one that was not run again), no more batches are in flight than may, and the figures are right.
+`isolate`: in one that was not run again), no more batches are in flight than may, those aside that wait inside, and
+the figures are right.
 """
 
+from _thread import get_ident
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
 import interleave_test as tool
 
-from batchify import BatchedFunction, BatchReport, BufferFullError, ClosedError
+from batchify import BatchedFunction, BatchReport, BufferFullError, ClosedError, WaitsForItselfError
 
 from ... import inside
 from ...tools import batched
@@ -31,15 +33,18 @@ class Watched:
         self.accepted: list[int] = []
         self.batches: list[list[int]] = []
         self.wrong: list[str] = []
+        self.lending: list[int] = []  # the threads of the batches that wait inside
         work = work or times_ten
 
         # Must not know self, which knows the function: it would never be dropped.
-        batches, wrong = self.batches, self.wrong
+        batches, wrong, lending = self.batches, self.wrong, self.lending
         runs: list[list[int]] = []
 
         def function(items: list[int]) -> Any:
-            if len(runs) >= most:
+            if len(runs) - len(lending) >= most:
                 wrong.append("runs too often at the same time")
+            if most == 1 and not {*lending} <= {get_ident()}:
+                wrong.append("runs on two threads")
             batches.append(list(items))
             runs.append(items)
             try:
@@ -50,6 +55,20 @@ class Watched:
 
         with tool.no_interleave():
             self.f: BatchedFunction[Any, Any] = batched(batch_size=batch_size, timeout=timeout, **options)(function)
+
+    @contextmanager
+    def waits(self) -> Iterator[None]:
+        """Its function waits here for an answer, and may lend its turn."""
+        self.lending.append(get_ident())
+        try:
+            yield
+        finally:
+            self.lending.remove(get_ident())
+
+    def inside(self, caller: "Watched", item: int) -> None:
+        """Call from inside the function of another one."""
+        with caller.waits():
+            self.call(item)
 
     def call(self, item: int) -> None:
         """Call; it may be refused, as the function is closed or `max_pending` items wait."""
@@ -477,25 +496,216 @@ def nested() -> None:
 
 def calling_each_other() -> None:
     """Two functions that call each other at the same time must not wait for each other for ever."""
-    functions: list[Watched] = []
+    _ring((1, 0))
 
-    def ask(other: int, items: list[int]) -> list[Any]:
-        if items[0] >= 100:
+
+def ring_that_closes_late() -> None:
+    """A third caller waits for what the ring needs: each function is called again from what it waits for itself."""
+    _ring((1, 0, 0), depth=2)
+
+
+def ring_of_three() -> None:
+    """The third of three functions calls the first one."""
+    _ring((0, 1, 2), functions=3, depth=3)
+
+
+def ring_of_larger_batches() -> None:
+    """Who waits in a ring shares a batch with what others wait for."""
+    _ring((0, 1, 0), depth=2, batch_size=2)
+
+
+def ring_with_room() -> None:
+    """Of two functions that call each other, one runs two batches at once."""
+    _ring((0, 1, 0, 1), depth=2, concurrency=2)
+
+
+def _ring(called: tuple[int, ...], *, functions: int = 2, depth: int = 1, batch_size: int = 1, **options: Any) -> None:
+    """Each function calls the next one, so often; these are called from outside. `options`: of the first one."""
+    ring: list[Watched] = []
+
+    def member(number: int) -> Watched:
+        def work(items: list[int]) -> list[int]:
+            for item in items:
+                if item < 100 * depth:
+                    ring[(number + 1) % functions].inside(ring[number], item + 100)
             return times_ten(items)
-        item = items[0] + 100
-        functions[other].accepted.append(item)
-        assert functions[other].f(item) == 10 * item
+
+        return Watched(batch_size, work=work, **(options if number == 0 else {}))
+
+    ring += [member(number) for number in range(functions)]
+    at_once(*(lambda of=of, item=item: ring[of].call(item) for item, of in enumerate(called)))
+    for f in ring:
+        f.f.close()
+    for f in ring:
+        f.check()
+    assert sum(len(f.accepted) for f in ring) == len(called) * (depth + 1)
+    ring.clear()
+
+
+def ring_of_shared_futures() -> None:
+    """Each of two batches waits for a future of the other one: no lending helps, so one is told, or both are."""
+    told: list[str] = []
+    futures: list[Future[Any]] = []
+    there = tool.Semaphore(0)
+
+    def waits_for(other: int) -> Work:
+        def work(items: list[int]) -> list[int]:
+            there.acquire()
+            with functions[1 - other].waits():
+                try:
+                    futures[other].result()
+                except WaitsForItselfError:
+                    told.append("told")
+            return times_ten(items)
+
+        return work
+
+    functions = [Watched(1, work=waits_for(1)), Watched(1, work=waits_for(0))]
+    futures += [f.submit(item) for item, f in enumerate(functions)]
+    at_once(there.release, there.release, *(lambda n=n: _own_or_cancelled(futures[n], n) for n in range(2)))
+    for f in functions:
+        f.end()
+    assert 1 <= len(told) <= 2
+    functions.clear()
+
+
+def two_that_wait_for_their_own() -> None:
+    """Two batches of a function run at once, and each waits for a further one: its turn is lent to that."""
+    _waiting_for_own(2, 1)
+
+
+def three_that_wait_for_their_own() -> None:
+    """As before, one more than may run; and what they wait for waits as well."""
+    _waiting_for_own(3, 2)
+
+
+def _waiting_for_own(callers: int, depth: int) -> None:
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        for item in items:
+            if item < 100 * depth:
+                f.inside(f, item + 100)
         return times_ten(items)
 
-    functions += [Watched(1, work=lambda items: ask(1, items)), Watched(1, work=lambda items: ask(0, items))]
-    f, g = functions
-    at_once(lambda: f.call(1), lambda: g.call(2))
-    f.f.close()
-    g.f.close()
-    for each in functions:
-        each.wrong.clear()  # a call that would wait for itself runs at once, inside the other
-        each.check()
-    functions.clear()
+    f = Watched(1, work=work, concurrency=2)
+    at_once(*(lambda item=item: f.call(item) for item in range(callers)))
+    f.end()
+    assert len(f.accepted) == callers * (depth + 1)
+
+
+def lent_turn_leaves_room() -> None:
+    """Two may run at once: beside one that runs while the one beneath it waits, and lends it its turn, another may."""
+    two_run, third_may_come, lent = tool.Semaphore(0), tool.Semaphore(0), tool.Semaphore(0)
+    meet = gather(2)
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        if items == [1]:
+            two_run.acquire()
+            f.inside(f, 101)
+        elif items == [2]:
+            two_run.release()
+            lent.acquire()
+        elif items == [101]:
+            lent.release()
+            third_may_come.release()
+            meet()
+        else:
+            meet()
+        return times_ten(items)
+
+    f = Watched(1, work=work, concurrency=2)
+    first = f.submit(1)
+
+    def third() -> None:
+        third_may_come.acquire()
+        f.call(3)
+
+    at_once(lambda: f.call(2), third)
+    assert first.result() == 10
+    f.end()
+
+
+def lending_to_an_engine() -> None:
+    """What runs on a lent turn is on an engine: the next one begins when it is done, though nobody waits for it."""
+    _lending_to_an_engine(1)
+
+
+def lending_to_an_engine_with_two() -> None:
+    """As before; of two that wait each lends its turn to its own, and neither may keep the other one awake."""
+    _lending_to_an_engine(2)
+
+
+def _lending_to_an_engine(most: int) -> None:
+    f: Watched
+    send = sending(most)
+
+    def work(items: list[int]) -> Any:
+        if items[0] >= 100:
+            return send(items)
+        futures = [f.submit(items[0] + more) for more in (100, 200, 300)]
+        with f.waits():
+            assert futures.pop().result() == 10 * (items[0] + 300)
+            assert [future.result() for future in futures] == [10 * (items[0] + more) for more in (100, 200)]
+        return times_ten(items)
+
+    f = Watched(1, work=work, concurrency=most)
+    at_once(lambda: f.call(1), lambda: f.call(2))
+    f.end()
+
+
+def giving_up_inside() -> None:
+    """A wait with a time limit ends as another one asks for its turn."""
+    _giving_up_inside()
+
+
+def giving_up_inside_with_two() -> None:
+    """As before, where the one who gives turns is another thread than those who wait."""
+    _giving_up_inside(concurrency=2)
+
+
+def _giving_up_inside(**options: Any) -> None:
+    f: Watched
+    g: Watched
+
+    def asks_g(items: list[int]) -> list[int]:
+        for item in items:
+            if item < 100:
+                future = g.submit(item + 100)
+                with f.waits(), suppress(TimeoutError):
+                    assert future.result(timeout=0.5) == 10 * (item + 100)
+        return times_ten(items)
+
+    def asks_f(items: list[int]) -> list[int]:
+        for item in items:
+            f.inside(g, item + 100)
+        return times_ten(items)
+
+    f, g = Watched(1, work=asks_g, **options), Watched(1, work=asks_f)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: pass_time(0.3), lambda: pass_time(0.4))
+    g.end()
+    f.end()
+    assert len(f.accepted) == 2 * len(g.accepted) == 4
+
+
+def giving_up_its_own() -> None:
+    """A wait for its own function ends by its time limit, perhaps when a turn was lent to it already."""
+    f: Watched
+
+    def work(items: list[int]) -> list[int]:
+        if items[0] < 100:
+            future = f.submit(items[0] + 100)
+            with f.waits():
+                try:
+                    assert future.result(timeout=0.5) == 10 * (items[0] + 100)
+                except TimeoutError:
+                    future.cancel()
+        return times_ten(items)
+
+    f = Watched(1, work=work, concurrency=2)
+    at_once(lambda: f.call(1), lambda: f.call(2), lambda: f.call(3), lambda: pass_time(0.7))
+    f.end()
 
 
 def callbacks() -> None:
@@ -1121,13 +1331,14 @@ def refusing_what_waits() -> None:
 
 
 def waiting_inside() -> None:
-    """The function waits for a future of its own: that item is run at once, and is counted once."""
+    """The function waits for a future of its own: its turn is lent to that, which is counted once."""
     f: Watched
 
     def work(items: list[int]) -> list[int]:
         if items[0] < 100:
             future = f.submit(items[0] + 100)
-            assert future.result() == 10 * (items[0] + 100)
+            with f.waits():
+                assert future.result() == 10 * (items[0] + 100)
         return times_ten(items)
 
     f = Watched(1, work=work)
@@ -1143,7 +1354,6 @@ def waiting_inside() -> None:
             assert stats.in_flight <= stats.batches == stats.in_flight + stats.answered, stats
 
     at_once(lambda: f.call(1), lambda: f.call(2), read)
-    f.wrong.clear()  # it runs inside itself
     f.end()
 
 
@@ -1154,31 +1364,33 @@ def waiting_inside_for_many() -> None:
     def work(items: list[int]) -> list[int]:
         if items[0] < 100:
             futures = [f.submit(items[0] + 100), f.submit(items[0] + 200)]
-            wait(futures)
+            with f.waits():
+                wait(futures)
             assert all(future.done() for future in futures)
         return times_ten(items)
 
     f = Watched(1, work=work)
     at_once(lambda: f.call(1), lambda: f.call(2))
-    f.wrong.clear()
     f.end()
 
 
 def isolating_inside() -> None:
-    """A batch that was run at once is run again in halves."""
+    """A batch to which a turn was lent is run again in halves."""
     f: Watched
 
     def work(items: list[int]) -> list[int]:
         if items == [100]:
-            with suppress(ValueError):
-                f.f.map([1, 2, 3]).__next__()
             f.accepted += (1, 2, 3)
+            with f.waits():
+                assert next(f.f.map([1, 2, 3])) == 10
         return _without_two(items)
 
     f = Watched(3, None, work, isolate=True)
     at_once(lambda: f.call(100), f.f.flush, f.f.close)
+    f.f.close()  # the other one may have come before
     stats = f.f.stats
     assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), stats
+    assert not f.wrong
 
 
 def closing_inside() -> None:
@@ -1485,6 +1697,19 @@ SCENARIOS: list[Callable[[], None]] = [
     yielding,
     nested,
     calling_each_other,
+    ring_that_closes_late,
+    ring_of_three,
+    ring_of_larger_batches,
+    ring_with_room,
+    ring_of_shared_futures,
+    two_that_wait_for_their_own,
+    three_that_wait_for_their_own,
+    lent_turn_leaves_room,
+    lending_to_an_engine,
+    lending_to_an_engine_with_two,
+    giving_up_inside,
+    giving_up_inside_with_two,
+    giving_up_its_own,
     callbacks,
     two_at_once,
     two_in_one_step,

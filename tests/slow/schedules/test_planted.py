@@ -90,7 +90,7 @@ PLANTED = [
     Planted(
         "halves come when their batch has ended", faults.halves_that_come_too_late, scenarios.isolating_and_closing
     ),
-    Planted("halves are forgotten inside", faults.halves_that_are_forgotten_inside, scenarios.isolating_inside),
+    Planted("halves are forgotten on a lent turn", faults.halves_that_are_forgotten_inside, scenarios.isolating_inside),
     Planted(
         "a map does not hear that batch_size has changed",
         faults.map_that_does_not_hear_of_a_batch_size,
@@ -98,6 +98,30 @@ PLANTED = [
     ),
     Planted("flush() comes too late", faults.flush_that_comes_too_late, scenarios.flushing),
     Planted("who waits for whom is not noted", faults.calls_inside_that_nobody_notes, scenarios.calling_each_other),
+    Planted("a look wakes no other", faults.look_that_wakes_no_other, scenarios.ring_that_closes_late),
+    Planted(
+        "it looks before it notes what it awaits",
+        faults.runner_that_looks_before_it_notes,
+        scenarios.calling_each_other,
+    ),
+    Planted(
+        "it looks before it notes what it awaits: three functions",
+        faults.runner_that_looks_before_it_notes,
+        scenarios.ring_of_three,
+    ),
+    Planted("a lent turn counts twice", faults.lent_turn_that_counts_twice, scenarios.lent_turn_leaves_room),
+    Planted("a turn is asked for twice", faults.turn_that_is_asked_for_twice, scenarios.two_that_wait_for_their_own),
+    Planted(
+        "a batch on a lent turn ends unheard",
+        faults.lent_turn_that_ends_unheard,
+        scenarios.lending_to_an_engine_with_two,
+    ),
+    Planted(
+        "a batch on a lent turn ends when that was heard",
+        faults.lent_turn_that_ends_too_late,
+        scenarios.lending_to_an_engine,
+    ),
+    Planted("a turn is lent to two", faults.turn_that_is_lent_to_two, scenarios.lending_to_an_engine),
     Planted("figures are read as they change", faults.figures_that_are_read_as_they_change, scenarios.reading_stats),
     Planted("figures are changed by two at once", faults.figures_without_the_lock, scenarios.three_for_two),
     Planted(
@@ -119,7 +143,6 @@ PLANTED = [
     Planted("a batch is taken without a word", faults.batch_that_is_taken_without_a_word, scenarios.reading_stats),
     Planted("a batch is answered without a word", faults.answers_without_a_word, scenarios.reading_stats),
     Planted("one leaves without a word", faults.changes_without_a_word, scenarios.reading_stats_as_one_leaves),
-    Planted("a batch runs at once without a word", faults.changes_without_a_word, scenarios.waiting_inside),
     Planted(
         "refused items are nowhere",
         faults.refused_items_that_are_nowhere,

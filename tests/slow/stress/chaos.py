@@ -69,6 +69,7 @@ class World:
         self.history = History()
         self.engine = engine
         self.functions: dict[str, tuple[Function, Any]] = {}
+        self.ring: list[Function] = []  # functions that call each other
         self.violations: list[Violation] = []
         # Ctrl-C may come in the very lines that count what the main thread answers, for an engine or as a finalizer.
         self.figures_may_be_off = False
@@ -90,6 +91,9 @@ class World:
             on_loop=on_loop,
             rules=self.rules(),
         )
+        if not on_loop:
+            self.ring.append(function)
+            function.ring = self.ring
         self.functions[name] = function, f
         return function, f
 

@@ -26,6 +26,9 @@ moment = count(1).__next__  # atomic, like list.append(): so a history needs no 
 Outcome = Literal["result", "error", "cancelled", "left", "refused"]
 
 
+REASONS = {"full", "timeout", "flush", "close", "nested", "isolate"}
+
+
 def answer(token: int) -> int:
     """Return the result of an item."""
     return -token
@@ -75,8 +78,9 @@ class CallRecord:
     sequence: int  # of this call among those of its submitter
     buffer: str
     how: str  # for tables
-    nested: bool  # made from inside the function, so that it must be run at once
+    nested: bool  # made from inside the function, which waits for it, and lends its turn meanwhile
     began: int
+    inside: int = 0  # if nested, the number of the batch that waits for it
     accepted: float = inf  # when that was known, for a future
     ended: float = inf
     outcome: Outcome | None = None
@@ -175,10 +179,10 @@ class History:
         self._numbers = count(1)
         self._sequences: defaultdict[str, count[int]] = defaultdict(count)
 
-    def call(self, submitter: str, buffer: str, how: str, *, nested: bool = False) -> CallRecord:
-        """Record a call that is about to be made."""
+    def call(self, submitter: str, buffer: str, how: str, *, inside: int = 0) -> CallRecord:
+        """Record a call that is about to be made; `inside` the batch of that number, which waits for it."""
         sequence, token = next(self._sequences[submitter]), next(self._tokens)
-        record = CallRecord(token, submitter, sequence, buffer, how, nested, moment())
+        record = CallRecord(token, submitter, sequence, buffer, how, inside > 0, moment(), inside)
         self.calls.append(record)
         return record
 
@@ -230,7 +234,8 @@ def check(history: History, *, concurrency: int = 1) -> list[Violation]:
 
     Args:
         history: What happened.
-        concurrency: Most batches of a buffer in flight at once, but for nested ones, where there are no rules.
+        concurrency: Most batches of a buffer in flight at once, but for those that wait inside, where there are no
+            rules.
     """
     defaults = Rules(concurrency=concurrency)
     rules = defaultdict[str, Rules](lambda: defaults, history.rules)
@@ -238,6 +243,7 @@ def check(history: History, *, concurrency: int = 1) -> list[Violation]:
         *history.seen,
         *_check_places(history, rules),
         *_check_answers(history),
+        *_check_rings(history),
         *_check_moments(history),
         *_check_sizes(history, rules),
         *_check_order(history, rules),
@@ -283,9 +289,6 @@ def _check_places(history: History, rules: Mapping[str, Rules]) -> Iterator[Viol
         for batch in found:
             if batch.buffer != call.buffer:
                 yield Violation("buffer", f"{call} is in {batch}")
-    for batch in history.batches:
-        if len({calls[token].nested for token in batch.tokens if token in calls}) > 1:
-            yield Violation("nested", f"some calls in {batch} are nested, and some are not")
 
 
 def _is_part(whole: BatchRecord, part: BatchRecord) -> bool:
@@ -337,28 +340,28 @@ def _check_moments(history: History) -> Iterator[Violation]:
 def _check_sizes(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
     """No batch is empty, or larger than any `batch_size` that may have held when it was taken."""
     firsts = {token: found[0] for token, found in _in_batches(history).items()}
-    nested = {call.token for call in history.calls if call.nested}
     outdated: dict[str, list[tuple[Limit, float]]] = {}
     for owner, limits in history.limits.items():
         outdated[owner] = [
             (limit, min((later.ended for later in limits if later.began > limit.ended), default=inf))
             for limit in limits
         ]
-    taken_after: dict[str, float] = {}
+    ends: defaultdict[str, list[float]] = defaultdict(list)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
         if not batch.tokens:
             yield Violation("size", f"{batch} is empty")
-        if nested.issuperset(batch.tokens) or firsts[batch.tokens[0]] is not batch:
+            continue
+        if firsts[batch.tokens[0]] is not batch:
             continue
         owner = owner_of(batch.buffer)
         # Other loops hear of it later, so there any earlier one may still hold. A thread takes a batch when the one
-        # before it has ended, unless both may run at once.
+        # before it has ended, or waits and lends its turn, unless both may run at once.
         alone = owner == batch.buffer and rules[owner].concurrency == 1
-        after = taken_after.get(owner, 0) if alone else 0
+        after = max((end for end in ends[owner] if end < batch.began), default=0.0) if alone else 0.0
         sizes = [limit.size for limit, until in outdated.get(owner, ()) if limit.began < batch.began and until > after]
         if sizes and len(batch.tokens) > max(sizes):
             yield Violation("size", f"{batch} has {len(batch.tokens)} items, and batch_size was {max(sizes)}")
-        taken_after[batch.buffer] = batch.ended
+        ends[batch.buffer].append(batch.ended)
 
 
 def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
@@ -366,15 +369,18 @@ def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
     calls = {call.token: call for call in history.calls}
     batches = _in_batches(history)
     latest: dict[tuple[str, str, int, int], CallRecord] = {}
+    lent = _on_lent_turns(history)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
         of_owner = rules[owner_of(batch.buffer)]
         for token in batch.tokens:
             call = calls.get(token)
-            if call is None or call.nested or batches[token][-1] is not batch:
+            if call is None or batches[token][-1] is not batch:
                 continue
             if batch.raised and call.outcome in ("cancelled", "left"):
                 continue  # its half was not run, as its loop was closed, and that of its neighbour may have been
-            number = 0 if of_owner.concurrency == 1 else batch.number
+            # What runs on a lent turn may come before the halves of the batch that lent it.
+            apart = of_owner.concurrency > 1 or (of_owner.isolate and batch.number in lent)
+            number = batch.number if apart else 0
             key = (call.submitter, batch.buffer, of_owner.group(token), number)
             before = latest.get(key)
             if before is not None and before.sequence > call.sequence:
@@ -399,18 +405,63 @@ def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Vio
                     yield Violation("isolate", f"{token} was not run again after {batch}")
 
 
+def _waits(history: History) -> dict[int, list[CallRecord]]:
+    """Return for which calls each batch waited inside, by its number."""
+    waits: defaultdict[int, list[CallRecord]] = defaultdict(list)
+    for call in history.calls:
+        if call.nested:
+            waits[call.inside].append(call)
+    return waits
+
+
+def _lends(batch: BatchRecord, at: float, waits: Mapping[int, list[CallRecord]]) -> bool:
+    """Whether a batch waits at that moment, so that its turn may be lent."""
+    return any(call.began < at < call.ended for call in waits.get(batch.number, ()))
+
+
+def _on_lent_turns(history: History) -> set[int]:
+    """Return the numbers of batches that began while another one of their buffer waited inside."""
+    waits = _waits(history)
+    running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
+    found: set[int] = set()
+    for batch in sorted(history.batches, key=lambda batch: batch.began):
+        there = running[batch.buffer]
+        there[:] = [other for other in there if other.ended > batch.began]
+        if any(_lends(other, batch.began, waits) for other in there):
+            found.add(batch.number)
+        there.append(batch)
+    return found
+
+
 def _check_overlap(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
-    """No more batches of a buffer run at once than may, but for nested ones."""
-    nested = {call.token for call in history.calls if call.nested}
+    """No more batches of a buffer run at once than may, but for those that wait inside."""
+    waits = _waits(history)
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
     for batch in sorted(history.batches, key=lambda batch: batch.began):
-        if nested.issuperset(batch.tokens):
-            continue
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]
         there.append(batch)
-        if len(there) > rules[owner_of(batch.buffer)].concurrency:
-            yield Violation("overlap", f"at once ran {' and '.join(map(str, there))}")
+        busy = [other for other in there if not _lends(other, batch.began, waits)]
+        if len(busy) > rules[owner_of(batch.buffer)].concurrency:
+            yield Violation("overlap", f"at once ran {' and '.join(map(str, busy))}")
+
+
+def _check_rings(history: History) -> Iterator[Violation]:
+    """Nobody is told that it waits for itself unless its call is in a batch that, at that moment, waits for its own."""
+    batches = _in_batches(history)
+    waits = _waits(history)
+    for call in history.calls:
+        if call.error != "WaitsForItselfError":
+            continue
+        seen: set[int] = set()
+        todo = [call]
+        for at in todo:
+            for batch in batches.get(at.token, ()):
+                if batch.began < call.ended and batch.number not in seen:
+                    seen.add(batch.number)
+                    todo += [other for other in waits.get(batch.number, ()) if other.began < call.ended]
+        if not call.nested or call.inside not in seen:
+            yield Violation("ring", f"{call}, which is in no ring")
 
 
 def _check_room(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:
@@ -476,7 +527,6 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
     batches = [batch for batch in history.batches if owner_of(batch.buffer) == owner]
     rules = history.rules.get(owner, Rules())
     of_token = {token: found for token, found in _in_batches(history).items() if owner_of(found[0].buffer) == owner}
-    nested = {call.token for call in history.calls if call.nested}
     cancels = any(act.cancels and owner_of(act.buffer) == owner for act in history.acts)
     outside = [
         _may_count_as(call, cancels=cancels)
@@ -488,10 +538,11 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
         "pending, running, in_flight": ((stats.pending, stats.running, stats.in_flight), (0, 0, 0)),
         "batches": (stats.batches, len(batches)),
         "sizes": (dict(stats.sizes), dict(Counter(len(batch.tokens) for batch in batches))),
-        "nested": (
-            stats.reasons.get("nested", 0),
-            sum(nested.issuperset(batch.tokens) and of_token[batch.tokens[0]][0] is batch for batch in batches),
+        "isolated": (
+            stats.reasons.get("isolate", 0),
+            sum(of_token[batch.tokens[0]][0] is not batch for batch in batches),
         ),
+        "reasons": (sum(stats.reasons.values()), len(batches)),
         "answered": (stats.answered, len(of_token) - failed),
         "accepted": (stats.accepted, stats.answered + stats.failed + stats.cancelled),
     }
@@ -503,6 +554,11 @@ def check_stats(history: History, owner: str, stats: batchify.Stats) -> list[Vio
         for name, (figure, fact) in pairs.items()
         if figure != fact
     ]
+    lent, nested = _on_lent_turns(history), stats.reasons.get("nested", 0)
+    most_nested = sum(batch.number in lent for batch in batches)
+    if nested > most_nested or not stats.reasons.keys() <= REASONS:
+        facts = f"reasons of {owner}: {stats.reasons}, but {most_nested} began while another one waited"
+        found.append(Violation("stats", facts))
     for name, figure, in_batches in (
         ("cancelled", stats.cancelled, 0),
         ("refused", stats.refused, 0),

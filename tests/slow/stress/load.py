@@ -57,7 +57,8 @@ class Function:
     ) -> None:
         self.history, self.name, self.rng, self.ways, self.engine = history, name, rng, tuple(ways), engine
         self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
-        self._nested: set[int] = set()
+        self.ring: list[Function] = [self]  # whose functions this one may call from inside
+        self._depth: dict[int, int] = {}  # of items that are awaited inside, how many batches wait above each other
         # What it passed to itself and did not wait for, by buffer.
         self.passed: defaultdict[str, list[CallRecord]] = defaultdict(list)
 
@@ -87,8 +88,10 @@ class Function:
 
     def _way(self, items: list[int]) -> str:
         way = self.rng.choice(self.ways)
-        # A nested batch waits for its future, and so would keep one alive that nobody completes.
-        return "list" if way in ("inside", "dropped_future") and not self._nested.isdisjoint(items) else way
+        return "list" if way == "inside" and self._depth_of(items) >= 3 else way
+
+    def _depth_of(self, items: Sequence[int]) -> int:
+        return max(self._depth.get(item, 0) for item in items)
 
     def _list(self, batch: BatchRecord) -> Any:
         batch.end()
@@ -175,17 +178,18 @@ class Function:
         batch.end()
         return Future[Any]()
 
-    def _nested_calls(self, batch: BatchRecord, number: int) -> list[CallRecord]:
-        submitter = f"batch {batch.number} of {self.name}"
-        calls = [self.history.call(submitter, batch.buffer, "nested", nested=True) for _ in range(number)]
-        self._nested.update(call.token for call in calls)
-        return calls
+    def _nested_call(self, batch: BatchRecord, of: "Function", buffer: str) -> CallRecord:
+        call = self.history.call(f"batch {batch.number} of {self.name}", buffer, "nested", inside=batch.number)
+        of._depth[call.token] = self._depth_of(batch.tokens) + 1
+        return call
 
     def _inside(self, batch: BatchRecord) -> Any:
-        f = self.again()
+        of = self.rng.choice(self.ring)
+        f = of.again()
         if f is not None:
-            called, submitted = self._nested_calls(batch, 2)
+            called = self._nested_call(batch, of, of.name)
             settle(called, lambda: f(called.token))
+            submitted = self._nested_call(batch, of, of.name)
             settle(submitted, lambda: f.submit(submitted.token).result())
         return self._list(batch)
 
@@ -248,9 +252,10 @@ class Function:
     async def _inside_there(self, batch: BatchRecord) -> None:
         f = self.again()
         if f is not None:
-            called, submitted = self._nested_calls(batch, 2)
+            called = self._nested_call(batch, self, batch.buffer)
             try:
                 await settle_there(called, f(called.token))
+                submitted = self._nested_call(batch, self, batch.buffer)
                 await settle_there(submitted, self._submitted_inside(f, submitted))
             finally:
                 self.history.leave(called.submitter)  # the batch was cancelled

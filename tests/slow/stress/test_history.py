@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from batchify import BufferFullError, ClosedError, Stats
+from batchify import BufferFullError, ClosedError, Stats, WaitsForItselfError
 
 from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, check, check_stats, moment, verdict
 
@@ -25,7 +25,7 @@ def clean() -> History:
     for token in (1, 5, 2):
         _call(history, token).end("result", -token)
     second = history.batch("f", [3, 6])
-    history.call("batch 2", "f", "call", nested=True)
+    history.call("batch 2", "f", "call", inside=2)
     third = history.batch("f", [7])
     third.end()
     _call(history, 7).end("result", -7)
@@ -112,10 +112,6 @@ def _use_the_buffer_of_another(history: History) -> None:
     _call(history, 5).buffer = "g"
 
 
-def _share_a_batch_with_a_nested_call(history: History) -> None:
-    _call(history, 6).nested = True
-
-
 def _spare_one_of_a_failed_batch(history: History) -> None:
     _call(history, 6).end("result", -6)
 
@@ -180,6 +176,13 @@ def _run_at_once(history: History) -> None:
     _call(history, 7).nested = False
 
 
+def _tell_that_it_waits_for_itself(history: History) -> None:
+    history.batches[2].fail(WaitsForItselfError)
+    _call(history, 7).error_from = None
+    _call(history, 7).end("error", WaitsForItselfError())
+    history.batches[1].end()
+
+
 @pytest.mark.parametrize(
     ("harm", "rule"),
     [
@@ -192,7 +195,6 @@ def _run_at_once(history: History) -> None:
         (_forget_to_answer, "unanswered"),
         (_swap_results, "result"),
         (_use_the_buffer_of_another, "buffer"),
-        (_share_a_batch_with_a_nested_call, "nested"),
         (_spare_one_of_a_failed_batch, "error"),
         (_fail_a_neighbour_of_another_batch, "error"),
         (_raise_the_error_of_another_batch, "error"),
@@ -207,6 +209,7 @@ def _run_at_once(history: History) -> None:
         (_change_the_order_within_a_batch, "order"),
         (_change_the_order_across_batches, "order"),
         (_run_at_once, "overlap"),
+        (_tell_that_it_waits_for_itself, "ring"),
     ],
     ids=lambda value: value.__name__.strip("_") if callable(value) else "",
 )
@@ -215,6 +218,30 @@ def test_history_checker_reports_each_kind_of_damage(harm: Callable[[History], N
     harm(history)
     assert rules(history) == {rule}
     assert verdict(check(history)).count(f"\n{rule}: ") >= 1
+
+
+def test_who_waits_for_its_own_batch_may_be_told_so() -> None:
+    history = clean()
+    call = _call(history, 7)
+    history.batches[2].tokens.clear()
+    del history.batches[2]
+    history.batches[1].tokens.append(7)
+    history.batches[1].ended = moment()
+    call.error_from = None
+    call.end("error", WaitsForItselfError())
+    assert "ring" not in rules(history)
+
+
+def test_two_batches_on_one_lent_turn_are_found() -> None:
+    history = clean()
+    call = history.call("c", "f", "call")
+    lent = history.batches[2]
+    batch = history.batch("f", [call.token])
+    batch.end()
+    call.end("result", -call.token)
+    call.began = lent.began - 1
+    batch.began, batch.ended = lent.began, lent.ended  # while the second one waits
+    assert rules(history) >= {"overlap"}
 
 
 def test_overlap_is_allowed_where_two_batches_may_run_at_once() -> None:
@@ -434,7 +461,10 @@ def test_batch_size_set_meanwhile_allows_a_batch_that_may_have_been_taken_before
         {"in_flight": 1},
         {"batches": 4},
         {"sizes": {3: 2, 1: 1}},
-        {"reasons": {"full": 1, "timeout": 2}},
+        {"reasons": {"full": 1, "nested": 2}},
+        {"reasons": {"full": 1, "timeout": 1}},
+        {"reasons": {"full": 1, "timeout": 1, "isolate": 1}},
+        {"reasons": {"full": 1, "timeout": 1, "inside": 1}},
         {"answered": 3, "accepted": 6},
         {"failed": 3, "answered": 3},
         {"cancelled": 0, "accepted": 6},
