@@ -41,9 +41,9 @@ from .load import Caller, Function, LoopCaller, run_loop, settle
 
 WAYS = (
     *("list", "slow", "raising", "exiting", "wrong_length", "wrong_type", "mapping", "entries", "generator"),
-    *("future", "future", "dropped_future", "inside"),
+    *("future", "future", "dropped_future", "inside", "sharing"),
 )
-WAYS_THERE = tuple(way for way in WAYS if "future" not in way)
+WAYS_THERE = tuple(way for way in WAYS if "future" not in way and way != "sharing")
 # Where loops end in the middle: a nested batch that is cancelled before its first step counts, but calls no function;
 # and a loop that is closed cannot end a generator.
 # What passes items is not asked where nobody waits for these.
@@ -510,6 +510,7 @@ def _child(world: World, rng: Random) -> int:
     with ThreadPoolExecutor(2) as engine:
         for name, (function, f) in world.functions.items():
             function.history, function.engine = history, engine
+            function.shared = []  # of the parent's
             with history.limit(name, 3):
                 f.batch_size = 3
             f.timeout = 0.0
@@ -645,6 +646,7 @@ class Table:
             "interrupts",
             "equal",
             "figures off",
+            "rings",
         )
         outcomes = ("calls", "result", "error", "cancelled", "left", "refused")
         return "\n\n".join(

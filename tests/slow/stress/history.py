@@ -105,6 +105,17 @@ class CallRecord:
 
 
 @dataclass(slots=True, eq=False)
+class Wait:
+    """A batch waits inside for the answer of a call."""
+
+    inside: int  # the number of the batch
+    token: int
+    began: int
+    ended: float = inf
+    told: bool = False  # that it waits for itself
+
+
+@dataclass(slots=True, eq=False)
 class BatchRecord:
     number: int
     buffer: str
@@ -172,6 +183,7 @@ class History:
         self.limits: defaultdict[str, list[Limit]] = defaultdict(list)  # by owner
         self.rules: dict[str, Rules] = {}  # by owner, if it has options
         self.reports: defaultdict[str, list[int]] = defaultdict(list)  # by owner: of how many items each one was
+        self.waits: list[Wait] = []  # for calls of others
         self.acts: list[Act] = []
         self.seen: list[Violation] = []  # what was found wrong on the way
         self.events: list[str] = []  # what else was done, for tables
@@ -405,18 +417,21 @@ def _check_company(history: History, rules: Mapping[str, Rules]) -> Iterator[Vio
                     yield Violation("isolate", f"{token} was not run again after {batch}")
 
 
-def _waits(history: History) -> dict[int, list[CallRecord]]:
-    """Return for which calls each batch waited inside, by its number."""
-    waits: defaultdict[int, list[CallRecord]] = defaultdict(list)
+def _waits(history: History) -> dict[int, list[Wait]]:
+    """Return for what each batch waited inside, by its number."""
+    waits: defaultdict[int, list[Wait]] = defaultdict(list)
+    for wait in history.waits:
+        waits[wait.inside].append(wait)
     for call in history.calls:
         if call.nested:
-            waits[call.inside].append(call)
+            told = call.error == "WaitsForItselfError"
+            waits[call.inside].append(Wait(call.inside, call.token, call.began, call.ended, told))
     return waits
 
 
-def _lends(batch: BatchRecord, at: float, waits: Mapping[int, list[CallRecord]]) -> bool:
+def _lends(batch: BatchRecord, at: float, waits: Mapping[int, list[Wait]]) -> bool:
     """Whether a batch waits at that moment, so that its turn may be lent."""
-    return any(call.began < at < call.ended for call in waits.get(batch.number, ()))
+    return any(wait.began < at < wait.ended for wait in waits.get(batch.number, ()))
 
 
 def _on_lent_turns(history: History) -> set[int]:
@@ -450,18 +465,29 @@ def _check_rings(history: History) -> Iterator[Violation]:
     """Nobody is told that it waits for itself unless its call is in a batch that, at that moment, waits for its own."""
     batches = _in_batches(history)
     waits = _waits(history)
-    for call in history.calls:
-        if call.error != "WaitsForItselfError":
-            continue
+    for wait in [wait for found in waits.values() for wait in found if wait.told]:
         seen: set[int] = set()
-        todo = [call]
+        todo = [wait]
         for at in todo:
             for batch in batches.get(at.token, ()):
-                if batch.began < call.ended and batch.number not in seen:
-                    seen.add(batch.number)
-                    todo += [other for other in waits.get(batch.number, ()) if other.began < call.ended]
-        if not call.nested or call.inside not in seen:
-            yield Violation("ring", f"{call}, which is in no ring")
+                if batch.began > wait.ended or batch.number in seen:
+                    continue
+                seen.add(batch.number)
+                now = [
+                    each for each in waits.get(batch.number, ()) if each.began < wait.ended and each.ended > wait.began
+                ]
+                todo += now
+                # It also waits for what runs on the turn that it lends.
+                for other in history.batches:
+                    above = any(each.began < other.began < each.ended for each in now)
+                    if above and other.buffer == batch.buffer and other.number not in seen:
+                        seen.add(other.number)
+                        todo += waits.get(other.number, ())
+        if wait.inside not in seen:
+            yield Violation("ring", f"batch {wait.inside} was told that it waits for itself, by {wait.token}")
+    for call in history.calls:
+        if call.error == "WaitsForItselfError" and not call.nested:
+            yield Violation("ring", f"{call}, which is outside")
 
 
 def _check_room(history: History, rules: Mapping[str, Rules]) -> Iterator[Violation]:

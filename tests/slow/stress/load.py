@@ -21,11 +21,12 @@ from batchify import (
     ClosedError,
     MissingResultError,
     ResultCountError,
+    WaitsForItselfError,
     batched,
 )
 
 from ... import inside
-from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, answer, moment
+from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, Wait, answer, moment
 
 # Which event loop runs on this thread. The function runs in an empty context, so a context variable would not tell.
 _here = threading.local()
@@ -57,7 +58,9 @@ class Function:
     ) -> None:
         self.history, self.name, self.rng, self.ways, self.engine = history, name, rng, tuple(ways), engine
         self.again: Callable[[], Any] = lambda: None  # the decorated function, weakly, to call it from inside
+        self.shares = "sharing" in ways
         self.ring: list[Function] = [self]  # whose functions this one may call from inside
+        self.shared: list[tuple[CallRecord, Future[Any]]] = []  # for which functions of the ring may wait
         self._depth: dict[int, int] = {}  # of items that are awaited inside, how many batches wait above each other
         # What it passed to itself and did not wait for, by buffer.
         self.passed: defaultdict[str, list[CallRecord]] = defaultdict(list)
@@ -193,6 +196,25 @@ class Function:
             settle(submitted, lambda: f.submit(submitted.token).result())
         return self._list(batch)
 
+    def _sharing(self, batch: BatchRecord) -> Any:
+        """Wait for what others have passed, which may wait for this."""
+        for call, future in [each for of in self.ring for each in self.rng.sample(of.shared, min(2, len(of.shared)))]:
+            wait = Wait(batch.number, call.token, moment())
+            self.history.waits.append(wait)
+            try:
+                future.exception()
+            except WaitsForItselfError:
+                wait.told = True
+                self.history.events.append("rings")
+            except CancelledError:
+                pass
+            wait.ended = moment()
+        return self._list(batch)
+
+    def share(self, call: CallRecord, future: "Future[Any]") -> None:
+        """Let functions of the ring wait for what was passed, as long as it is one of the latest."""
+        self.shared = [*self.shared, (call, future)][-4:]
+
     def _passing(self, batch: BatchRecord) -> Any:
         """Pass an item that nobody inside waits for: it waits its turn."""
         f = self.again()
@@ -207,6 +229,7 @@ class Function:
                 call.accepted = moment()
                 watch = partial(future.add_done_callback, lambda future: settle(call, future.result))
                 if batch.buffer == self.name:
+                    self.share(call, future)
                     watch()
                 else:  # not here: it would count as a wait of this batch
                     asyncio.get_running_loop().call_soon(watch, context=Context())
@@ -403,6 +426,8 @@ class Caller:
             return None
         call.accepted = moment()
         self.waiting[call] = future
+        if call.how == "submit" and self.function.shares:
+            self.function.share(call, future)
         return future
 
     def cancel(self) -> None:
