@@ -225,7 +225,7 @@ class LoopBatch(Batch, Runner):
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
-            if type(lender) is LoopBatch:
+            if type(lender) is LoopBatch and lender.thread == self.thread:
                 engine.lend(call, lender)
             else:
                 lender.wake()
@@ -321,12 +321,21 @@ class LoopEngine(Engine):
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
             is_full = waits >= self.options.batch_size and self.buffer.is_inbox  # else they may be of several groups
-            is_free = len(self._running) - len(self._lent) < self.concurrency
+            is_free = len(self._running) < self.concurrency
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
                     self._start(loop)  # almost certainly due; if it is not, its task looks again
-            elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
+            elif (
+                waits
+                or self.news
+                or self._drains
+                or self._parts
+                or self._timer
+                or self._running
+                or self._lent
+                or self.buffer.ends
+            ):
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
                     self.say_end()
@@ -425,9 +434,9 @@ class LoopEngine(Engine):
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
                 batch = None  # a cycle
-            for lost in self._running.keys() - set(map(id, self.runners)):
-                del self._running[lost]
-                self._lent.discard(lost)
+            for lost in (self._running.keys() | self._lent.keys()) - set(map(id, self.runners)):
+                self._running.pop(lost, None)
+                self._lent.pop(lost, None)
             self.alarm_at = -inf
             self.ring()
             raise
@@ -460,7 +469,7 @@ class LoopEngine(Engine):
         if borrower is not None:  # it goes on, on the turn that this had
             borrower.lender = lender
             if lender is None:
-                self._lent.discard(id(borrower))
+                self._running[id(borrower)] = self._lent.pop(id(borrower))
         if lender is not None:
             lender.borrower = borrower
             self.take_back(lender)
@@ -478,13 +487,13 @@ class LoopEngine(Engine):
             batch.watch()
 
     def is_at_work(self) -> bool:
-        return bool(self._running or len(self.buffer) or self._parts)
+        return bool(self._running or self._lent or len(self.buffer) or self._parts)
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         if at_all:
             return self.runners.copy().keys()
         # Of many that call each other, the latest have the turns.
-        latest = (each for each in reversed(self.runners) if not each.lends)
+        latest = (each for each in reversed(self.runners.copy()) if not each.lends)
         return () if self.has_turn else list(islice(latest, self.concurrency))
 
     def lend(self, call: LoopCall, lender: LoopBatch) -> None:

@@ -133,7 +133,7 @@ class Engine:
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
-        self._lent: set[int] = set()  # which of them run on a turn that another one lends
+        self._lent: dict[int, float] = {}  # the same of those that run on a turn which another one lends
         self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._refused: deque[tuple[Collection[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
@@ -183,7 +183,7 @@ class Engine:
     @property
     def has_turn(self) -> bool:
         """Whether a batch may begin now."""
-        return len(self._running) - len(self._lent) < self.concurrency
+        return len(self._running) < self.concurrency
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         """Return those who hold up what waits here, or (`at_all`) that all is answered. Any thread may ask."""
@@ -211,6 +211,8 @@ class Engine:
         runner = here()
         if runner is not None:
             self.tracks = True
+            if waits:
+                runner.take_room()
             if waits and self.runs_alone(runner):
                 for call in calls:
                     self.run_alone(call)
@@ -301,7 +303,7 @@ class Engine:
 
     def turn_ended(self, batch: Batch) -> None:
         self._running.pop(id(batch), None)
-        self._lent.discard(id(batch))
+        self._lent.pop(id(batch), None)
 
     # Batches
 
@@ -369,7 +371,7 @@ class Engine:
                 if step is not None:
                     break
                 head = self.buffer.head()
-                if self.buffer.ends and not (head is not None or self._running or self._parts or self.news):
+                if self.buffer.ends and head is None and not (self._running or self._lent or self._parts or self.news):
                     self.wake_at = 1  # for the next owner, if there will be one
                     break
                 moment, wake_at = self._when_to_wake(head, now, rested=rested)
@@ -397,7 +399,7 @@ class Engine:
             self.buffer.admit(now)
         while self._refused:
             self.refuse(self._refused.popleft)
-        is_free = lent or len(self._running) - len(self._lent) < self.concurrency
+        is_free = lent or len(self._running) < self.concurrency
         if is_free and (self.inbox or self.buffer.waiting or self._parts):
             tally, me = self.tally, get_ident()
             tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
@@ -475,9 +477,7 @@ class Engine:
                     reference = weakref.ref(batch)
                     for call in buffer.callers(entries):
                         call.batch = reference
-                self._running[id(batch)] = entries[0].arrival
-                if awaited is not None:
-                    self._lent.add(id(batch))
+                (self._running if awaited is None else self._lent)[id(batch)] = entries[0].arrival
                 self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
             except BaseException:  # no memory: nobody else knows these calls
                 self._untrack(entries)
@@ -509,7 +509,11 @@ class Engine:
         for each in self._drains.copy():
             until, done = each
             head = self.buffer.head()
-            unanswered = [*self._running.values(), *(part[0].arrival for part in self._parts.copy())]
+            unanswered = [
+                *self._running.values(),
+                *self._lent.values(),
+                *(part[0].arrival for part in self._parts.copy()),
+            ]
             unanswered += [] if head is None else [head.arrival]
             if not self._refused and all(arrival > until for arrival in unanswered):
                 done()

@@ -40,6 +40,9 @@ class Runner:
         """Whether it has no turn to lend, as a batch that runs on its turn has not ended. Any thread may ask."""
         return False
 
+    def take_room(self) -> None:
+        """Raise a RecursionError unless there is room for a wait here, before anything is passed that it is for."""
+
     def wake(self) -> None:
         """Let it look whether it is to lend. Any thread may call."""
         loop = None if self.loop is None else self.loop()
@@ -56,8 +59,8 @@ class Runner:
 
     def look_soon(self, loop: Any) -> None:
         """Look once for all that is awaited in this round of an event loop."""
-        self.loop = weakref.ref(loop)
-        if not self._will_look:
+        before, self.loop = self.loop, weakref.ref(loop)
+        if not self._will_look or before is not self.loop:  # else that one may be closed by now
             self._will_look = True
             loop.call_soon(self.look)
 

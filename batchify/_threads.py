@@ -155,15 +155,15 @@ class _Waiters(list[Any]):
         event = waiter.event  # on which it will sleep
         if not hasattr(event, "futures"):
             event.futures = []
-            event.wait = partial(_wait_for_event, event, event.wait)
+            event.wait = partial(_wait_for_event, weakref.ref(event))  # else it would be a cycle
         event.futures.append(self._future)
         super().append(waiter)
 
 
-def _wait_for_event(event: Any, sleep: Callable[[float | None], bool], timeout: float | None = None) -> bool:
-    runner = runner_here()
+def _wait_for_event(known: Callable[[], Any], timeout: float | None = None) -> bool:
+    event, runner = known(), runner_here()
     if runner is None:
-        return sleep(timeout)
+        return threading.Event.wait(event, timeout)
     put = event.set
 
     def put_and_ring() -> None:
@@ -172,7 +172,7 @@ def _wait_for_event(event: Any, sleep: Callable[[float | None], bool], timeout: 
 
     event.set = put_and_ring
     try:
-        calls = [call for known in event.futures if (call := getattr(known(), "call", None)) is not None]
+        calls = [call for future in event.futures if (call := getattr(future(), "call", None)) is not None]
         runner.wait([(call.engine, call) for call in calls], event.is_set, timeout)
     finally:
         del event.set
@@ -200,6 +200,14 @@ class ThreadRunner(Runner):
         self.thread = get_ident()
         return current_runner.set(self)
 
+    def leave(self) -> None:
+        """Say that it is no thread any more."""
+        self.thread = None
+        self.context.run(current_runner.set, None)  # a cycle
+
+    def take_room(self) -> None:
+        _take_frames(50)
+
     def wake(self) -> None:
         _ring(self.bell)
         super().wake()
@@ -224,6 +232,7 @@ class ThreadRunner(Runner):
             return True
         finally:
             self.awaits, self.cannot_lend = before
+            _ring(self.bell)  # it may have rung for who waits beneath, or for the owner
 
     @property
     def has_lent(self) -> bool:
@@ -239,9 +248,9 @@ class ThreadRunner(Runner):
                 lender.wake()
         if mine is not None and not self.has_lent:
             engine, call = mine
+            _take_frames(40)  # or what is taken might be cut short
             batch = engine.lend(call, self)
             if batch is not None:
-                before, self.awaits = self.awaits, deque()
                 try:
                     batch.lender = self
                     batch.run(engine.function, self)
@@ -249,8 +258,6 @@ class ThreadRunner(Runner):
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
-                finally:
-                    self.awaits = before
                 return True
         own = self.engine()
         if own is not None and own.runner is self:
@@ -266,7 +273,9 @@ class ThreadBatch(Batch):
 
     def run(self, function: Callable[[list[Any]], Any], runner: ThreadRunner) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
+        before = runner.awaits, runner.noted
         try:
+            runner.awaits, runner.noted = deque(), []
             # A context of its own, and not that of whoever called first, whose variables (a user, a transaction) are
             # not those of the others.
             self.enter = runner.context.copy().run
@@ -282,6 +291,8 @@ class ThreadBatch(Batch):
             self.fail(error)
         else:
             self.settle(value)
+        finally:
+            runner.awaits, runner.noted = before
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -315,7 +326,7 @@ class ThreadBatch(Batch):
             if not is_known:
                 engine.runners.pop(runner, None)
             if runner is not before:
-                runner.thread = None
+                runner.leave()
 
     def __del__(self) -> None:
         if self.to_answer:
@@ -478,7 +489,11 @@ class ThreadEngine(Controls, Engine):
         if runner is self.runner:
             return self.take_lent(call)  # type: ignore[return-value]
         answer: SimpleQueue[Any] = SimpleQueue()
-        return answer.get() if self.post_news(self.take_lent_for, [call], answer) else None
+        if not self.post_news(self.take_lent_for, [call], answer):
+            return None
+        if self.runner is not None:
+            self.runner.wake()  # the owner may wait in a loop that a function runs there
+        return answer.get()  # type: ignore[no-any-return]
 
     def take_lent_for(self, asked: list[Call], answer: "SimpleQueue[Any]") -> None:
         batch = None
@@ -619,7 +634,7 @@ class ThreadEngine(Controls, Engine):
         if self.returns_futures:
             return False
         # The batches that have a turn keep one runner busy each.
-        if len(self._running) - len(self._lent) >= len(self._owner) and not self._start_runner():
+        if len(self._running) >= len(self._owner) and not self._start_runner():
             return False
         self._batches.put(batch)
         return True
@@ -692,7 +707,7 @@ def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
             _disturbed(step, error)
             step = 0.0  # look again at once, as it may have struck just after the bell
     batches.put(None)
-    runner.thread = None
+    runner.leave()
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 

@@ -868,7 +868,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "_owner": owners,
         "runners": owners,
         "_running": owners,
-        "_lent": sets,
+        "_lent": owners,
         "awaits": lambda value: lists(value) if type(value) is list else value,
         "bells": sets,
         "changing": lists,
@@ -1398,7 +1398,7 @@ def runner_that_looks_before_it_notes() -> Block:
 
 def lent_turn_that_counts_twice() -> Block:
     """A batch on a lent turn counts beside the one that lent it."""
-    return _and_then(Engine, "_take", lambda it, *_: it._lent.clear())
+    return _and_then(Engine, "_take", lambda it, *_: it._running.update(it._lent))
 
 
 def turn_that_is_asked_for_twice() -> Block:

@@ -2,6 +2,8 @@
 
 import asyncio
 import concurrent.futures
+import gc
+import sys
 import threading
 import weakref
 from concurrent.futures import Future
@@ -131,3 +133,76 @@ def test_call_into_a_ring_that_goes_through_a_callback_is_answered() -> None:
     assert [future.result(), answer.result(), last.result()] == [5, 2, 9]
     for f in (outside, first, second, ring):
         f.close()
+
+
+# Where a wait ends badly
+
+
+@pytest.mark.thread_unsafe(reason="changes the recursion limit of all")
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_ring_without_end_ends_at_the_recursion_limit(concurrency: int) -> None:
+    with (
+        batched(batch_size=1, concurrency=concurrency)(lambda items: [g(item + 1) for item in items]) as f,
+        batched(batch_size=1)(lambda items: [f(item + 1) for item in items]) as g,
+    ):
+        before = sys.getrecursionlimit()
+        sys.setrecursionlimit(500)
+        try:
+            assert isinstance(f.submit(0).exception(), RecursionError)
+        finally:
+            sys.setrecursionlimit(before)
+        f.drain()
+        g.drain()
+        assert (f.stats.pending, f.stats.in_flight, g.stats.pending, g.stats.in_flight) == (0, 0, 0, 0)
+
+
+def test_loop_that_is_closed_while_something_is_awaited_there_spares_the_next_one() -> None:
+    tasks: list[Any] = []
+
+    def function(items: list[Any]) -> list[Any]:
+        if items == ["child"]:
+            return items
+
+        async def passes() -> int:
+            tasks.append(asyncio.ensure_future(g.aio(1)))
+            return 0
+
+        async def waits() -> Any:
+            return await f.aio("child")
+
+        loop = asyncio.new_event_loop()
+        loop.set_exception_handler(lambda *_: None)  # that nobody waits for the task any more
+        try:
+            return [loop.run_until_complete(passes() if items == [1] else waits())]
+        finally:
+            loop.close()
+
+    with batched(batch_size=1)(lambda items: items) as g, batched(batch_size=1)(function) as f:
+        assert (f(1), f(2)) == (0, "child")
+
+
+def test_thread_keeps_nothing_of_what_was_awaited_there_on_a_loop() -> None:
+    class Item:
+        pass
+
+    def function(items: list[Any]) -> list[Any]:
+        item = Item()
+        seen.append(weakref.ref(item))
+        asyncio.run(g.aio(item))
+        return items
+
+    seen: list[Any] = []
+    with batched(batch_size=1)(lambda items: [0 for _ in items]) as g, batched(batch_size=1)(function) as f:
+        assert f(1) == 1
+        gc.collect()
+        assert seen[0]() is None
+
+
+def test_no_more_threads_run_a_function_than_have_turns_though_many_turns_were_lent() -> None:
+    def function(items: list[int]) -> list[int]:
+        return [item and f(item - 1) for item in items]
+
+    with batched(batch_size=1, concurrency=2)(function) as f:
+        assert f(30) == 0
+        assert [f(0) for _ in range(20)] == [0] * 20
+        assert len(inside.threads_of(f)) <= 3  # the flush thread and two more

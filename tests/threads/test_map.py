@@ -98,7 +98,7 @@ def test_map_sleeps_until_its_result_is_there(from_inside: bool) -> None:
         until(lambda: bool(bells) and bells[0].acquired > (before if from_inside else 1))  # a lock is open at first
         function.open()
         assert outcome.result() == ([1, 2] if from_inside else [[1, 2]])
-        assert bells[0].acquired - before in (1, 2) if from_inside else bells[0].acquired == 2
+        assert bells[0].acquired - before in (1, 2, 3) if from_inside else bells[0].acquired == 2
         assert other.result() == 0
     if not from_inside:
         watched = weakref.ref(bells.pop(0))
