@@ -151,11 +151,12 @@ class World:
         """Close everything, and judge."""
         for _, f in self.functions.values():
             assert f.stats.batches >= 0  # who is asked for figures forgets loops that are closed
-        gc.collect()  # ends what was left behind in them
         for name, (_, f) in self.functions.items():
             if isinstance(f, batchify.BatchedFunction):
                 with self.history.act("close", name):
                     f.close()
+        gc.collect()  # ends what was left behind in them; now, as it does nothing while another thread collects
+        for name, (_, f) in self.functions.items():
             if wrong := check_stats(self.history, name, f.stats):
                 if self.figures_may_be_off:
                     self.history.events.append("figures off")
