@@ -1355,15 +1355,15 @@ def look_that_wakes_no_other() -> Block:
     return _replaced(Runner, "to_lend", own)
 
 
-class _Late(list[Any]):
+class _Late(deque[Any]):
     """What is awaited, as long as the runner alone knows it."""
 
     def __init__(self, awaited: list[Any]) -> None:
         super().__init__(awaited)
         self.ident: int | None = get_ident()
 
-    def copy(self) -> list[Any]:
-        return list(self) if self.ident in (None, get_ident()) else []
+    def copy(self) -> Any:
+        return deque(self) if self.ident in (None, get_ident()) else deque()
 
 
 class _LateBell:
@@ -1379,7 +1379,8 @@ class _LateBell:
         return acquired
 
 
-def runner_that_looks_before_it_notes() -> Block:
+@contextmanager
+def runner_that_looks_before_it_notes() -> Iterator[None]:
     """Who waits inside looks for a ring, and then says what it awaits."""
 
     def late(wait: Callable[..., bool]) -> Callable[..., bool]:
@@ -1393,7 +1394,11 @@ def runner_that_looks_before_it_notes() -> Block:
 
         return run
 
-    return _replaced(ThreadRunner, "wait", late)
+    def kept(items: Any = ()) -> Any:
+        return items if isinstance(items, _Late) else deque(items)
+
+    with _replaced(ThreadRunner, "wait", late), patch.object(_threads, "deque", kept):
+        yield
 
 
 def lent_turn_that_counts_twice() -> Block:
