@@ -431,7 +431,8 @@ class LoopEngine(Engine):
             self.ring()
             raise
         finally:
-            current.set(None)  # a cycle: task, context, batch
+            if here() is None:  # else this was left behind, and is closed as garbage in the midst of another runner
+                current.set(None)  # a cycle: task, context, batch
             if lender is not None:
                 self.take_back(lender)
 
