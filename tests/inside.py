@@ -1246,7 +1246,7 @@ def runner_that_ends_unheard() -> Block:
         def put(self, _: object) -> None:
             """Do nothing."""
 
-    return _replaced(_threads, "_run", lambda run: lambda batches, *args: run(Quiet(batches), *args))
+    return _replaced(_threads, "_run", lambda run: lambda it, batches, *args: run(it, Quiet(batches), *args))
 
 
 # Faults: closing, draining, dropping
