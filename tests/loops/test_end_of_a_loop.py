@@ -11,6 +11,7 @@ import pytest
 from batchify import ClosedError
 
 from ..kit import AsyncGated, HandLoop, anegate, batched, our_tasks, run, settle, tasks
+from ..tools import batched as batched_threads
 from ..tools import run_script
 
 pytestmark = pytest.mark.usefixtures("no_noise")
@@ -290,6 +291,39 @@ def test_generator_cancelled_after_its_last_result_is_not_logged(caplog: pytest.
 
     assert run(batched(batch_size=1)(function)(1)) == 1
     assert caplog.records == []
+
+
+def test_task_left_behind_that_is_collected_inside_another_function_leaves_that_inside() -> None:
+    """Its last lines run in the midst of whatever this thread does."""
+
+    def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            assert len(closed) == 0
+            loops.clear()
+            assert sleeps.stats.batches == 1  # who asks lets closed loops go
+            gc.collect()
+            return [f.submit(1).result()]
+        return items
+
+    async def sleep(items: list[int]) -> list[int]:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.append(None)
+        return items
+
+    async def main() -> None:
+        sleeps.submit(1)
+        await settle()
+
+    closed: list[None] = []
+    sleeps = batched(batch_size=1)(sleep)
+    loops = [asyncio.new_event_loop()]
+    loops[0].run_until_complete(main())
+    loops[0].close()
+    with batched_threads(batch_size=1)(function) as f:
+        assert f.submit(0).result(timeout=10) == 1
+    assert len(closed) == 1
 
 
 # Closing the function on a loop
