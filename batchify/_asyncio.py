@@ -175,10 +175,8 @@ async def when_answered(of: Any, timeout: float | None) -> None:
     if engine is None:
         return
     call = AioCall()
-    call.loop, call.future = loop, Future(loop=loop)
-    runner = here()
-    if runner is not None:
-        call.future = InsideFuture(call, engine, loop)
+    call.loop, runner = loop, here()
+    call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
     try:
         waits = runner is None or not runner.would_wait_for_itself(engine, call)
         if not engine.when_answered(partial(AioCall.tell, (call,), (None,), 0)) or not waits:
@@ -202,13 +200,12 @@ class InsideFuture(asyncio.Future[Any]):
         super().add_done_callback(*args, **context)
         runner, (engine, call) = here(), [known() for known in self._known]
         if runner is not None and call is not None and engine is not None and not self.done():
-            runner.note(engine, call)  # before it looks
-            runner.look_soon(self.get_loop())
+            runner.note(engine, call, self.get_loop())
 
     def remove_done_callback(self, *args: Any) -> int:
-        runner, both = here(), (self._known[0](), self._known[1]())
-        if runner is not None and not self.done() and both in runner.awaits:
-            runner.awaits.remove(both)
+        runner, (engine, call) = here(), [known() for known in self._known]
+        if runner is not None and not self.done():
+            runner.forget(engine, call)
         return super().remove_done_callback(*args)
 
 
@@ -221,7 +218,7 @@ class LoopBatch(Batch, Runner):
     task: "asyncio.Task[None]"
     lender: "LoopBatch | None" = None  # on whose turn it runs
     borrower: "LoopBatch | None" = None  # which runs on its turn
-    lends = False  # whether there is, or will be soon, such a one
+    has_lent = False  # that one may not have begun yet
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
@@ -326,16 +323,7 @@ class LoopEngine(Engine):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
                     self._start(loop)  # almost certainly due; if it is not, its task looks again
-            elif (
-                waits
-                or self.news
-                or self._drains
-                or self._parts
-                or self._timer
-                or self._running
-                or self._lent
-                or self.buffer.ends
-            ):
+            elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
                     self.say_end()
@@ -460,7 +448,7 @@ class LoopEngine(Engine):
         self.runners.pop(batch, None)
         self.turn_ended(batch)
         batch.thread, batch.awaits = None, deque()
-        if batch.lends or batch.lender is not None:
+        if batch.has_lent or batch.lender is not None:
             self.pass_on(batch)
 
     def pass_on(self, batch: LoopBatch) -> None:
@@ -479,7 +467,7 @@ class LoopEngine(Engine):
         """Let a batch have its turn back, unless another one runs on it; it may lend it once more."""
         loop = self.loop()
         if lender.borrower is None and loop is not None:
-            lender.lends = False
+            lender.has_lent = False
             lender.look_soon(loop)
 
     def left(self, call: Call) -> None:
@@ -488,20 +476,20 @@ class LoopEngine(Engine):
             batch.watch()
 
     def is_at_work(self) -> bool:
-        return bool(self._running or self._lent or len(self.buffer) or self._parts)
+        return bool(self._running or len(self.buffer) or self._parts)
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         if at_all:
             return self.runners.copy().keys()
         # Of many that call each other, the latest have the turns.
-        latest = (each for each in reversed(self.runners.copy()) if not each.lends)
+        latest = (each for each in reversed(self.runners.copy()) if not each.has_lent)
         return () if self.has_turn else list(islice(latest, self.concurrency))
 
     def lend(self, call: LoopCall, lender: LoopBatch) -> None:
         """Let the next batch on the way to a call run on the turn of a batch that waits."""
         loop = self.loop()
-        if loop is not None and not lender.lends:
-            lender.lends = True
+        if loop is not None and not lender.has_lent:
+            lender.has_lent = True
             self._start(loop, call, lender)
 
 
@@ -510,17 +498,15 @@ class LoopAhead(Ahead):
 
     async def sleep(self, bell: asyncio.Event) -> None:
         """Wait until there is an answer, or the settings have changed."""
-        runner, awaited = here(), [(self._engine, call) for call in list(self.calls)[:1]]
-        if runner is not None:
-            runner.awaits += awaited
-            runner.noted += awaited
-            runner.look_soon(get_running_loop())
+        runner, call = here(), next(iter(self.calls), None)
+        if runner is not None and call is not None:
+            runner.note(self._engine, call, get_running_loop())
         try:
             await bell.wait()
             bell.clear()
         finally:
-            if runner is not None:
-                runner.awaits = deque(each for each in runner.awaits if each not in awaited)
+            if runner is not None and call is not None:
+                runner.forget(self._engine, call)
 
 
 class LoopEngines(Controls):
@@ -591,7 +577,7 @@ class LoopEngines(Controls):
         call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
         try:
             if engine.asks:
-                engine.options.ask(engine.name, call, engine.takes, constants)
+                engine.ask(call, constants)
             if runner is not None or self.closed or (engine.bounded and engine.is_full()):
                 engine.put((call,), waits=kind is LoopCall)
             else:  # what put() and post() would do, written out, as everybody pays for each step here

@@ -343,18 +343,6 @@ class Engine:
             with suppress(AttributeError):  # it is in none, or this began before there were such calls
                 del call.batch
 
-    def take_lent(self, call: Any) -> Batch | None:
-        """Return the next batch on the way to a call that waits, to run on a lent turn; None if there is none."""
-        if self.is_looking:
-            return None
-        self.is_looking = True
-        try:
-            batch = self._take_due(self.now(), partial(self._take, awaited=call), lent=True)
-            self._disturbed = False
-        finally:
-            self.is_looking = False
-        return batch
-
     # The owner's step
 
     def next(self, now: float, *, rested: bool = True) -> Batch | float | None:

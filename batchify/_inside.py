@@ -75,12 +75,18 @@ class Runner:
         for engine, call in self.hopeless(noted):
             call.tell((call,), (waits_for_itself(engine),), 1)
 
-    def note(self, engine: Any, call: Any) -> None:
-        """Note that a call is awaited here from now on; to be followed by a look."""
+    def note(self, engine: Any, call: Any, loop: Any) -> None:
+        """Note that a call is awaited here from now on, by what runs on that event loop, and look soon."""
         self.awaits.append((engine, call))
         self.noted.append((engine, call))
         if len(self.awaits) >= 64 and not len(self.awaits) & (len(self.awaits) - 1):  # so it is done seldom
             self.awaits = deque(self.unanswered())
+        self.look_soon(loop)  # after it is noted
+
+    def forget(self, engine: Any, call: Any) -> None:
+        """Forget what note() was told: it is awaited no more."""
+        with suppress(ValueError):  # it was answered, and forgotten for that
+            self.awaits.remove((engine, call))
 
     def unanswered(self) -> list[tuple[Any, Any]]:
         """Return what is awaited here and has no answer yet, and whose callers have not left."""
@@ -104,8 +110,7 @@ class Runner:
         ring = _ring_of(self, self.unanswered())
         for runner in ring:
             # Of many calls one at a time: there will be another look when its batch has ended.
-            first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
-            for engine, call in first.items():
+            for engine, call in _first_waiting(runner.unanswered()).items():
                 yield from ((lender, engine, call) for lender in ring.intersection(engine.held_up_by()))
 
     def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
@@ -135,6 +140,11 @@ def _is_waiting(call: Any) -> bool:
     return hasattr(call, "arrival") and not hasattr(call, "batch")
 
 
+def _first_waiting(awaited: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    """Return the first call that stands in the buffer of each engine."""
+    return {engine: call for engine, call in reversed(awaited) if _is_waiting(call)}
+
+
 def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
     """Return the runners without which a call is not answered; `certain`: whatever is lent."""
     if hasattr(call, "batch"):
@@ -152,7 +162,7 @@ def _ring_of(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = 
     seen, todo = {runner}, [runner]
     for at in todo:
         calls = awaited if at is runner else at.unanswered()
-        first = {engine: call for engine, call in calls if _is_waiting(call)}  # what holds up one holds up all
+        first = _first_waiting(calls)  # what holds up one of them holds up all
         for engine, call in (*first.items(), *(each for each in calls if not _is_waiting(each[1]))):
             for other in _needed(engine, call, certain=certain):
                 awaited_by.setdefault(other, set()).add(at)

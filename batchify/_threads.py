@@ -260,8 +260,8 @@ class ThreadRunner(Runner):
                     raise
                 return True
         own = self.engine()
-        if own is not None and own.runner is self:
-            own.hear_requests()
+        if own is not None and own.runner is self and own.news:
+            own.look_inside(lambda _: None)  # some may ask for a turn
         return False
 
 
@@ -412,7 +412,7 @@ class ThreadEngine(Controls, Engine):
         call.item, call.bell = item, bell
         try:
             if self.asks:
-                self.options.ask(self.name, call, self.takes, constants)
+                self.ask(call, constants)
             if get_runner() is None and not self.bounded and not self.closed:  # as most are: a step less
                 self.post((call,))
                 bell.acquire()
@@ -487,7 +487,7 @@ class ThreadEngine(Controls, Engine):
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
         if runner is self.runner:
-            return self.take_lent(call)  # type: ignore[return-value]
+            return self.look_inside(partial(self._take, awaited=call))  # type: ignore[no-any-return]
         answer: SimpleQueue[Any] = SimpleQueue()
         if not self.post_news(self.take_lent_for, [call], answer):
             return None
@@ -503,14 +503,17 @@ class ThreadEngine(Controls, Engine):
             finally:
                 answer.put(batch)
 
-    def hear_requests(self) -> None:
-        """Hear the news, of which some may ask for a turn; for the owner while it waits itself."""
-        if self.news and not self.is_looking:
-            self.is_looking = True
-            try:
-                self._hear(self.now())
-            finally:
-                self.is_looking = False
+    def look_inside(self, take: Callable[[float], Any]) -> Any:
+        """Hear the news, and return what `take` does: a batch for a lent turn; for the owner while it waits itself."""
+        if self.is_looking:
+            return None  # it waits in the midst of its step
+        self.is_looking = True
+        try:
+            batch = self._take_due(self.now(), take, lent=True)
+            self._disturbed = False
+        finally:
+            self.is_looking = False
+        return batch
 
     def map(
         self,

@@ -869,7 +869,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "runners": owners,
         "_running": owners,
         "_lent": owners,
-        "awaits": lambda value: lists(value) if type(value) is list else value,
+        "awaits": lambda value: counted(value) if type(value) is deque else value,
         "bells": sets,
         "changing": lists,
     }

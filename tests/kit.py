@@ -114,6 +114,23 @@ class Kit:
             if seen:
                 self.wakes(name)
 
+    async def follow(self, name: str, steps: Steps, wait: Callable[[Any], Coroutine[Any, Any, Any]]) -> Any:
+        """Run a function of `steps()` of that name, and return its result; `wait` for each thing that it yields."""
+        self.wakes(name)
+        try:
+            step: Callable[[], Any] = functools.partial(next, steps)
+            while True:
+                try:
+                    awaited = step()
+                except StopIteration as end:
+                    return end.value
+                try:
+                    step = functools.partial(steps.send, await wait(awaited))
+                except BaseException as error:
+                    step = functools.partial(steps.throw, error)
+        finally:
+            self.sleeps(name)
+
     def event(self) -> Any:
         """Make an event, which is set at the end. The function waits for it by `yield (event.wait,)`."""
         event = threading.Event() if self.kind == "threads" else asyncio.Event()
@@ -256,7 +273,7 @@ class Threads(Kit):
     def wrap_steps(self, function: Callable[..., Steps]) -> Callable[..., Any]:
         name = function.__name__
 
-        def wait(awaited: Any) -> Any:
+        async def wait(awaited: Any) -> Any:
             with self.waits(name, awaited):
                 if isinstance(awaited, Future):
                     return awaited.result()
@@ -265,21 +282,10 @@ class Threads(Kit):
 
         @functools.wraps(function)
         def run(*args: Any, **constants: Any) -> Any:
-            self.wakes(name)
             try:
-                steps = function(*args, **constants)
-                step: Callable[[], Any] = functools.partial(next, steps)
-                while True:
-                    try:
-                        awaited = step()
-                    except StopIteration as end:
-                        return end.value
-                    try:
-                        step = functools.partial(steps.send, wait(awaited))
-                    except BaseException as error:
-                        step = functools.partial(steps.throw, error)
-            finally:
-                self.sleeps(name)
+                self.follow(name, function(*args, **constants), wait).send(None)
+            except StopIteration as end:  # always, as what it awaits blocks
+                return end.value
 
         return self.wrap(run)
 
@@ -433,21 +439,9 @@ class Coroutines(Kit):
         @functools.wraps(function)
         async def run(*args: Any, **constants: Any) -> Any:
             self.enter(args, constants)
-            self.wakes(name)
             try:
-                steps = function(*args, **constants)
-                step: Callable[[], Any] = functools.partial(next, steps)
-                while True:
-                    try:
-                        awaited = step()
-                    except StopIteration as end:
-                        return end.value
-                    try:
-                        step = functools.partial(steps.send, await wait(awaited))
-                    except BaseException as error:
-                        step = functools.partial(steps.throw, error)
+                return await self.follow(name, function(*args, **constants), wait)
             finally:
-                self.sleeps(name)
                 self.leave()
 
         return run
