@@ -35,11 +35,6 @@ class Runner:
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
 
-    @property
-    def has_lent(self) -> bool:
-        """Whether it has no turn to lend, as a batch that runs on its turn has not ended. Any thread may ask."""
-        return False
-
     def take_room(self) -> None:
         """Raise a RecursionError unless there is room for a wait here, before anything is passed that it is for."""
 
