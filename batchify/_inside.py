@@ -34,6 +34,7 @@ class Runner:
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
+    has_lent: Any = False  # whether the batch that it lent its turn to has not ended. Any thread may ask
 
     def take_room(self) -> None:
         """Raise a RecursionError unless there is room for a wait here, before anything is passed that it is for."""
