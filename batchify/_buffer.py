@@ -123,7 +123,10 @@ class Buffer:
         size = len(self._calls)
         if size >= self._options.batch_size:
             return self._options.batch_size, "full"
-        reason = self._why(self._calls[0].arrival, now) if size else None
+        first = self._calls[0] if size else None
+        reason = None if first is None else self._why(first.arrival, now)
+        if reason is None and self.head() is not first:
+            return self.due(now)  # who stood first has left; the next one may have come before, but posted later
         return None if reason is None else (size, reason)
 
     def _next_of(self, awaited: Call, now: float) -> tuple[Any, Reason] | None:  # noqa: ARG002 - all are of one group

@@ -144,6 +144,16 @@ def test_item_posted_late_by_an_interrupted_caller_waits_no_longer_than_if_it_ca
     assert len(taken[0]) == 2
 
 
+@PLAIN_AND_ALL
+def test_drain_includes_an_item_posted_late_when_who_stood_before_it_has_left(options: dict[str, Any]) -> None:
+    engine, calls = filled(3.0, timeout=None, **options)
+    engine.moment = 2.0
+    engine.when_answered(lambda: None)
+    second = engine.post(engine.call(Item("a"), arrival=2.0))  # since it looked at the clock its caller was interrupted
+    calls[0].leave()
+    assert look(engine, 4.0) == ([second], "flush")
+
+
 def test_item_posted_late_by_an_interrupted_caller_stands_where_it_belongs() -> None:
     engine, calls = filled(3.0, 2.0, 4.0, 2.0, keys="bbaa", timeout=None)
     assert look(engine, 5.0) == math.inf
