@@ -9,7 +9,7 @@ What is the same for threads and event loops is written here once. They differ i
 
 import sys
 import weakref
-from _thread import allocate_lock, get_ident
+from _thread import allocate_lock
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -123,7 +123,6 @@ class Engine:
 
     def begin_anew(self) -> None:
         """Forget all that waits and runs: at the beginning, and in a forked child, where nobody waits for that."""
-        self.count_left = partial(_count_left, self.tally)  # not a method: the buffer keeps it
         self.inbox = deque()
         self.news = deque()
         self.wake_at = 1
@@ -149,8 +148,8 @@ class Engine:
         options = self.options
         alike = options.group_by is None and options.weight is None and options.max_pending is None
         if alike and not self.grouped and not options.dedupe:
-            return Buffer(options, inbox, self.count_left)
-        return GroupedBuffer(options, inbox, self.count_left, refused.append)
+            return Buffer(options, inbox, self.tally.let_leave)
+        return GroupedBuffer(options, inbox, self.tally.let_leave, refused.append)
 
     # Anybody, at any time
 
@@ -301,7 +300,7 @@ class Engine:
         self.buffer.flush(until)
         self._drains.append((until, done))
 
-    def turn_ended(self, batch: Batch) -> None:
+    def turn_ended(self, batch: Batch | None) -> None:
         self._running.pop(id(batch), None)
         self._lent.pop(id(batch), None)
 
@@ -313,19 +312,8 @@ class Engine:
         """Return the calls whose callers have not left, and count the others."""
         claimed = [call for call in calls if call.claim()]
         if len(claimed) < len(calls):
-            left = set(calls).difference(claimed)
-            while left:
-                self.count_left(left.pop)
+            self.tally.leave(len(calls) - len(claimed))
         return claimed
-
-    def _claim_equal(self, entries: list[Any]) -> list[Any]:
-        calls = self.buffer.callers(entries)
-        claimed = self.claim(list(calls))
-        if len(claimed) < len(calls):
-            present = set(claimed)
-            for entry in entries:
-                entry[:] = filter(present.__contains__, entry)
-        return [entry for entry in entries if entry]
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
@@ -386,16 +374,11 @@ class Engine:
         if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
             self.buffer.admit(now)
         while self._refused:
-            self.refuse(self._refused.popleft)
+            self._refuse()
         is_free = lent or len(self._running) < self.concurrency
         if is_free and (self.inbox or self.buffer.waiting or self._parts):
-            tally, me = self.tally, get_ident()
-            tally.changing.append(me)  # as begin_change() and end_change() do; each batch pays for a step here
-            try:
+            with self.tally:
                 batch = take(now)
-            finally:
-                tally.version = object()
-                tally.changing.remove(me)
         if self._drains and not self.buffer.ends:  # else who notices the end says it
             self._say_what_is_answered()
         if self._hint:
@@ -422,15 +405,12 @@ class Engine:
         return now + timeout, self.buffer.wake_at()
 
     def _hear(self, now: float) -> None:
-        self.tally.begin_change()
-        try:
+        with self.tally:
             while self.news:
                 act = self.news[0]  # not lost if that fails; all of these may be done twice
                 self.buffer.admit(now)  # what was posted before
                 act()
                 self.news.popleft()
-        finally:
-            self.tally.end_change()
 
     def _take(self, now: float, awaited: Any = None) -> Batch | None:
         """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside."""
@@ -448,29 +428,34 @@ class Engine:
                 entries, reason = taken
             batch = None
             try:
+                calls: Any = buffer.callers(entries) if self.options.dedupe else entries
                 if reason != "isolate":  # else they are counted as running
-                    claimed = self._claim_equal(entries) if self.options.dedupe else self.claim(entries)
+                    claimed = self.claim(calls)
                     if self.has_leavers and not (len(buffer) or self._refused):
                         self.has_leavers = False  # all of them were met
-                    if len(claimed) < len(entries):
-                        for call in self.buffer.callers(claimed):
+                    if len(claimed) < len(calls):
+                        for call in claimed:
                             call.unclaim()
+                        if calls is not entries:
+                            present = set(claimed)
+                            for entry in entries:
+                                entry[:] = filter(present.__contains__, entry)
+                            claimed = [entry for entry in entries if entry]
                         buffer.put_back(claimed)  # without those who left they may not be due, or have room for more
                         continue
                 batch = self.make_batch(self, entries, reason, now)
-                arrivals = list(map(arrival_of, buffer.callers(entries) if self.options.dedupe else entries))
-                if reason == "timeout" and self.tally.too_few_callers(arrivals, self.options.timeout):
-                    self._hint = len(arrivals)
                 if self.tracks:
                     reference = weakref.ref(batch)
-                    for call in buffer.callers(entries):
+                    for call in calls:
                         call.batch = reference
                 (self._running if awaited is None else self._lent)[id(batch)] = entries[0].arrival
-                self.tally.begin(reason, len(entries), arrivals, now)  # last, since it is not undone
+                arrivals = list(map(arrival_of, calls))
+                # Last, since it is not undone.
+                if self.tally.begin(reason, len(entries), arrivals, now, self.options.timeout):
+                    self._hint = len(arrivals)
             except BaseException:  # no memory: nobody else knows these calls
                 self._untrack(entries)
-                if batch is not None:
-                    self.turn_ended(batch)
+                self.turn_ended(batch)
                 if reason == "isolate":
                     self._parts.appendleft(entries)
                 else:
@@ -480,32 +465,26 @@ class Engine:
 
     _begin: Any = _take  # what next() does with it; a loop begins with a task, which takes
 
-    def refuse(self, take_out: Callable[[], tuple[Collection[Any], BaseException]]) -> None:
+    def _refuse(self) -> None:
         """Give calls an error, in place of an answer of the function's."""
-        self.tally.begin_change()
-        try:
-            refused, error = take_out()
+        with self.tally:
+            refused, error = self._refused.popleft()
             with self.tally.lock:
                 calls = self.claim(list(refused))
                 self.tally.failed += len(calls)
-        finally:
-            self.tally.end_change()
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
 
     def _say_what_is_answered(self) -> None:
-        for each in self._drains.copy():
-            until, done = each
-            head = self.buffer.head()
-            unanswered = [
-                *self._running.values(),
-                *self._lent.values(),
-                *(part[0].arrival for part in self._parts.copy()),
-            ]
-            unanswered += [] if head is None else [head.arrival]
-            if not self._refused and all(arrival > until for arrival in unanswered):
+        heads = [part[0].arrival for part in self._parts.copy()]
+        if (head := self.buffer.head()) is not None:
+            heads.append(head.arrival)
+        oldest = min((*heads, *self._running.values(), *self._lent.values()), default=inf)
+        for drain in self._drains.copy():
+            until, done = drain
+            if oldest > until:
                 done()
-                self._drains.remove(each)
+                self._drains.remove(drain)
 
     def say_end(self) -> None:
         """Say to those who wait for the end that it has come."""
@@ -616,14 +595,3 @@ class Ahead:
         self._engine.bells.discard(self.ring)
         for call in self.calls:
             self._engine.withdraw(call)
-
-
-def _count_left(tally: Tally, take_out: Callable[[], Any]) -> None:
-    """Count a call whose caller has left, as it is taken out of where it waits."""
-    tally.begin_change()
-    try:
-        take_out()
-        with tally.lock:  # as other loops count here too
-            tally.cancelled += 1
-    finally:
-        tally.end_change()

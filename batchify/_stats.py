@@ -106,8 +106,9 @@ class Tally:
     """The running counts behind `Stats`.
 
     Who changes them holds `lock`: the owner, and those who run batches. Callers take no lock, not even to read: read()
-    looks whether anybody is between begin_change() and end_change(), or has been meanwhile. An owner takes its batch
-    between these, and without the lock, as keys and items of the user's may be compared there, and be destroyed.
+    looks whether anybody is in a `with tally:` block, where they are wrong, or has been meanwhile. An owner takes its
+    batch in such a block, and without the lock, as keys and items of the user's may be compared there, and be
+    destroyed.
     """
 
     def __init__(self) -> None:
@@ -141,12 +142,10 @@ class Tally:
             sleep(0)  # lets the thread go on that is changing them
         return stats  # pyright: ignore[reportPossiblyUnboundVariable]
 
-    def begin_change(self) -> None:
-        """Say that the counts are wrong from now on. Any thread may."""
+    def __enter__(self) -> None:
         self.changing.append(get_ident())
 
-    def end_change(self) -> None:
-        """Say that they are right again."""
+    def __exit__(self, *_: object) -> None:
         self.version = object()
         self.changing.remove(get_ident())
 
@@ -154,8 +153,26 @@ class Tally:
         """Count an item that was not accepted. Any thread may call."""
         self._refused[get_ident()] += 1
 
-    def begin(self, reason: Reason, size: int, arrivals: Sequence[float], now: float) -> None:
-        """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came."""
+    def leave(self, number: int) -> None:
+        """Count calls whose callers have left."""
+        with self.lock:  # as other loops count here too
+            self.cancelled += number
+
+    def let_leave(self, take_out: Callable[[], object]) -> None:
+        """Count one, as it is taken out of where it waits."""
+        with self:
+            take_out()
+            self.leave(1)
+
+    def begin(
+        self, reason: Reason, size: int, arrivals: Sequence[float], now: float, timeout: float | None = None
+    ) -> bool:
+        """Count a batch of so many items that is about to run. `arrivals`: when each of its callers came.
+
+        Return whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once. So it
+        is if every batch waits out its timeout for the same few items, which come as soon as those before have their
+        answers.
+        """
         with self.lock:
             sizes = self._batches[reason]
             sizes[size] = sizes.get(size, 0) + 1
@@ -169,31 +186,21 @@ class Tally:
                     self.waited += waited
                 if now - arrivals[0] > self.longest_wait:
                     self.longest_wait = now - arrivals[0]
-
-    def too_few_callers(self, arrivals: Sequence[float], timeout: float | None) -> bool:
-        """Whether it shows by now, and did not before, that nobody is there to fill a batch: to be said once.
-
-        So it is if every batch waits out its timeout for the same few items, which come as soon as those before have
-        their answers. To be asked of each batch that is taken by timeout.
-        """
-        soon = timeout and arrivals[0] - self.ended_at <= timeout
-        self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
-        self._last_size = len(arrivals)
-        shows = self._alike >= _ALIKE and not self._said
-        self._said |= shows
-        return shows
+            if reason == "timeout":
+                soon = timeout and arrivals[0] - self.ended_at <= timeout
+                self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
+                self._last_size = len(arrivals)
+            shows = self._alike >= _ALIKE and not self._said
+            self._said |= shows
+            return shows
 
     def answer(self, items: int, failed: int, ended: bool) -> None:
         """Count items whose callers are about to go on. `ended`: with them the batch has."""
-        me = get_ident()
-        with self.lock:
-            self.changing.append(me)  # as begin_change() does; each batch pays for a step here
+        with self, self.lock:
             self.running -= items
             self.in_flight -= ended
             self.answered += items - failed
             self.failed += failed
-            self.version = object()
-            self.changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
         by_reason: dict[Reason, dict[int, int]] = {

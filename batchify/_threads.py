@@ -479,9 +479,8 @@ class ThreadEngine(Controls, Engine):
         now = call.arrival = self.now()
         entry = Equal(call) if self.options.dedupe else call
         batch = ThreadBatch(self, [entry], "nested", now)
-        self.tally.begin_change()
-        self.tally.begin("nested", 1, [now], now)
-        self.tally.end_change()
+        with self.tally:
+            self.tally.begin("nested", 1, [now], now)
         batch.run(self.function, runner_here() or ThreadRunner(weakref.ref(self)))
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:

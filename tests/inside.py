@@ -1177,7 +1177,7 @@ def call_that_is_answered_though_it_left() -> Block:
 
 def call_that_leaves_twice() -> Block:
     """A call that leaves counts at once, and again when it is met."""
-    return _and_then(Engine, "left", lambda it, call: it.count_left(lambda: call))
+    return _and_then(Engine, "left", lambda it, call: it.tally.let_leave(lambda: call))
 
 
 def futures_that_are_known_too_late() -> Block:
@@ -1467,7 +1467,12 @@ def batch_that_is_taken_without_a_word() -> Block:
     class Silent:
         def __init__(self, tally: Tally) -> None:
             self._tally = tally
-            self.changing: list[int] = []
+
+        def __enter__(self) -> None:
+            """Do nothing."""
+
+        def __exit__(self, *_: object) -> None:
+            """Do nothing."""
 
         def __getattr__(self, name: str) -> Any:
             return getattr(self._tally, name)
@@ -1507,7 +1512,7 @@ def answers_without_a_word() -> Block:
 @contextmanager
 def changes_without_a_word() -> Iterator[None]:
     """Neither who leaves, nor what is refused or run at once, changes figures with a word."""
-    with _nothing(Tally, "begin_change"), _nothing(Tally, "end_change"):
+    with _nothing(Tally, "__enter__"), _nothing(Tally, "__exit__"):
         yield
 
 

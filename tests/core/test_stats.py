@@ -101,10 +101,9 @@ def test_refused_items_are_counted_on_any_number_of_threads_at_once() -> None:
 
 def test_stats_are_read_in_the_midst_of_a_change_by_who_makes_it() -> None:
     tally = Tally()
-    tally.begin_change()
-    tally.cancelled += 1
-    assert read(tally).cancelled == 1
-    tally.end_change()
+    with tally:
+        tally.cancelled += 1
+        assert read(tally).cancelled == 1
 
 
 def test_stats_are_read_anew_if_something_changes_meanwhile() -> None:
@@ -112,9 +111,8 @@ def test_stats_are_read_anew_if_something_changes_meanwhile() -> None:
 
     def waiting() -> tuple[int, int]:
         if not tally.answered:  # on another thread
-            tally.begin_change()
-            tally.running += 1
-            tally.end_change()
+            with tally:
+                tally.running += 1
             tally.answer(1, 0, False)
             return 1, 0
         return 0, 0
@@ -147,8 +145,7 @@ class Series:
         for _ in range(batches):
             came = [self.ended_at + arrival for arrival in arrivals]
             self.ended_at = came[0] + 1.0
-            told.append(self.tally.too_few_callers(came, 1.0))
-            self.tally.begin("timeout", len(came), came, self.ended_at)
+            told.append(self.tally.begin("timeout", len(came), came, self.ended_at, 1.0))
             self.tally.answer(len(came), 0, True)
             self.tally.ended_at = self.ended_at
         return told
@@ -165,7 +162,7 @@ def test_too_few_callers_must_come_within_the_timeout_of_the_last_answer() -> No
 
 def test_too_few_callers_are_not_told_of_before_the_first_batch_has_ended() -> None:
     tally = Tally()
-    assert not any(tally.too_few_callers([0.0], 1.0) for _ in range(60))
+    assert not any(tally.begin("timeout", 1, [0.0], 1.0, 1.0) for _ in range(60))
 
 
 def test_too_few_callers_are_not_told_of_where_a_batch_was_full_meanwhile() -> None:
@@ -191,7 +188,7 @@ def test_too_few_callers_are_told_of_whatever_parts_run_again() -> None:
 
 def test_too_few_callers_are_not_told_of_where_nobody_waits_for_others() -> None:
     tally = Tally()
-    assert not any(tally.too_few_callers([0.0], timeout) for _ in range(60) for timeout in (0.0, None))
+    assert not any(tally.begin("timeout", 1, [0.0], 1.0, timeout) for _ in range(60) for timeout in (0.0, None))
 
 
 def test_too_few_callers_are_not_told_of_where_batches_differ_in_size() -> None:
@@ -204,7 +201,6 @@ def test_too_few_callers_are_not_told_of_where_batches_differ_in_size() -> None:
 def test_stats_count_a_batch_in_flight_until_its_last_answer() -> None:
     tally = Tally()
     for _ in range(60):
-        tally.begin("timeout", 2, [0.0, 0.0], 1.0)
-        assert not tally.too_few_callers([0.0, 0.0], 1.0)
+        assert not tally.begin("timeout", 2, [0.0, 0.0], 1.0, 1.0)
         tally.answer(1, 0, False)
     assert read(tally).in_flight == 60
