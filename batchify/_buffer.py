@@ -11,9 +11,8 @@ then items go on joining. Source: TensorFlow's `shared_batch_scheduler.h`, which
 
 from bisect import bisect_left, insort
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import suppress
-from functools import partial
 from heapq import heappop, heappush, heapreplace
 from itertools import accumulate, chain, count, islice, repeat, takewhile
 from math import inf
@@ -21,7 +20,7 @@ from operator import attrgetter
 from typing import Any
 
 from ._options import Options
-from ._stats import Reason
+from ._stats import Reason, Tally
 
 arrival_of = attrgetter("arrival")
 order_of = attrgetter("arrival", "number")
@@ -31,7 +30,6 @@ limited_of = attrgetter("limited")
 # A call as this file sees it: `item`, `arrival`, has_left(), `limited`, and where options ask for them `key`,
 # `item_key`, `weight`. A GroupedBuffer sets `group` and `number`, or with `dedupe` the `entry` that stands for it.
 Call = Any
-Tell = Callable[[Any], object]
 
 
 class Buffer:
@@ -43,11 +41,12 @@ class Buffer:
     is_inbox = True
     limited = 0  # calls that wait and count against max_pending, or more than that for a moment; of which it knows
 
-    def __init__(self, options: Options, inbox: deque[Call], left: Tell) -> None:
+    def __init__(self, options: Options, inbox: deque[Call], tally: Tally) -> None:
         self._options = options
         self._calls = inbox
+        self._tally = tally  # where those are counted who have left
         self.waiting: set[Any] = set()  # the entries that are not in the inbox any more
-        self._left = left  # takes out a call whose caller has left, and counts it
+        self.refused: deque[tuple[Collection[Call], BaseException]] = deque()  # calls that are to get an error
         self._gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
@@ -70,7 +69,9 @@ class Buffer:
         """
         calls = self._calls
         while calls and calls[0].has_left():
-            self._left(calls.popleft)
+            with self._tally:
+                calls.popleft()
+                self._tally.leave(1)
         return calls[0] if calls else None
 
     def wake_at(self) -> float:
@@ -110,7 +111,7 @@ class Buffer:
         Or the next one of the group of a call that waits and is `awaited` inside a function, due or not. Some of its
         callers, or all, may have left.
         """
-        due = self.due(now) if awaited is None else self._next_of(awaited, now)
+        due = self.due(now, awaited)
         # In one step of C, so that no exception from elsewhere can cut it short.
         return None if due is None else (list(map(deque.popleft, repeat(self._calls, due[0]))), due[1])
 
@@ -118,28 +119,29 @@ class Buffer:
         """Let entries wait again that take() handed out."""
         self._calls.extendleft(reversed(entries))
 
-    def due(self, now: float) -> tuple[Any, Reason] | None:
+    def due(self, now: float, awaited: Call = None) -> tuple[Any, Reason] | None:
         """Say whether take() will have a batch: of what, and why it is due; None if it will not."""
         size = len(self._calls)
         if size >= self._options.batch_size:
             return self._options.batch_size, "full"
-        first = self._calls[0] if size else None
-        reason = None if first is None else self._why(first.arrival, now)
+        if not size:
+            return None
+        first = self._calls[0]
+        reason = self._why(first.arrival, now, awaited)
         if reason is None and self.head() is not first:
             return self.due(now)  # who stood first has left; the next one may have come before, but posted later
         return None if reason is None else (size, reason)
 
-    def _next_of(self, awaited: Call, now: float) -> tuple[Any, Reason] | None:  # noqa: ARG002 - all are of one group
-        return (self.due(now) or (len(self._calls), "nested")) if self._calls else None
-
-    def _why(self, oldest: float, now: float) -> Reason | None:
+    def _why(self, oldest: float, now: float, awaited: Call) -> Reason | None:
         """Say why a batch that is not full is due; None if it is not."""
         if self.ends:
             return "close"
         if oldest <= self._flushed_at:
             return "flush"
         timeout = self._options.timeout
-        return "timeout" if timeout is not None and oldest + timeout <= now else None
+        if timeout is not None and oldest + timeout <= now:
+            return "timeout"
+        return None if awaited is None else "nested"
 
 
 class Equal(list[Call]):
@@ -175,9 +177,8 @@ class GroupedBuffer(Buffer):
 
     is_inbox = False
 
-    def __init__(self, options: Options, inbox: deque[Call], left: Tell, refuse: Tell) -> None:
-        super().__init__(options, inbox, left)
-        self._refuse = refuse  # is told of calls that are to get an error, and which
+    def __init__(self, options: Options, inbox: deque[Call], tally: Tally) -> None:
+        super().__init__(options, inbox, tally)
         self._limit = inf if options.max_pending is None else options.max_pending
         self._most = inf if options.max_weight is None else options.max_weight
         self._numbers = count()
@@ -195,13 +196,12 @@ class GroupedBuffer(Buffer):
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
         self._listed_full: list[tuple[float, int, Group]] = []
-        entries = sorted(self.waiting, key=order_of)
-        for entry in entries:
+        self.limited = 0
+        for entry in self.waiting:
             entry.group.clear()
             entry.group.equals.clear()
             entry.group.weight = 0.0
-        self._enter_again(entries)
-        self.limited = sum(map(limited_of, self.callers(entries)))
+        self.put_back(sorted(self.waiting, key=order_of))
 
     def calls(self) -> list[Call]:
         inbox = self._calls.copy()  # first, as calls move from there
@@ -254,13 +254,19 @@ class GroupedBuffer(Buffer):
             except BaseException as error:  # an item or a key that cannot be compared, or no memory
                 if self._entry(call) is not None:
                     raise
-                self._refuse(([inbox.popleft()], error))
+                self.refused.append(([inbox.popleft()], error))
         self._enter(entered)
 
     def leave(self, call: Call) -> None:
         entry = self._entry(call)
         if entry is not None:
-            self._left(partial(self._without, call, entry))
+            with self._tally:
+                if len(self.callers([entry])) > 1:
+                    entry.remove(call)
+                    self.limited -= call.limited
+                else:
+                    self._release(entry.group, [entry])
+                self._tally.leave(1)
 
     def is_lonely(self, call: Call) -> bool:
         entry = self._entry(call)
@@ -269,10 +275,15 @@ class GroupedBuffer(Buffer):
     def put_back(self, entries: list[Any]) -> None:
         self.limited += sum(map(limited_of, self.callers(entries)))
         self.waiting.update(entries)
-        self._enter_again(entries)
+        for entry in entries:
+            with suppress(Exception):  # by a user's __eq__()
+                self._groups[entry.key] = entry.group
+                if self._options.dedupe:
+                    entry.group.equals[entry.item_key] = entry
+        self._enter(entries)
 
     def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
-        due = self.due(now) if awaited is None else self._next_of(awaited, now)
+        due = self.due(now, awaited)
         if due is None:
             return None
         group, reason = due
@@ -283,44 +294,21 @@ class GroupedBuffer(Buffer):
         self._release(group, taken)
         return taken, reason
 
-    def due(self, now: float) -> tuple[Group, Reason] | None:
-        group = self._first(self._listed)
+    def due(self, now: float, awaited: Call = None) -> tuple[Group, Reason] | None:
+        group = self._first(self._listed) if awaited is None else getattr(self._entry(awaited), "group", None)
         if group is None:
             return None
-        reason = "full" if self._is_full(group) or self.limited >= self._limit else self._why(group[0].arrival, now)
+        if self._is_full(group) or (awaited is None and self.limited >= self._limit):
+            return group, "full"
+        reason = self._why(group[0].arrival, now, awaited)
         if reason is None:
             group, reason = self._first(self._listed_full), "full"
         return None if group is None else (group, reason)
-
-    def _next_of(self, awaited: Call, now: float) -> tuple[Group, Reason] | None:
-        entry = self._entry(awaited)
-        if entry is None:
-            return None
-        group = entry.group
-        return group, "full" if self._is_full(group) else self._why(group[0].arrival, now) or "nested"
 
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
         entry = getattr(call, "entry", None) if self._options.dedupe else call
         return entry if entry in self.waiting and call in self.callers([entry]) else None
-
-    def _without(self, call: Call, entry: Any) -> Call:
-        """Take out a call that waits. Returns it."""
-        if len(self.callers([entry])) > 1:
-            entry.remove(call)
-            self.limited -= call.limited
-        else:
-            self._release(entry.group, [entry])
-        return call
-
-    def _enter_again(self, entries: list[Any]) -> None:
-        """Find out what there is to know of entries that have waited before, and let calls find these."""
-        for entry in entries:
-            with suppress(Exception):  # by a user's __eq__()
-                self._groups[entry.key] = entry.group
-                if self._options.dedupe:
-                    entry.group.equals[entry.item_key] = entry
-        self._enter(entries)
 
     def _enter(self, entries: list[Any]) -> None:
         """Find out what there is to know of more entries that wait."""

@@ -134,22 +134,17 @@ class Engine:
         self._running: dict[int, float] = {}
         self._lent: dict[int, float] = {}  # the same of those that run on a turn which another one lends
         self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
-        self._refused: deque[tuple[Collection[Any], BaseException]] = deque()  # calls that are to get an error
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
-        self.buffer = self._make_buffer(self.inbox, self._refused)
+        options = self.options
+        alike = options.group_by is None and options.weight is None and options.max_pending is None
+        kind = Buffer if alike and not (self.grouped or options.dedupe) else GroupedBuffer
+        self.buffer = kind(options, self.inbox, self.tally)
         self.is_looking = False  # whether the owner is in the midst of its step
         self._disturbed = False  # whether an exception from elsewhere struck there
         self.tracks = False  # whether calls may be awaited inside a function; whoever passes such a one writes it
         self.has_leavers = False  # whether calls may wait whose callers said that they left; else none need be asked
         self._hint = 0  # the size to advise about: after the batch is taken, as a log handler may call in
         self._barrier = allocate_lock()  # taken by the owner alone
-
-    def _make_buffer(self, inbox: deque[Any], refused: Any) -> Buffer:
-        options = self.options
-        alike = options.group_by is None and options.weight is None and options.max_pending is None
-        if alike and not self.grouped and not options.dedupe:
-            return Buffer(options, inbox, self.tally.let_leave)
-        return GroupedBuffer(options, inbox, self.tally.let_leave, refused.append)
 
     # Anybody, at any time
 
@@ -227,7 +222,7 @@ class Engine:
     def waiting(self) -> tuple[int, int]:
         """How many calls wait, and how many of those that stand there have left. Any thread may ask."""
         calls = set(self.buffer.calls())  # first, as calls move from there
-        calls.update(*(refused for refused, _ in self._refused.copy()))
+        calls.update(*(refused for refused, _ in self.buffer.refused.copy()))
         gone = [call for call in calls if call.has_left()]
         return len(calls) - len(gone), len(gone)
 
@@ -291,7 +286,7 @@ class Engine:
             while (taken := self.buffer.take(inf)) is not None:
                 refused = [entry for entry in taken[0] if entry.arrival <= until]
                 later += [entry for entry in taken[0] if entry.arrival > until]
-                self._refused.append((self.buffer.callers(refused), self.closed_error()))
+                self.buffer.refused.append((self.buffer.callers(refused), self.closed_error()))
         finally:
             self.buffer.put_back(later)
 
@@ -373,7 +368,7 @@ class Engine:
             self._hear(now)
         if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
             self.buffer.admit(now)
-        while self._refused:
+        while self.buffer.refused:
             self._refuse()
         is_free = lent or len(self._running) < self.concurrency
         if is_free and (self.inbox or self.buffer.waiting or self._parts):
@@ -396,13 +391,11 @@ class Engine:
             return inf, inf
         if self.buffer.ends:
             return now if head is not None else inf, 1
-        if head is not None:
-            return head.arrival + timeout, self.buffer.wake_at()
-        if rested or timeout == 0.0:
+        if head is None and (rested or timeout == 0.0):
             return inf, 1
         # Right after a batch it sleeps for as long as an item may wait. One that comes meanwhile is due later than
         # that, so it need not wake this to be timed: one wake-up for each batch instead of two.
-        return now + timeout, self.buffer.wake_at()
+        return (now if head is None else head.arrival) + timeout, self.buffer.wake_at()
 
     def _hear(self, now: float) -> None:
         with self.tally:
@@ -431,7 +424,7 @@ class Engine:
                 calls: Any = buffer.callers(entries) if self.options.dedupe else entries
                 if reason != "isolate":  # else they are counted as running
                     claimed = self.claim(calls)
-                    if self.has_leavers and not (len(buffer) or self._refused):
+                    if self.has_leavers and not (len(buffer) or buffer.refused):
                         self.has_leavers = False  # all of them were met
                     if len(claimed) < len(calls):
                         for call in claimed:
@@ -468,7 +461,7 @@ class Engine:
     def _refuse(self) -> None:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally:
-            refused, error = self._refused.popleft()
+            refused, error = self.buffer.refused.popleft()
             with self.tally.lock:
                 calls = self.claim(list(refused))
                 self.tally.failed += len(calls)

@@ -158,12 +158,6 @@ class Tally:
         with self.lock:  # as other loops count here too
             self.cancelled += number
 
-    def let_leave(self, take_out: Callable[[], object]) -> None:
-        """Count one, as it is taken out of where it waits."""
-        with self:
-            take_out()
-            self.leave(1)
-
     def begin(
         self, reason: Reason, size: int, arrivals: Sequence[float], now: float, timeout: float | None = None
     ) -> bool:

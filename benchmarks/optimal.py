@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from batchify._buffer import Buffer
 from batchify._options import Options
+from batchify._stats import Tally
 
 Vector = NDArray[numpy.float64]
 Policy = NDArray[numpy.int64]  # for each state
@@ -164,7 +165,7 @@ Latencies = list[float]
 def by_buffer(arrivals: Sequence[float], costs: Costs, timeout: float) -> Latencies:
     """Let batchify's buffer form the batches."""
     inbox: deque[Item] = deque()
-    buffer = Buffer(Options(batch_size=costs.batch_size, timeout=timeout), inbox, print)
+    buffer = Buffer(Options(batch_size=costs.batch_size, timeout=timeout), inbox, Tally())
     latencies: Latencies = []
     free_at, number, now = 0.0, 0, 0.0
     while len(latencies) < len(arrivals):
