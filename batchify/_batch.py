@@ -194,10 +194,6 @@ class Batch:
             chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
             kind.tell(*zip(*chosen, strict=True), failed)
 
-    def is_forgotten(self) -> bool:
-        """Whether nobody is here whom the answers could reach: the function forked, and this is the child."""
-        return self.engine.tally is not self._tally
-
     # Running the function
 
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
@@ -214,9 +210,8 @@ class Batch:
                     del result  # it may take long until the next one comes
                 value = self._not_yielded(entries)
         except Exception as error:  # noqa: BLE001 - whatever it raises
-            entries = (
-                deque()
-            )  # a cycle: the error knows the function's frame, that knows this one, and a call its error
+            # A cycle: the error knows the function's frame, that knows this one, and a call its error.
+            entries = deque()
             self._raised(error)
         except BaseException as error:  # noqa: BLE001 - it was cancelled, or the loop closed: they must not go on waiting
             self.fail(error)
@@ -229,14 +224,14 @@ class Batch:
         """Spread over the calls what the function returned."""
         try:
             entries = self.to_answer[0]
-            if type(value) is list and len(value) == len(entries):
-                results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
-            elif isinstance(value, Iterator):
+            if type(value) is not list and isinstance(value, Iterator):
                 entries = self.to_answer[0] = deque(entries)
                 # Asked once more than there are entries, since what stands behind its last `yield` must run too.
                 while (result := self.enter(next, value, _MISSING)) is not _MISSING and self._yielded(entries, result):
                     del result
-                results = self._not_yielded(entries)
+                value = self._not_yielded(entries)
+            if type(value) is list and len(value) == len(entries):
+                results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
             else:
                 results = self._results(value, entries)
         except BaseException as error:  # noqa: BLE001 - by a strange object; the callers must hear of it all the same
@@ -266,8 +261,8 @@ class Batch:
         """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
         error = self.error = _without_our_frame(error)
         for entries in self.to_answer:
-            isolate = self.engine.options.isolate and issubclass(type(error), Exception) and not self.is_forgotten()
-            if isolate and len(entries) > 1:
+            isolate = self.engine.options.isolate and issubclass(type(error), Exception)
+            if isolate and len(entries) > 1 and self.engine.tally is self._tally:  # else see _answer()
                 both, middle = list(entries), len(entries) // 2  # of a deque there are no slices
                 self._conclude((), (both[:middle], both[middle:]))
             else:
@@ -307,7 +302,7 @@ class Batch:
         try:  # at once, as above
             engine, calls = self.engine, entries
             if engine.tally is not self._tally:
-                return  # as is_forgotten() says
+                return  # nobody is here whom the answers could reach: the function forked, and this is the child
             if engine.options.dedupe:
                 calls = self.calls(entries)
                 if len(calls) > len(entries):
@@ -375,11 +370,12 @@ class Batch:
             hint = "; await it first" if hasattr(type(value), "__await__") else ""
             return self._broken(TypeError, what, f": {self.accepts}{hint}")
         count = len(value)
-        results: list[Any] = []
         if count == len(entries):
             results = list(islice(value, count + 1))  # bounded, since len() may lie
             count = len(results)
-        return results if count == len(entries) else self._wrong_count(count)
+            if count == len(entries):
+                return results
+        return self._wrong_count(count)
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:

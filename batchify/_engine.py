@@ -97,20 +97,12 @@ class Engine:
     does between 2 and 3, and the critical section in which deque.append() appends is one.
     """
 
-    inbox: deque[Any]  # anybody appends; the owner alone takes out
-    news: deque[Callable[[], object]]  # what the owner is to do; anybody appends
-    wake_at: float  # the owner alone writes it; callers read it
     closed: bool  # as of its Controls
     tally: Tally  # there before __init__() ends; several engines may share it
     alarm_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        name: str,
-        options: Options,
-        takes: Takes | None,  # None: one list, and no decorated function asks
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None) -> None:
+        """Begin. No `takes`: one list, and no decorated function asks."""
         self.function = function
         self.name = name
         self.options = options
@@ -123,9 +115,9 @@ class Engine:
 
     def begin_anew(self) -> None:
         """Forget all that waits and runs: at the beginning, and in a forked child, where nobody waits for that."""
-        self.inbox = deque()
-        self.news = deque()
-        self.wake_at = 1
+        self.inbox: deque[Any] = deque()  # anybody appends; the owner alone takes out
+        self.news: deque[Callable[[], object]] = deque()  # what the owner is to do; anybody appends
+        self.wake_at: float = 1  # the owner alone writes it; callers read it
         self.runners: dict[Any, None] = {}  # who runs batches now, in order; whoever it is adds and takes away
         self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
         # The rest is the owner's.
@@ -150,7 +142,6 @@ class Engine:
 
     def ring(self) -> None:
         """Wake the owner."""
-        raise NotImplementedError
 
     def now(self) -> float:
         """Return the time by which all is measured here."""
@@ -168,7 +159,6 @@ class Engine:
 
     def post(self, calls: Sequence[Any]) -> None:
         """Let calls wait. See above for the steps."""
-        raise NotImplementedError
 
     def is_at_work(self) -> bool:
         """Whether, being closed, it has something to answer yet."""
@@ -193,7 +183,6 @@ class Engine:
 
     def run_alone(self, call: Any) -> None:
         """Run a call at once, past the buffer."""
-        raise NotImplementedError
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Find out what options want to know of a call. Calls functions of the user's."""
@@ -312,7 +301,6 @@ class Engine:
 
     def ended(self, batch: Batch) -> None:
         """Take notice that a batch has ended; whoever ran it calls this."""
-        raise NotImplementedError
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
@@ -494,7 +482,6 @@ class Ahead:
         self.wake = ring
         self.has_rung = False  # since it began to read on
         self.calls: deque[MapCall] = deque()
-        self.error: Exception | None = None  # of the items themselves
         self.more = True  # whether there may be further items
         engine.bells.add(self.ring)
 
@@ -512,17 +499,12 @@ class Ahead:
         while self.more and len(self.calls) <= size and not (one_by_one and self.calls and self.calls[0].is_over()):
             if self.put(islice(items, most)) < most:
                 self.has_ended()
-        if not self.calls and self.error is not None:
-            error, self.error = self.error, None
-            try:
-                raise error
-            finally:
-                del error  # its traceback knows this frame
         return bool(self.calls)
 
     def put(self, items: Iterable[Any]) -> int:
         """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
         calls: list[MapCall] = []
+        failed: list[MapCall] = []  # in place of an item that was not there
         ring = self.ring
         try:
             for item in items:
@@ -530,15 +512,15 @@ class Ahead:
                 call.item, call.bell = item, ring
                 calls.append(call)
         except Exception as error:  # noqa: BLE001 - whatever they raise
-            self.error = error
-        self.calls.extend(calls)
+            failed.append(MapCall())
+            failed[0].error = error
         sound = [call for call in calls if is_sound(call, self._ask)] if self._engine.asks else calls
         try:
             if sound:
                 self._engine.put(sound, waits=True)
+            self.calls.extend((*calls, *failed))
         except BaseException:  # it was closed, perhaps; what was read before is answered all the same
             for call in calls:
-                self.calls.pop()
                 self._engine.withdraw(call)
             raise
         if len(sound) < len(calls):
