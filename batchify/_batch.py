@@ -305,8 +305,7 @@ class Batch:
                 return  # nobody is here whom the answers could reach: the function forked, and this is the child
             if engine.options.dedupe:
                 calls = self.calls(entries)
-                if len(calls) > len(entries):
-                    results = [each for entry, each in zip(entries, results, strict=True) for _ in entry]
+                results = [each for entry, each in zip(entries, results, strict=True) for _ in entry]
             # Not isinstance(), which asks what is no exception for its __class__: that may be a lie, or raise.
             for kind in set(map(type, results)):
                 if issubclass(kind, BaseException):

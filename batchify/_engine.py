@@ -135,7 +135,7 @@ class Engine:
         self._disturbed = False  # whether an exception from elsewhere struck there
         self.tracks = False  # whether calls may be awaited inside a function; whoever passes such a one writes it
         self.has_leavers = False  # whether calls may wait whose callers said that they left; else none need be asked
-        self._hint = 0  # the size to advise about: after the batch is taken, as a log handler may call in
+        self._hint = 0  # the size to advise about, not as the batch is taken, since a log handler may call in
         self._barrier = allocate_lock()  # taken by the owner alone
 
     # Anybody, at any time
@@ -351,31 +351,27 @@ class Engine:
         if self._disturbed:
             self.buffer.repair()
         self._disturbed = True  # until the owner's step has come to its end
-        batch = None
         if self.news:
             self._hear(now)
         if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
             self.buffer.admit(now)
         while self.buffer.refused:
             self._refuse()
-        is_free = lent or len(self._running) < self.concurrency
-        if is_free and (self.inbox or self.buffer.waiting or self._parts):
-            with self.tally:
-                batch = take(now)
         if self._drains and not self.buffer.ends:  # else who notices the end says it
             self._say_what_is_answered()
         if self._hint:
             size, self._hint = self._hint, 0
             advise(self.name, size, self.options.batch_size, self.options.timeout)
-        try:
-            return batch
-        finally:
-            del batch  # as in next()
+        is_free = lent or len(self._running) < self.concurrency
+        if not is_free or not (self.inbox or self.buffer.waiting or self._parts):
+            return None
+        with self.tally:
+            return take(now)
 
     def _when_to_wake(self, head: Any, now: float, *, rested: bool) -> tuple[float, float]:
         """Return the moment at which to wake, and how long the inbox must be to wake before."""
         timeout = inf if self.options.timeout is None else self.options.timeout
-        if not self.has_turn:
+        if len(self._running) >= self.concurrency:
             return inf, inf
         if self.buffer.ends:
             return now if head is not None else inf, 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from threading import RLock, get_ident
 from time import sleep
-from typing import Literal, get_args
+from typing import Literal
 
 Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
 
@@ -118,7 +118,7 @@ class Tally:
         self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
-        self._batches: dict[Reason, dict[int, int]] = {reason: {} for reason in sorted(get_args(Reason))}
+        self._batches: Counter[tuple[Reason, int]] = Counter()  # by reason and size
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were taken by timeout with as many items, each soon after the last one
         self._last_size = 0
@@ -168,8 +168,7 @@ class Tally:
         answers.
         """
         with self.lock:
-            sizes = self._batches[reason]
-            sizes[size] = sizes.get(size, 0) + 1
+            self._batches[reason, size] += 1
             self.in_flight += 1
             if reason in ("full", "flush", "close"):
                 self._alike = 0
@@ -190,16 +189,20 @@ class Tally:
 
     def answer(self, items: int, failed: int, ended: bool) -> None:
         """Count items whose callers are about to go on. `ended`: with them the batch has."""
-        with self, self.lock:
+        me = get_ident()
+        with self.lock:
+            self.changing.append(me)  # as a `with` block does; each batch pays for a step here
             self.running -= items
             self.in_flight -= ended
             self.answered += items - failed
             self.failed += failed
+            self.version = object()
+            self.changing.remove(me)
 
     def _snapshot(self, pending: int, left: int) -> Stats:
-        by_reason: dict[Reason, dict[int, int]] = {
-            reason: dict(sorted(sizes.copy().items())) for reason, sizes in self._batches.items() if sizes
-        }
+        by_reason: dict[Reason, dict[int, int]] = {}
+        for (reason, size), batches in sorted(self._batches.copy().items()):
+            by_reason.setdefault(reason, {})[size] = batches
         sizes = sum(map(Counter, by_reason.values()), Counter[int]())
         return Stats(
             accepted=pending + self.running + self.answered + self.failed + self.cancelled + left,
