@@ -160,10 +160,9 @@ class Equal(list[Call]):
 class Group(list[Any]):
     """Entries, calls or `Equal`, that may share a batch, in order."""
 
-    __slots__ = ("equals", "key", "weight")
+    __slots__ = ("equals", "weight")
 
-    def __init__(self, key: Any) -> None:
-        self.key = key
+    def __init__(self) -> None:
         self.equals: dict[Any, Equal] = {}  # by item
         self.weight = 0.0  # of all together, or of some if these make a batch full
 
@@ -191,7 +190,7 @@ class GroupedBuffer(Buffer):
         self._sizes: defaultdict[int, int] = defaultdict(int)
         # Where a call looks for its like. As these, and `equals`, ask a user's __eq__(), which may raise, they may lack
         # a group or an entry, which then nobody joins, or have one that does not wait.
-        self._groups: dict[Any, Group] = {}
+        self._groups: defaultdict[Any, Group] = defaultdict(Group)
         # Heaps of groups by their oldest entry: of all groups, and of those that are full. Each group stands there
         # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
@@ -234,13 +233,10 @@ class GroupedBuffer(Buffer):
                 if call.arrival > now:
                     call.arrival = now
                 # It looks for its like before it waits, as a user's __eq__() may raise.
-                group = self._groups.get(call.key)
-                if group is None:
-                    group = self._groups[call.key] = Group(call.key)
+                group = self._groups[call.key]
                 if dedupe:
-                    entry = group.equals.get(call.item_key)
-                    if entry is not None and entry in waiting:
-                        call.entry = entry
+                    entry = call.entry = group.equals.get(call.item_key)
+                    if entry in waiting:
                         entry.append(call)
                     else:
                         entry = call.entry = group.equals[call.item_key] = Equal(call)
@@ -346,7 +342,7 @@ class GroupedBuffer(Buffer):
             if not group:
                 self._first(self._listed)  # forgets it, if it stands there first
                 self._first(self._listed_full)
-                del self._groups[group.key]
+                del self._groups[entries[0].key]
             if self._options.dedupe:
                 for entry in entries:
                     del group.equals[entry.item_key]

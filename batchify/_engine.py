@@ -394,15 +394,12 @@ class Engine:
         buffer = self.buffer
         if awaited is not None and (awaited.is_over() or hasattr(awaited, "batch")):
             return None  # meanwhile
-        reason: Reason
+        taken: tuple[list[Any], Reason] | None
         while True:
-            if self._parts:
-                entries, reason = self._parts.popleft(), "isolate"
-            else:
-                taken = buffer.take(now, awaited)
-                if taken is None:
-                    return None
-                entries, reason = taken
+            taken = (self._parts.popleft(), "isolate") if self._parts else buffer.take(now, awaited)
+            if taken is None:
+                return None
+            entries, reason = taken
             batch = None
             try:
                 calls: Any = buffer.callers(entries) if self.options.dedupe else entries
@@ -444,24 +441,21 @@ class Engine:
 
     def _refuse(self) -> None:
         """Give calls an error, in place of an answer of the function's."""
-        with self.tally:
+        with self.tally, self.tally.lock:
             refused, error = self.buffer.refused.popleft()
-            with self.tally.lock:
-                calls = self.claim(list(refused))
-                self.tally.failed += len(calls)
+            calls = self.claim(list(refused))
+            self.tally.failed += len(calls)
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
 
     def _say_what_is_answered(self) -> None:
-        heads = [part[0].arrival for part in self._parts.copy()]
-        if (head := self.buffer.head()) is not None:
-            heads.append(head.arrival)
-        oldest = min((*heads, *self._running.values(), *self._lent.values()), default=inf)
-        for drain in self._drains.copy():
-            until, done = drain
+        heads = [self.buffer.head(), *(part[0] for part in self._parts.copy())]
+        waiting = [head.arrival for head in heads if head is not None]
+        oldest = min((*waiting, *self._running.values(), *self._lent.values()), default=inf)
+        for until, done in self._drains.copy():
             if oldest > until:
                 done()
-                self._drains.remove(drain)
+                self._drains.remove((until, done))
 
     def say_end(self) -> None:
         """Say to those who wait for the end that it has come."""
@@ -537,11 +531,10 @@ class Ahead:
             results.append(call.value)
         for _ in results:
             self.calls.popleft()
-        if not results and self.calls:
-            if hasattr(self.calls[0], "error"):  # an error, or a result that has come just now
-                results.append(self.calls.popleft().outcome())
-            else:
-                self.make_due()
+        if not results and self.calls and hasattr(self.calls[0], "error"):  # or a result that has come just now
+            results.append(self.calls.popleft().outcome())
+        if not results:
+            self.make_due()
         return results
 
     def make_due(self) -> None:

@@ -282,7 +282,7 @@ def _check_groups(buffer: GroupedBuffer) -> None:
         size: sum(len(group) >= size for group in groups.values()) for size in range(1, longest + 1)
     }
     for group in groups.values():
-        assert buffer._groups[group.key] is group
+        assert buffer._groups[group[0].key] is group
         assert {*group} <= buffer.waiting
         assert all(entry.group is group for entry in group)
         order = [(entry.arrival, entry.number) for entry in group]
