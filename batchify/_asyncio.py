@@ -326,7 +326,7 @@ class LoopEngine(Engine):
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
-                    self.say_end()
+                    self.say_what_is_answered()
             else:  # nothing to do, as so often after a batch: what next() would do
                 _held.discard(self)
                 self.wake_at, self.alarm_at = 1, inf

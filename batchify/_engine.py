@@ -358,7 +358,7 @@ class Engine:
         while self.buffer.refused:
             self._refuse()
         if self._drains and not self.buffer.ends:  # else who notices the end says it
-            self._say_what_is_answered()
+            self.say_what_is_answered()
         if self._hint:
             size, self._hint = self._hint, 0
             advise(self.name, size, self.options.batch_size, self.options.timeout)
@@ -448,7 +448,8 @@ class Engine:
         for call in calls:
             call.tell((call,), (own_copy(error, self.name),), 1)
 
-    def _say_what_is_answered(self) -> None:
+    def say_what_is_answered(self) -> None:
+        """Say so to those who wait for it; at the end to all."""
         heads = [self.buffer.head(), *(part[0] for part in self._parts.copy())]
         waiting = [head.arrival for head in heads if head is not None]
         oldest = min((*waiting, *self._running.values(), *self._lent.values()), default=inf)
@@ -456,11 +457,6 @@ class Engine:
             if oldest > until:
                 done()
                 self._drains.remove((until, done))
-
-    def say_end(self) -> None:
-        """Say to those who wait for the end that it has come."""
-        while self._drains:
-            self._drains.pop()[1]()
 
 
 class Ahead:

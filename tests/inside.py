@@ -1279,7 +1279,7 @@ def drain_that_forgets_what_runs() -> Block:
 
         return run
 
-    return _replaced(Engine, "_say_what_is_answered", early)
+    return _replaced(Engine, "say_what_is_answered", early)
 
 
 def end_that_is_not_told() -> Block:

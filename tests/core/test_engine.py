@@ -401,7 +401,7 @@ def test_close_makes_all_due_and_ends_when_it_is_answered(options: dict[str, Any
     batch = engine.look()
     batch.settle([0])
     assert look(engine, 0.0) is None
-    engine.say_end()
+    engine.say_what_is_answered()
     assert (told, late) == (["answered"], ["answered"])
     assert rings(engine) == 1  # for the next owner
 

@@ -418,7 +418,7 @@ class EngineAgainstList(RuleBasedStateMachine):
         assert not self.turns_taken
         assert not any(self.present(part) for part in self.parts)
         self.nothing_is_refused_any_more()
-        self.engine.say_end()
+        self.engine.say_what_is_answered()
         assert all(drain.told for drain in self.drains)
         self.sleeps_until, self.rung_before = math.inf, self.engine.rung
 

@@ -72,14 +72,14 @@ def look_first(engine: HandEngine) -> Any:
 def until_it_sleeps(engine: HandEngine, step: Any) -> None:
     """Do what a driver does that has just heard that of the owner: it looks again as long as somebody rings."""
     if step is None:
-        engine.say_end()
+        engine.say_what_is_answered()
     while isinstance(step, HandBatch) or engine.rung:
         if isinstance(step, HandBatch):
             step.settle([0] * len(step.entries))
         engine.rung = 0
         step = engine.look()
         if step is None:
-            engine.say_end()
+            engine.say_what_is_answered()
     # What nobody rang for is not due.
     assert not isinstance(engine.look(), HandBatch)
 
