@@ -208,7 +208,7 @@ class Batch:
                     if not self._yielded(entries, result):
                         break  # the loop closes a generator that is dropped
                     del result  # it may take long until the next one comes
-                value = self._not_yielded(entries)
+                value = []
         except Exception as error:  # noqa: BLE001 - whatever it raises
             # A cycle: the error knows the function's frame, that knows this one, and a call its error.
             entries = deque()
@@ -229,7 +229,7 @@ class Batch:
                 # Asked once more than there are entries, since what stands behind its last `yield` must run too.
                 while (result := self.enter(next, value, _MISSING)) is not _MISSING and self._yielded(entries, result):
                     del result
-                value = self._not_yielded(entries)
+                value = []
             if type(value) is list and len(value) == len(entries):
                 results: Sequence[Any] = value.copy()  # the function may have kept it and change it meanwhile
             else:
@@ -247,10 +247,6 @@ class Batch:
             return False
         self._answer((entries.popleft(),), (result,), done=False)
         return True
-
-    def _not_yielded(self, entries: "deque[Any]") -> list[Any]:
-        """Return the errors for those calls to which no result was yielded."""
-        return self._wrong_count(self._size - len(entries)) if entries else []
 
     def _raised(self, error: BaseException) -> None:
         if self.to_answer and not self.to_answer[0]:  # so nobody is left to raise it at
@@ -295,12 +291,10 @@ class Batch:
         """Return the calls that these entries stand for."""
         return self.engine.buffer.callers(entries)  # type: ignore[no-any-return]
 
-    def _answer(
-        self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
-    ) -> None:
+    def _answer(self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False) -> None:
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
         try:  # at once, as above
-            engine, calls = self.engine, entries
+            engine, calls, failed = self.engine, entries, 0
             if engine.tally is not self._tally:
                 return  # nobody is here whom the answers could reach: the function forked, and this is the child
             if engine.options.dedupe:
@@ -374,7 +368,9 @@ class Batch:
             count = len(results)
             if count == len(entries):
                 return results
-        return self._wrong_count(count)
+        count += self._size - len(entries)  # those that were yielded before
+        plural, plurals = "" if count == 1 else "s", "" if self._size == 1 else "s"
+        return self._broken(ResultCountError, f"{count} result{plural} for {self._size} item{plurals}")
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
@@ -384,10 +380,6 @@ class Batch:
         if result is not _MISSING:
             return result
         return MissingResultError(f"{self.engine.name}() returned a mapping without a value for this item")
-
-    def _wrong_count(self, count: int) -> list[Any]:
-        plural, plurals = "" if count == 1 else "s", "" if self._size == 1 else "s"
-        return self._broken(ResultCountError, f"{count} result{plural} for {self._size} item{plurals}")
 
     def _broken(self, kind: type[Exception], returned: str, accepts: str = "") -> list[Any]:
         """Return, for each entry, the error that says which rule the function broke."""

@@ -304,8 +304,7 @@ class Engine:
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
-        for part in parts:
-            self._untrack(part)
+        self._untrack([entry for part in parts for entry in part])
         self._parts.extendleft(reversed(parts))
 
     def _untrack(self, entries: Collection[Any]) -> None:
