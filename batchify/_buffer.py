@@ -54,9 +54,9 @@ class Buffer:
     def __len__(self) -> int:
         return len(self._calls) + len(self.waiting)
 
-    def calls(self) -> list[Call]:
-        """Return the calls that wait, and perhaps some that have left. Any thread may ask."""
-        return list(self._calls.copy())
+    def calls(self) -> set[Call]:
+        """Return the calls that wait, or are to get an error, and perhaps some that have left. Any thread may ask."""
+        return set(self._calls.copy()).union(*(refused for refused, _ in self.refused.copy()))
 
     def callers(self, entries: Collection[Any]) -> Collection[Call]:
         """Return the calls that these entries stand for."""
@@ -202,9 +202,9 @@ class GroupedBuffer(Buffer):
             entry.group.weight = 0.0
         self.put_back(sorted(self.waiting, key=order_of))
 
-    def calls(self) -> list[Call]:
-        inbox = self._calls.copy()  # first, as calls move from there
-        return list({*inbox, *self.callers(self.waiting.copy())})
+    def calls(self) -> set[Call]:
+        # In the order in which calls move, so that none is missed.
+        return {*self._calls.copy(), *self.callers(self.waiting.copy()), *super().calls()}
 
     def head(self) -> Any:
         while (group := self._first(self._listed)) is not None:

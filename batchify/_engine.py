@@ -210,8 +210,7 @@ class Engine:
 
     def waiting(self) -> tuple[int, int]:
         """How many calls wait, and how many of those that stand there have left. Any thread may ask."""
-        calls = set(self.buffer.calls())  # first, as calls move from there
-        calls.update(*(refused for refused, _ in self.buffer.refused.copy()))
+        calls = self.buffer.calls()
         gone = [call for call in calls if call.has_left()]
         return len(calls) - len(gone), len(gone)
 

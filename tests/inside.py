@@ -1518,7 +1518,7 @@ def changes_without_a_word() -> Iterator[None]:
 
 def refused_items_that_are_nowhere() -> Block:
     """What is to be refused waits no more, and is not counted as failed yet."""
-    return patch.object(Engine, "waiting", lambda it: (len(it.buffer.calls()), 0))
+    return patch.object(Engine, "waiting", lambda it: (len(it.buffer), 0))
 
 
 def figures_without_the_lock() -> Block:
