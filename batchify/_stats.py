@@ -1,6 +1,6 @@
 """What happened: figures of one batcher."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextvars import Context
 from dataclasses import dataclass
@@ -118,7 +118,7 @@ class Tally:
         self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
         self.waited = self.longest_wait = 0.0
-        self._batches: Counter[tuple[Reason, int]] = Counter()  # by reason and size
+        self._batches: defaultdict[tuple[Reason, int], int] = defaultdict(int)  # by reason and size
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
         self._alike = 0  # batches in a row that were taken by timeout with as many items, each soon after the last one
         self._last_size = 0
@@ -167,25 +167,27 @@ class Tally:
         is if every batch waits out its timeout for the same few items, which come as soon as those before have their
         answers.
         """
+        callers, oldest = len(arrivals), arrivals[0]
         with self.lock:
             self._batches[reason, size] += 1
             self.in_flight += 1
-            if reason in ("full", "flush", "close"):
-                self._alike = 0
             if reason != "isolate":  # else they were counted when the batch was taken that failed
-                self.running += len(arrivals)
-                waited = len(arrivals) * now - sum(arrivals)
+                self.running += callers
+                waited = callers * now - sum(arrivals)
                 if waited > 0:  # else they came when the owner had looked at the clock
                     self.waited += waited
-                if now - arrivals[0] > self.longest_wait:
-                    self.longest_wait = now - arrivals[0]
+                if now - oldest > self.longest_wait:
+                    self.longest_wait = now - oldest
             if reason == "timeout":
-                soon = timeout and arrivals[0] - self.ended_at <= timeout
-                self._alike = self._alike + 1 if soon and len(arrivals) == self._last_size else 0
-                self._last_size = len(arrivals)
-            shows = self._alike >= _ALIKE and not self._said
-            self._said |= shows
-            return shows
+                soon = timeout and oldest - self.ended_at <= timeout
+                self._alike = self._alike + 1 if soon and callers == self._last_size else 0
+                self._last_size = callers
+            elif reason in ("full", "flush", "close"):
+                self._alike = 0
+            if self._alike < _ALIKE or self._said:
+                return False
+            self._said = True
+            return True
 
     def answer(self, items: int, failed: int, ended: bool) -> None:
         """Count items whose callers are about to go on. `ended`: with them the batch has."""
