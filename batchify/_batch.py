@@ -181,19 +181,6 @@ class Batch:
         # two threads, is heard once.
         self.to_answer = [entries]
 
-    # What a subclass does
-
-    def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
-        """Give the calls their answers."""
-        kinds: set[Any] = set(map(type, calls))
-        if len(kinds) == 1:
-            kinds.pop().tell(calls, results, failed)
-            return
-        # Futures last, as their callbacks may take long.
-        for kind in sorted(kinds, key=attrgetter("calls_back")):
-            chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
-            kind.tell(*zip(*chosen, strict=True), failed)
-
     # Running the function
 
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
@@ -314,7 +301,13 @@ class Batch:
             engine.tally.answer(len(calls), failed, done)
             if done and self._report is not None:
                 self._tell_hook()
-            self.tell(calls, results, failed)
+            kinds: set[Any] = set(map(type, calls))
+            if len(kinds) == 1:
+                kinds.pop().tell(calls, results, failed)
+            else:
+                for kind in sorted(kinds, key=attrgetter("calls_back")):  # these last, as callbacks may take long
+                    chosen = [each for each in zip(calls, results, strict=True) if type(each[0]) is kind]
+                    kind.tell(*zip(*chosen, strict=True), failed)
         except BaseException as error:  # no memory, a recursion limit, or an exception from another thread
             engine, calls = self.engine, self.calls(entries)
             if not counted:

@@ -233,7 +233,7 @@ class GroupedBuffer(Buffer):
                 if call.arrival > now:
                     call.arrival = now
                 # It looks for its like before it waits, as a user's __eq__() may raise.
-                group = self._groups[call.key]
+                group: Any = self._groups[call.key]
                 if dedupe:
                     entry = call.entry = group.equals.get(call.item_key)
                     if entry in waiting:

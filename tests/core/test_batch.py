@@ -41,7 +41,19 @@ class Direct(inside.HandEngine):
         self.told: list[int] = []  # the items of callers that were told, once for each time
         self.finished = 0
         self.calls = [self.call(item) for item in items]
+        of = self
+
+        class Told(inside.Call):
+            __slots__ = ()
+
+            @staticmethod
+            def tell(calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
+                of.fail_at("before anyone is told")
+                inside.Call.tell(calls, results, failed)
+                of.fail_at("after all are told")
+
         for call in self.calls:
+            call.__class__ = Told
             call.bell = self.Bell(self, call.item)
             self.post(call)
         self.flush()
@@ -65,11 +77,6 @@ class Direct(inside.HandEngine):
             if entries and hasattr(self.engine, "batch"):
                 self.engine.fail_at("before it is counted")
             return super().calls(entries)
-
-        def tell(self, calls: Sequence[Any], results: Sequence[Any], failed: int) -> None:
-            self.engine.fail_at("before anyone is told")
-            super().tell(calls, results, failed)
-            self.engine.fail_at("after all are told")
 
     def fail_at(self, step: str) -> None:
         if self.fails_at == step:
