@@ -332,7 +332,7 @@ class ThreadEngine(Controls, Engine):
     now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
     # the other runners. Each has a box of its own, so who finds another one here knows that the last owner has ended.
-    _owner: dict[int, ThreadRunner]
+    _owner: dict[int, ThreadRunner] = {}  # noqa: RUF012
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
@@ -346,6 +346,8 @@ class ThreadEngine(Controls, Engine):
         _live[self] = None
 
     def begin_anew(self) -> None:
+        for runner in self._owner.values():  # in a forked child, where these are no threads
+            runner.thread = None
         self.tally = Tally()
         super().begin_anew()
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
@@ -505,15 +507,11 @@ class ThreadEngine(Controls, Engine):
         return batch
 
     def map(
-        self,
-        items: Iterator[Any],
-        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
-        constants: Mapping[str, Any],
-        *,
-        chunked: bool,
+        self, items: Iterator[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool  # noqa: ARG002
     ) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead.
 
+        `owner` is kept alive, as its method must answer.
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
         bell = allocate_lock()
@@ -586,7 +584,7 @@ class ThreadEngine(Controls, Engine):
         begun = allocate_lock()
         begun.acquire()
         try:
-            self._start_thread(ThreadRunner(weakref.ref(self)), _own, self.tally, begun)
+            self._start_thread(ThreadRunner(weakref.ref(self)), _own, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
                 self.withdraw(call)
@@ -617,23 +615,19 @@ class ThreadEngine(Controls, Engine):
         """Let a runner run a batch. False if the owner is to do so."""
         if self.returns_futures:
             return False
-        # The batches that have a turn keep one runner busy each.
-        if len(self._running) >= len(self._owner) and not self._start_runner():
-            return False
+        number = len(self._owner)
+        if len(self._running) >= number:  # the batches that have a turn keep one runner busy each
+            # There first, as it may begin at once with a batch that another one has not begun yet.
+            runner = self._owner[number] = ThreadRunner(weakref.ref(self))
+            try:
+                self._start_thread(runner, _run, self._batches)
+            except RuntimeError:
+                del self._owner[number]
+                if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
+                    self._complained = True
+                    complain("%s() runs fewer batches at once than it might", self.name)
+                return False
         self._batches.put(batch)
-        return True
-
-    def _start_runner(self) -> bool:
-        runner, number = ThreadRunner(weakref.ref(self)), len(self._owner)
-        self._owner[number] = runner  # first, as it may begin at once with a batch that another one has not begun yet
-        try:
-            self._start_thread(runner, _run, self._batches, self.tally)
-        except RuntimeError:
-            del self._owner[number]
-            if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
-                self._complained = True
-                complain("%s() runs fewer batches at once than it might", self.name)
-            return False
         return True
 
     def ended(self, batch: Any) -> None:
@@ -646,8 +640,8 @@ class ThreadEngine(Controls, Engine):
             batch.lender.wake()
 
 
-def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
-    """Be the owner of an engine, until there is another tally, which is so in a forked child."""
+def _own(runner: ThreadRunner, begun: LockType) -> None:
+    """Be the owner of an engine."""
     runner.enter()
     known = runner.engine
     engine = known()
@@ -665,15 +659,12 @@ def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
             if engine is None:
                 break  # it is garbage
             rested = True
-            while engine.tally is tally:
-                step = engine.next(monotonic(), rested=rested)
-                if not isinstance(step, ThreadBatch):
-                    break
+            while isinstance(step := engine.next(monotonic(), rested=rested), ThreadBatch):
                 if engine.options.concurrency == 1 or not engine.give_to_a_runner(step):
                     step.run(engine.function, runner)
+                if runner.thread is None:
+                    return  # the function forked, and this is the child
                 step, rested = 0.0, False
-            else:
-                break  # the function forked, and this is the child
             if step is None:
                 drains = engine._drains
                 engine._batches.put(None)
@@ -694,24 +685,21 @@ def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 
-def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
+def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> None:
     """Be one of several that run batches."""
     runner.enter()
     batch: ThreadBatch | None = None
-    engine: ThreadEngine | None = None
-    while True:
+    while runner.thread is not None:  # else the function forked, and this is the child
         try:
-            while (batch := batches.get()) is not None:
-                engine = batch.engine
-                batch.run(engine.function, runner)
-                if engine.tally is not tally:
-                    return  # the function forked, and this is the child
-                batch = engine = None
-            batches.put(None)
-            return
+            batch = None
+            batch = batches.get()
+            if batch is not None:
+                batch.run(batch.engine.function, runner)
+            else:
+                batches.put(None)
+                runner.leave()
         except BaseException as error:  # noqa: BLE001 - as in _own()
             _disturbed(batch, error)
-            batch = engine = None
 
 
 def _disturbed(batch: Any, error: BaseException) -> None:
