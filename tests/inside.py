@@ -1143,7 +1143,7 @@ def second_owner_that_stays() -> Block:
 
 def owner_that_is_remembered() -> Block:
     """An owner that ends does not make room for the next one."""
-    return _replaced(ThreadEngine, "make_room", lambda begin: lambda it: None if hasattr(it, "_owner") else begin(it))
+    return _replaced(ThreadEngine, "make_room", lambda begin: lambda it: None if hasattr(it, "_batches") else begin(it))
 
 
 def owner_that_does_not_know_that_it_is_closed() -> Block:
