@@ -507,11 +507,11 @@ class ThreadEngine(Controls, Engine):
         return batch
 
     def map(
-        self, items: Iterator[Any], owner: object, constants: Mapping[str, Any], *, chunked: bool  # noqa: ARG002
+        self, items: Iterator[Any], _owner: object, constants: Mapping[str, Any], *, chunked: bool
     ) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead.
 
-        `owner` is kept alive, as its method must answer.
+        `_owner`, whose method must answer, is kept alive meanwhile.
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
         bell = allocate_lock()
@@ -631,7 +631,7 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Any) -> None:
-        if batch.runner is self.runner:
+        if batch.runner is self._owner.get(0):
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         else:
             self.post_news(self.turn_ended, batch)
