@@ -332,7 +332,7 @@ class ThreadEngine(Controls, Engine):
     now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
     # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
     # the other runners. Each has a box of its own, so who finds another one here knows that the last owner has ended.
-    _owner: dict[int, ThreadRunner] = {}  # noqa: RUF012
+    _owner: dict[int, ThreadRunner]
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
@@ -346,8 +346,6 @@ class ThreadEngine(Controls, Engine):
         _live[self] = None
 
     def begin_anew(self) -> None:
-        for runner in self._owner.values():  # in a forked child, where these are no threads
-            runner.thread = None
         self.tally = Tally()
         super().begin_anew()
         self._bell = allocate_lock()  # held while nobody has rung; the flush thread alone acquires it
@@ -747,6 +745,8 @@ def _all() -> list[ThreadEngine]:
 def _forget_parent() -> None:
     """Begin anew in a forked child."""
     for engine in _all():
+        for runner in engine._owner.values():  # no threads here
+            runner.thread = None
         engine.begin_anew()
 
 
