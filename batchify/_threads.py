@@ -140,9 +140,8 @@ class ItemFuture(Future[Any]):
     def hear_waiters(self) -> None:
         """Hear of it when somebody inside a function waits for this."""
         with self._condition:
-            if type(self._waiters) is list:
-                self._waiters = _Waiters(self._waiters)
-                self._waiters.future = weakref.ref(self)
+            self._waiters = _Waiters(self._waiters)
+            self._waiters.future = weakref.ref(self)
 
 
 class _Waiters(list[Any]):
@@ -430,7 +429,8 @@ class ThreadEngine(Controls, Engine):
         if get_runner() is not None:
             future.hear_waiters()
         try:
-            self.ask(call, constants)
+            if self.asks:
+                self.ask(call, constants)
             self.tracks = True  # before it waits; and not before a function of the user's is asked, who may fork
             self.put((call,), waits=False)
         except BaseException:
@@ -553,9 +553,8 @@ class ThreadEngine(Controls, Engine):
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for runner in list(runners.values()):
-                if runner not in self._owner.values():  # somebody may have opened it again
-                    runner.flush_thread.join()
+            for runner in set(runners.values()).difference(self._owner.values()):  # it may have been opened again
+                runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
