@@ -184,9 +184,9 @@ class ThreadRunner(Runner):
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
-    def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
+    def __init__(self, engine: "ThreadEngine") -> None:
         self.awaits, self.noted = deque(), []
-        self.engine = engine  # for which it works
+        self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
         self.context.run(current_runner.set, self)
@@ -301,7 +301,7 @@ class ThreadBatch(Batch):
             return
         # What is called back here, on a thread of somebody else, could wait for this very batch.
         before = runner_here()
-        runner = ThreadRunner(weakref.ref(engine)) if before is None else before
+        runner = ThreadRunner(engine) if before is None else before
         engine.runners[self] = self.runner = runner
         self.enter = runner.context.copy().run  # for what an iterator calls as its results are read
         token = runner.enter()
@@ -471,7 +471,7 @@ class ThreadEngine(Controls, Engine):
         self.tally.begin_change()
         self.tally.begin("nested", 1, [now], now)
         self.tally.end_change()
-        batch.run(self.function, runner_here() or ThreadRunner(weakref.ref(self)))
+        batch.run(self.function, runner_here() or ThreadRunner(self))
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
@@ -558,7 +558,7 @@ class ThreadEngine(Controls, Engine):
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
-        runner = runner_here() or ThreadRunner(lambda: None)  # outside: one that works for nobody
+        runner = runner_here() or ThreadRunner(self)  # outside: one that nobody waits for
         call = Call()  # as whoever looks for a ring must see this
         call.bell = runner.bell
         waits = not (self.runs_alone(runner) or runner.would_wait_for_itself(self, call))
@@ -581,7 +581,7 @@ class ThreadEngine(Controls, Engine):
         begun = allocate_lock()
         begun.acquire()
         try:
-            self._start_thread(ThreadRunner(weakref.ref(self)), _own, begun)
+            self._start_thread(ThreadRunner(self), _own, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
                 self.withdraw(call)
@@ -615,7 +615,7 @@ class ThreadEngine(Controls, Engine):
         number = len(self._owner)
         if len(self._running) >= number:  # the batches that have a turn keep one runner busy each
             # There first, as it may begin at once with a batch that another one has not begun yet.
-            runner = self._owner[number] = ThreadRunner(weakref.ref(self))
+            runner = self._owner[number] = ThreadRunner(self)
             try:
                 self._start_thread(runner, _run, self._batches)
             except RuntimeError:
@@ -640,8 +640,7 @@ class ThreadEngine(Controls, Engine):
 def _own(runner: ThreadRunner, begun: LockType) -> None:
     """Be the owner of an engine."""
     runner.enter()
-    known = runner.engine
-    engine = known()
+    engine = runner.engine()
     if engine is None or not engine.become_owner(runner):
         begun.release()
         return  # two callers have each started one
@@ -652,7 +651,7 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
     while True:
         try:
             bell.acquire(True, -1 if step == inf else min(step, TIMEOUT_MAX))
-            engine = engine or known()
+            engine = engine or runner.engine()
             if engine is None:
                 break  # it is garbage
             rested = True
