@@ -118,7 +118,7 @@ class Engine:
         self.inbox: deque[Any] = deque()  # anybody appends; the owner alone takes out
         self.news: deque[Callable[[], object]] = deque()  # what the owner is to do; anybody appends
         self.wake_at: float = 1  # the owner alone writes it; callers read it
-        self.runners: dict[Any, None] = {}  # who runs batches now, in order; whoever it is adds and takes away
+        self.runners: dict[Any, Any] = {}  # who runs batches now, in order; whoever it is adds and takes away
         self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
         # The rest is the owner's.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
@@ -172,10 +172,6 @@ class Engine:
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         """Return those who hold up what waits here, or (`at_all`) that all is answered. Any thread may ask."""
         raise NotImplementedError
-
-    def cannot_lend(self) -> Collection[Runner]:
-        """Return those among them who wait where they cannot lend a turn."""
-        return ()
 
     def runs_alone(self, runner: Runner) -> bool:  # noqa: ARG002
         """Whether a call whose caller waits there must run at once, past the buffer."""

@@ -34,7 +34,8 @@ class Runner:
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
-    has_lent: Any = False  # whether the batch that it lent its turn to has not ended. Any thread may ask
+    has_lent = False  # whether the batch that it lent its turn to has not ended. Any thread may ask
+    cannot_lend = False  # whether it waits where it cannot lend its turn. Any thread may ask
 
     def take_room(self) -> None:
         """Raise a RecursionError unless there is room for a wait here, before anything is passed that it is for."""
@@ -106,7 +107,8 @@ class Runner:
         ring = _ring_of(self, self.unanswered())
         for runner in ring:
             # Of many calls one at a time: there will be another look when its batch has ended.
-            for engine, call in _first_waiting(runner.unanswered()).items():
+            first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
+            for engine, call in first.items():
                 yield from ((lender, engine, call) for lender in ring.intersection(engine.held_up_by()))
 
     def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
@@ -136,38 +138,32 @@ def _is_waiting(call: Any) -> bool:
     return hasattr(call, "arrival") and not hasattr(call, "batch")
 
 
-def _first_waiting(awaited: list[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Return the first call that stands in the buffer of each engine."""
-    return {engine: call for engine, call in reversed(awaited) if _is_waiting(call)}
-
-
 def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
     """Return the runners without which a call is not answered; `certain`: whatever is lent."""
     if hasattr(call, "batch"):
-        batch = call.batch()
-        runner = None if batch is None else batch.runner
+        runner = getattr(call.batch(), "runner", None)  # it may be garbage
         return () if runner is None else (runner,)
-    if not hasattr(call, "arrival"):
-        return engine.held_up_by(at_all=True)  # type: ignore[no-any-return]  # a drain, or a close
-    return engine.cannot_lend() if certain else engine.held_up_by()  # type: ignore[no-any-return]
+    waits = hasattr(call, "arrival")  # else it is a drain, or a close
+    found: Collection[Runner] = engine.held_up_by(at_all=not waits)
+    return [runner for runner in found if runner.cannot_lend] if certain and waits else found
 
 
 def _ring_of(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> set[Runner]:
     """Return those on the ways from a runner, by some of what is awaited there, back to itself."""
-    awaited_by: dict[Runner, set[Runner]] = {}
-    seen, todo = {runner}, [runner]
+    awaited_by: dict[Runner, set[Runner]] = {runner: set()}
+    todo = [runner]
     for at in todo:
         calls = awaited if at is runner else at.unanswered()
-        first = _first_waiting(calls)  # what holds up one of them holds up all
-        for engine, call in (*first.items(), *(each for each in calls if not _is_waiting(each[1]))):
+        # What holds up one call of those that wait in a buffer holds up all.
+        for engine, call in {engine if _is_waiting(call) else call: (engine, call) for engine, call in calls}.values():
             for other in _needed(engine, call, certain=certain):
-                awaited_by.setdefault(other, set()).add(at)
-                if other not in seen:
-                    seen.add(other)
+                if other not in awaited_by:
+                    awaited_by[other] = set()
                     todo.append(other)
+                awaited_by[other].add(at)
     ring: set[Runner] = set()
     todo = [runner]
     for at in todo:
-        todo += awaited_by.get(at, set()) - ring
-        ring |= awaited_by.get(at, set())
+        todo += awaited_by[at] - ring
+        ring |= awaited_by[at]
     return ring

@@ -140,57 +140,53 @@ class ItemFuture(Future[Any]):
     def hear_waiters(self) -> None:
         """Hear of it when somebody inside a function waits for this."""
         with self._condition:
-            if type(self._waiters) is list:
-                self._waiters = _Waiters(self, self._waiters)
+            self._waiters = _Waiters(self._waiters)
+            self._waiters.future = weakref.ref(self)
 
 
 class _Waiters(list[Any]):
     """Those who wait for a future, by wait() or as_completed()."""
 
-    def __init__(self, future: ItemFuture, waiters: list[Any]) -> None:
-        super().__init__(waiters)
-        self._future = weakref.ref(future)
+    future: Callable[[], ItemFuture | None]
 
     def append(self, waiter: Any) -> None:
-        event = waiter.event  # on which it will sleep
-        if not hasattr(event, "futures"):
-            event.futures = []
-            event.wait = partial(_wait_for_event, weakref.ref(event))  # else it would be a cycle
-        event.futures.append(self._future)
+        if type(waiter.event) is not _Event:
+            waiter.event = _Event()  # nobody sleeps on it yet, or has set it
+        waiter.event.futures.append(self.future)
         super().append(waiter)
 
 
-def _wait_for_event(known: Callable[[], Any], timeout: float | None = None) -> bool:
-    event, runner = known(), runner_here()
-    if runner is None:
-        return threading.Event.wait(event, timeout)
-    put = event.set
+class _Event(threading.Event):
+    """What they sleep on. If that is inside a function, it lends its turn meanwhile."""
 
-    def put_and_ring() -> None:
-        put()
-        runner.wake()
+    runner: "ThreadRunner | None" = None
 
-    event.set = put_and_ring
-    try:
-        calls = [call for future in event.futures if (call := getattr(future(), "call", None)) is not None]
-        runner.wait([(call.engine, call) for call in calls], event.is_set, timeout)
-    finally:
-        del event.set
-    return event.is_set()  # type: ignore[no-any-return]
+    def __init__(self) -> None:
+        super().__init__()
+        self.futures: list[Callable[[], ItemFuture | None]] = []
+
+    def set(self) -> None:
+        super().set()
+        runner = self.runner
+        if runner is not None:
+            runner.wake()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.runner = runner = runner_here()
+        if runner is None:
+            return super().wait(timeout)
+        calls = [call for future in self.futures if (call := getattr(future(), "call", None)) is not None]
+        return runner.wait([(call.engine, call) for call in calls], self.is_set, timeout)
 
 
 class ThreadRunner(Runner):
     """A thread that runs batches, or settles one whose function returned a future."""
 
-    cannot_lend = False  # it waits in a finalizer in the midst of the owner's step
-    # What ran last on its turn. If its function returned a future, it has that turn until it has ended.
-    borrower: "Callable[[], ThreadBatch | None]" = staticmethod(lambda: None)
-
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
-    def __init__(self, engine: "Callable[[], ThreadEngine | None]") -> None:
+    def __init__(self, engine: "ThreadEngine") -> None:
         self.awaits, self.noted = deque(), []
-        self.engine = engine  # for which it works
+        self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
         self.context.run(current_runner.set, self)
@@ -219,7 +215,9 @@ class ThreadRunner(Runner):
         """
         deadline = inf if timeout is None else monotonic() + timeout
         own, before = self.engine(), (self.awaits, self.cannot_lend)
-        self.awaits, self.cannot_lend = deque(awaited), own is not None and own.is_looking and own.runner is self
+        self.awaits = deque(awaited)
+        # In a finalizer, in the midst of the owner's step.
+        self.cannot_lend = own is not None and own.is_looking and own.runner is self
         try:
             while not is_over():
                 seconds = deadline - monotonic()
@@ -233,11 +231,6 @@ class ThreadRunner(Runner):
         finally:
             self.awaits, self.cannot_lend = before
             _ring(self.bell)  # it may have rung for who waits beneath, or for the owner
-
-    @property
-    def has_lent(self) -> bool:
-        borrower = self.borrower()
-        return borrower is not None and borrower.engine is not None
 
     def lend(self) -> bool:
         mine = None
@@ -254,7 +247,6 @@ class ThreadRunner(Runner):
                 try:
                     batch.lender = self
                     batch.run(engine.function, self)
-                    self.borrower = weakref.ref(batch)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
@@ -285,6 +277,8 @@ class ThreadBatch(Batch):
                 # From now on the future alone holds this, so that it goes with it.
                 self.engine.returns_futures = True
                 self.runner = None
+                if self.lender is not None:
+                    self.lender.has_lent = True
                 value.add_done_callback(self.settle_future)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
@@ -307,24 +301,19 @@ class ThreadBatch(Batch):
             return
         # What is called back here, on a thread of somebody else, could wait for this very batch.
         before = runner_here()
-        runner = ThreadRunner(weakref.ref(engine)) if before is None else before
-        is_known = runner in engine.runners
-        engine.runners[runner] = None
+        runner = ThreadRunner(engine) if before is None else before
+        engine.runners[self] = self.runner = runner
+        self.enter = runner.context.copy().run  # for what an iterator calls as its results are read
         token = runner.enter()
         try:
-            self.runner = runner
-            with suppress(RuntimeError, TypeError):  # it has called back twice, and the other one was faster
-                self.enter(current_runner.set, runner)  # for what an iterator calls as its results are read
-            try:
-                value = future.result()
-            except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
-                self.fail(error)
-            else:
-                self.settle(value)
+            value = future.result()
+        except BaseException as error:  # noqa: BLE001 - as in run(); a cancelled future raises too
+            self.fail(error)
+        else:
+            self.settle(value)
         finally:
             current_runner.reset(token)
-            if not is_known:
-                engine.runners.pop(runner, None)
+            engine.runners.pop(self, None)
             if runner is not before:
                 runner.leave()
 
@@ -385,7 +374,9 @@ class ThreadEngine(Controls, Engine):
     def ring(self) -> None:
         _ring(self._bell)
 
-    __del__ = ring  # so that the flush thread finds this gone
+    def __del__(self) -> None:
+        self.ring()  # so that the flush thread finds this gone
+        self._batches.put(None)
 
     def post_news(self, act: Callable[..., object], *args: Any) -> bool:
         # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
@@ -438,7 +429,8 @@ class ThreadEngine(Controls, Engine):
         if get_runner() is not None:
             future.hear_waiters()
         try:
-            self.ask(call, constants)
+            if self.asks:
+                self.ask(call, constants)
             self.tracks = True  # before it waits; and not before a function of the user's is asked, who may fork
             self.put((call,), waits=False)
         except BaseException:
@@ -462,11 +454,8 @@ class ThreadEngine(Controls, Engine):
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         if at_all or not self.has_turn:
-            return [*self._owner.copy().values(), *self.runners.copy()]
+            return [*self._owner.copy().values(), *self.runners.copy().values()]
         return [] if self.runner is None else [self.runner]
-
-    def cannot_lend(self) -> Collection[Runner]:
-        return (self.runner,) if self.runner is not None and self.runner.cannot_lend else ()
 
     def runs_alone(self, runner: Runner) -> bool:
         ends = (_ending or _exiting) and not self._owner  # in Python 3.12 no thread can be started then
@@ -481,7 +470,7 @@ class ThreadEngine(Controls, Engine):
         batch = ThreadBatch(self, [entry], "nested", now)
         with self.tally:
             self.tally.begin("nested", 1, [now], now)
-        batch.run(self.function, runner_here() or ThreadRunner(weakref.ref(self)))
+        batch.run(self.function, runner_here() or ThreadRunner(self))
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
@@ -515,15 +504,11 @@ class ThreadEngine(Controls, Engine):
         return batch
 
     def map(
-        self,
-        items: Iterator[Any],
-        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
-        constants: Mapping[str, Any],
-        *,
-        chunked: bool,
+        self, items: Iterator[Any], _owner: object, constants: Mapping[str, Any], *, chunked: bool
     ) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead.
 
+        `_owner`, whose method must answer, is kept alive meanwhile.
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
         bell = allocate_lock()
@@ -534,13 +519,11 @@ class ThreadEngine(Controls, Engine):
                 results = ahead.take()
                 if not results:
                     runner = runner_here()
-                    if runner is None:
-                        ahead.wake = ring
-                        if not ahead.has_rung:
-                            bell.acquire()
-                    else:
-                        ahead.wake = runner.wake
+                    ahead.wake = ring if runner is None else runner.wake
+                    if runner is not None:
                         runner.wait([(self, ahead.calls[0])], lambda: ahead.has_rung)
+                    elif not ahead.has_rung:
+                        bell.acquire()
                 while results:
                     yield results.popleft()
         finally:
@@ -569,29 +552,22 @@ class ThreadEngine(Controls, Engine):
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for runner in list(runners.values()):
-                if runner not in self._owner.values():  # somebody may have opened it again
-                    runner.flush_thread.join()
+            for runner in set(runners.values()).difference(self._owner.values()):  # it may have been opened again
+                runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
-        runner = runner_here()
+        runner = runner_here() or ThreadRunner(self)  # outside: one that nobody waits for
         call = Call()  # as whoever looks for a ring must see this
-        call.bell = allocate_lock() if runner is None else runner.bell
-        waits = runner is None or not (self.runs_alone(runner) or runner.would_wait_for_itself(self, call))
-        if runner is None:
-            call.bell.acquire()
+        call.bell = runner.bell
+        waits = not (self.runs_alone(runner) or runner.would_wait_for_itself(self, call))
         if not self.when_answered(partial(Call.tell, (call,), (None,), 0)):
             return True
-        if runner is None:
-            in_time = call.bell.acquire(timeout=-1 if timeout is None else min(max(timeout, 0), TIMEOUT_MAX))
-        else:
-            try:
-                in_time = not waits or runner.wait([(self, call)], call.is_over, timeout)
-            except WaitsForItselfError:  # somebody else has closed a ring meanwhile
-                return False
-        if not in_time:
-            raise TimeoutError(self.late_message(timeout))
+        try:
+            if waits and not runner.wait([(self, call)], call.is_over, timeout):
+                raise TimeoutError(self.late_message(timeout))
+        except WaitsForItselfError:  # somebody else has closed a ring meanwhile
+            return False
         return waits
 
     # The flush thread
@@ -604,7 +580,7 @@ class ThreadEngine(Controls, Engine):
         begun = allocate_lock()
         begun.acquire()
         try:
-            self._start_thread(ThreadRunner(weakref.ref(self)), _own, self.tally, begun)
+            self._start_thread(ThreadRunner(self), _own, begun)
         except RuntimeError as error:  # too many; or at exit, or in a subinterpreter, where none may be started
             for call in posted:  # nobody may take them out again, as there may be an owner by now
                 self.withdraw(call)
@@ -635,102 +611,90 @@ class ThreadEngine(Controls, Engine):
         """Let a runner run a batch. False if the owner is to do so."""
         if self.returns_futures:
             return False
-        # The batches that have a turn keep one runner busy each.
-        if len(self._running) >= len(self._owner) and not self._start_runner():
-            return False
+        number = len(self._owner)
+        if len(self._running) >= number:  # the batches that have a turn keep one runner busy each
+            # There first, as it may begin at once with a batch that another one has not begun yet.
+            runner = self._owner[number] = ThreadRunner(self)
+            try:
+                self._start_thread(runner, _run, self._batches)
+            except RuntimeError:
+                del self._owner[number]
+                if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
+                    self._complained = True
+                    complain("%s() runs fewer batches at once than it might", self.name)
+                return False
         self._batches.put(batch)
         return True
 
-    def _start_runner(self) -> bool:
-        runner, number = ThreadRunner(weakref.ref(self)), len(self._owner)
-        self._owner[number] = runner  # first, as it may begin at once with a batch that another one has not begun yet
-        try:
-            self._start_thread(runner, _run, self._batches, self.tally)
-        except RuntimeError:
-            del self._owner[number]
-            if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
-                self._complained = True
-                complain("%s() runs fewer batches at once than it might", self.name)
-            return False
-        return True
-
     def ended(self, batch: Any) -> None:
-        if batch.runner is self.runner:
+        if batch.runner is self._owner.get(0):
             self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
         else:
             self.post_news(self.turn_ended, batch)
         if batch.lender is not None:
+            batch.lender.has_lent = False
             batch.lender.wake()
 
 
-def _own(runner: ThreadRunner, tally: Tally, begun: LockType) -> None:
-    """Be the owner of an engine, until there is another tally, which is so in a forked child."""
+def _own(runner: ThreadRunner, begun: LockType) -> None:
+    """Be the owner of an engine."""
     runner.enter()
-    known = runner.engine
-    engine = known()
+    engine = runner.engine()
     if engine is None or not engine.become_owner(runner):
         begun.release()
         return  # two callers have each started one
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
-    bell, inbox, batches = engine._bell, engine.inbox, engine._batches
+    bell, inbox = engine._bell, engine.inbox
     begun.release()
     step: Any = inf  # seconds to sleep, a batch to run, or None: to end
     while True:
         try:
             bell.acquire(True, -1 if step == inf else min(step, TIMEOUT_MAX))
-            engine = engine or known()
+            engine = engine or runner.engine()
             if engine is None:
                 break  # it is garbage
             rested = True
-            while engine.tally is tally:
-                step = engine.next(monotonic(), rested=rested)
-                if not isinstance(step, ThreadBatch):
-                    break
+            while isinstance(step := engine.next(monotonic(), rested=rested), ThreadBatch):
                 if engine.options.concurrency == 1 or not engine.give_to_a_runner(step):
                     step.run(engine.function, runner)
+                if runner.thread is None:
+                    return  # the function forked, and this is the child
                 step, rested = 0.0, False
-            else:
-                break  # the function forked, and this is the child
             if step is None:
                 drains = engine._drains
+                engine._batches.put(None)
                 engine.make_room()
-                _ring(bell)  # for the next owner
-                if not (inbox or engine.news) or not engine.become_owner(runner):
-                    for _, done in drains:
-                        done()
+                _ring(bell)  # for the next owner; this, if somebody posted who could not see yet that it ends
+                goes_on = (inbox or engine.news) and engine.become_owner(runner)
+                for _, done in drains:
+                    done()
+                if not goes_on:
                     break
-                # Somebody posted before it could see that this ends.
-                step, engine._drains = 0.0, drains
-                batches.put(None)
-                batches = engine._batches
+                step = 0.0
             if not (inbox or engine.buffer.waiting or engine._drains):
                 engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
             _disturbed(step, error)
             step = 0.0  # look again at once, as it may have struck just after the bell
-    batches.put(None)
     runner.leave()
     engine = None  # an error that the function raised knows this frame, and may be kept
 
 
-def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]", tally: Tally) -> None:
+def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> None:
     """Be one of several that run batches."""
     runner.enter()
     batch: ThreadBatch | None = None
-    engine: ThreadEngine | None = None
-    while True:
+    while runner.thread is not None:  # else the function forked, and this is the child
         try:
-            while (batch := batches.get()) is not None:
-                engine = batch.engine
-                batch.run(engine.function, runner)
-                if engine.tally is not tally:
-                    return  # the function forked, and this is the child
-                batch = engine = None
-            batches.put(None)
-            return
+            batch = None
+            batch = batches.get()
+            if batch is not None:
+                batch.run(batch.engine.function, runner)
+            else:
+                batches.put(None)
+                runner.leave()
         except BaseException as error:  # noqa: BLE001 - as in _own()
             _disturbed(batch, error)
-            batch = engine = None
 
 
 def _disturbed(batch: Any, error: BaseException) -> None:
@@ -778,6 +742,8 @@ def _all() -> list[ThreadEngine]:
 def _forget_parent() -> None:
     """Begin anew in a forked child."""
     for engine in _all():
+        for runner in engine._owner.values():  # no threads here
+            runner.thread = None
         engine.begin_anew()
 
 

@@ -875,8 +875,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     }
     shared: dict[type, str] = {
         Engine: "inbox news runners _running _lent bells wake_at has_leavers tracks",
-        Runner: "awaits thread cannot_lend",
-        ThreadRunner: "borrower",
+        Runner: "awaits thread cannot_lend has_lent",
         ThreadBatch: "runner",
         ThreadEngine: "_owner closed returns_futures",
         ItemFuture: "call",
@@ -1144,7 +1143,7 @@ def second_owner_that_stays() -> Block:
 
 def owner_that_is_remembered() -> Block:
     """An owner that ends does not make room for the next one."""
-    return _replaced(ThreadEngine, "make_room", lambda begin: lambda it: None if hasattr(it, "_owner") else begin(it))
+    return _replaced(ThreadEngine, "make_room", lambda begin: lambda it: None if hasattr(it, "_batches") else begin(it))
 
 
 def owner_that_does_not_know_that_it_is_closed() -> Block:
@@ -1233,7 +1232,7 @@ def one_turn_too_many() -> Block:
 
 def runner_that_is_not_started() -> Block:
     """The owner takes another runner for idle, which is not."""
-    return _nothing(ThreadEngine, "_start_runner", True)
+    return _left_out(ThreadEngine, "_start_thread", within=(ThreadEngine, "give_to_a_runner"))
 
 
 def runner_that_ends_unheard() -> Block:
@@ -1429,9 +1428,11 @@ def lent_turn_that_ends_too_late() -> Block:
 
     def late(ended: Callable[..., None]) -> Callable[..., None]:
         def run(it: Any, batch: Any) -> None:
-            batch.engine = it
+            had_lent = batch.lender is not None and batch.lender.has_lent
             ended(it, batch)
-            batch.engine = None
+            if had_lent:
+                batch.lender.has_lent = True
+                batch.lender.has_lent = False
 
         return run
 
@@ -1440,7 +1441,7 @@ def lent_turn_that_ends_too_late() -> Block:
 
 def turn_that_is_lent_to_two() -> Block:
     """Who has lent its turn to a batch on an engine lends it to another one as well."""
-    return patch.object(ThreadRunner, "has_lent", False)
+    return patch.object(ThreadRunner, "has_lent", property(lambda _: False, lambda *_: None), create=True)
 
 
 # Faults: the rest

@@ -20,7 +20,7 @@ import sys
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -66,7 +66,8 @@ class Queue:
 
     def put(self, item: Any) -> None:
         self._items.append(item)
-        self._there.release()
+        with suppress(RuntimeError):  # it is a finalizer, and the schedule has ended
+            self._there.release()
 
     def get(self) -> Any:
         self._there.acquire()
