@@ -16,19 +16,7 @@ import weakref
 from _thread import get_ident
 from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -78,29 +66,25 @@ class LoopCall(Call):
                     call.future.exception()  # as if asked for: an error must not be logged once for each item
                 else:
                     call.future.set_result(result)
-            except (
-                asyncio.InvalidStateError,
-                RuntimeError,
-            ):  # its caller has left, or a stranger did it; the loop is closed
+            # Its caller has left, or a stranger did it; or the loop is closed.
+            except (asyncio.InvalidStateError, RuntimeError):
                 pass
 
 
 class SubmitCall(LoopCall):
     """The same, where who holds the future may cancel it without a word."""
 
-    __slots__ = ()
+    __slots__ = ("is_watched",)
+
+    is_watched: bool
 
 
-class AioCall(Call):
+class AioCall(LoopCall):
     """A call whose caller awaits `future` on `loop`, and which a thread answers."""
 
-    __slots__ = ("__weakref__", "future", "loop")
+    __slots__ = ("loop",)
 
-    future: "asyncio.Future[Any]"
     loop: asyncio.AbstractEventLoop
-
-    def is_over(self) -> bool:
-        return self.future.done()
 
     @staticmethod
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
@@ -142,15 +126,15 @@ def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[...,
 
 def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, Any], __: object) -> AioCall:
     """Pass an item to a ThreadEngine from the running event loop."""
+    loop = _get_running_loop()
+    if loop is None:
+        raise no_loop_error(f"{engine.name}.aio")
     call = AioCall()
     call.item = item
+    call.loop, runner = loop, get_runner()
+    call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
     try:
-        call.loop = loop = get_running_loop()
-    except RuntimeError:
-        raise no_loop_error(f"{engine.name}.aio") from None
-    call.future = Future(loop=loop) if get_runner() is None else InsideFuture(call, engine, loop)
-    try:
-        if get_runner() is None and not engine.asks and not engine.closed:  # as most are: a step less
+        if runner is None and not engine.asks and not engine.closed:  # as most are: a step less
             engine.post((call,))
         else:
             engine.ask(call, constants)
@@ -216,9 +200,8 @@ class LoopBatch(Batch, Runner):
 
     engine: "LoopEngine"
     task: "asyncio.Task[None]"
-    lender: "LoopBatch | None" = None  # on whose turn it runs
-    borrower: "LoopBatch | None" = None  # which runs on its turn
-    has_lent = False  # that one may not have begun yet
+    # Those that share its turn, each of which has lent it to the next one; None stands for one that has not begun yet.
+    turn: Any = ()
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
@@ -228,15 +211,14 @@ class LoopBatch(Batch, Runner):
                 lender.wake()
         return False
 
-    def watch(self, _: object = None) -> None:
-        """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
+    def watch(self) -> None:
+        """Cancel the task if all callers have left."""
         entries = self.to_answer[0] if self.to_answer else ()
         if self.engine is None or not entries:
             return  # it has ended, or all have their answers
         for call in self.calls(entries):
             if not call.is_over():
-                if type(call) is SubmitCall:
-                    asyncio.Future.add_done_callback(call.future, self.watch, context=self.engine.context)
+                self.engine.watch(call)
                 return
         self.task.cancel()
 
@@ -261,8 +243,6 @@ class LoopEngine(Engine):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
-        self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
-        self._watched: SubmitCall | None = None
         self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
         self.context = Context()  # for callbacks, which would keep that of the caller
         self.tally = of.tally
@@ -343,16 +323,23 @@ class LoopEngine(Engine):
             _held.add(self)
         else:
             _held.discard(self)
-        if type(head) is SubmitCall and head is not self._watched:
-            # Who holds its future may cancel it without a word: then there may be nothing to wait for.
-            self._watched = head
-            Future.add_done_callback(head.future, self._head_is_done, context=self.context)
+        self.watch(head)
         self.alarm_at = moment
 
-    def _head_is_done(self, future: "Future[Any]") -> None:
-        self._watched, loop = None, self.loop()
-        if future.cancelled() and loop is not None:
-            self.look(loop)
+    def watch(self, call: Any) -> None:
+        """Hear of it if that caller leaves without a word, as who holds the future of submit() may."""
+        if type(call) is SubmitCall and not hasattr(call, "is_watched"):
+            call.is_watched = True
+            Future.add_done_callback(call.future, self._is_done, context=self.context)
+
+    def _is_done(self, future: "Future[Any]") -> None:
+        if future.cancelled():
+            self.post_news(self.watch_batches)
+
+    def watch_batches(self) -> None:
+        """Cancel the tasks of batches whose callers have all left."""
+        for batch in list(self.runners):
+            batch.watch()
 
     def _set_timer(self, moment: float) -> None:
         timer, loop = self._timer, self.loop()
@@ -363,16 +350,15 @@ class LoopEngine(Engine):
             self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
             self._timer_at = moment
 
-    def _begin(self, now: float) -> Batch | None:
+    def _begin(self, now: float) -> Any:
         loop = self.loop()
         if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
-            self._due_since = now
-            self._start(loop)
-        return self._next  # type: ignore[return-value]  # if there is one it looks next, so there is nothing to wake for
+            self._start(loop, now)
+        return self._next  # if there is one it looks next, so there is nothing to wake for
 
-    def _start(self, loop: asyncio.AbstractEventLoop, awaited: Any = None, lender: LoopBatch | None = None) -> None:
-        """Start a task that will take the next batch, as late as can be; or on a lent turn one that is `awaited`."""
-        steps = self._turn(loop, awaited, lender)
+    def _start(self, loop: asyncio.AbstractEventLoop, *how: Any) -> None:
+        """Start a task for a _turn(), which takes a batch as late as can be."""
+        steps = self._turn(loop, *how)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -380,44 +366,47 @@ class LoopEngine(Engine):
         # midst of its first caller.
         task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-        if lender is None:
+        if len(how) < 2:
             self._next = task
 
-    async def _turn(self, loop: asyncio.AbstractEventLoop, awaited: Any, lender: LoopBatch | None) -> None:
-        """Run the batch that is due; or on a lent turn the next one on the way to the call that is `awaited`."""
+    async def _turn(
+        self, loop: asyncio.AbstractEventLoop, now: float = -inf, lender: LoopBatch | None = None, awaited: Any = None
+    ) -> None:
+        """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.
+
+        `now`: the moment at which it was found to be due, as a timer may be early (uvloop counts in milliseconds).
+        """
         batch: Any = None
-        task = None
         try:
             await _begun()
-            now = max(loop.time(), self._due_since)
+            now = max(loop.time(), now)
             if lender is None:
-                task = self._next
                 self._next = None
                 batch = self._take_due(now, self._take)
-            elif lender.thread is not None:  # else it has ended, and with it its turn
-                task = current_task(loop)
-                batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
-                if batch is not None:
-                    lender.borrower, batch.lender = batch, lender
+            else:
+                if lender.thread is not None:  # else it has ended, and with it its turn
+                    batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
+                self._pass_on(lender.turn, None, batch)
+                lender = None
             self._disturbed = False
-            if batch is not None:
-                batch.task = task
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
             elif self._timer is not None:
                 self._set_timer(inf)
             if batch is not None:
+                batch.task = current_task(loop)
                 batch.thread, batch.awaits, batch.noted, batch.runner = get_ident(), deque(), [], batch
                 current.set(batch)
                 self.runners[batch] = None
-                if SubmitCall in map(type, batch.to_answer[0]):
+                if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
                     batch.watch()
                 await batch.run_async(self.function)
                 batch = None
                 self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
-            if lender is None and (task is None or task is self._next):
-                self._next = None
+            self._next = None  # if that is this one; another one that begins will only find less to do
+            if lender is not None:
+                self._pass_on(lender.turn, None)
             if batch is not None:
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
@@ -428,11 +417,6 @@ class LoopEngine(Engine):
             self.alarm_at = -inf
             self.ring()
             raise
-        finally:
-            if here() is None:  # else this was left behind, and is closed as garbage in the midst of another runner
-                current.set(None)  # a cycle: task, context, batch
-            if lender is not None:
-                self.take_back(lender)
 
     # Batches
 
@@ -447,63 +431,80 @@ class LoopEngine(Engine):
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
         self.turn_ended(batch)
-        batch.thread, batch.awaits = None, deque()
-        if batch.has_lent or batch.lender is not None:
-            self.pass_on(batch)
+        batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
+        batch.awaits = deque()
+        if batch in batch.turn:
+            self._pass_on(batch.turn, batch)
 
-    def pass_on(self, batch: LoopBatch) -> None:
-        """See to the turn that a batch which has ended had lent, or was lent."""
-        lender, borrower = batch.lender, batch.borrower
-        batch.lender = batch.borrower = None
-        if borrower is not None:  # it goes on, on the turn that this had
-            borrower.lender = lender
-            if lender is None:
-                self._running[id(borrower)] = self._lent.pop(id(borrower))
-        if lender is not None:
-            lender.borrower = borrower
-            self.take_back(lender)
-
-    def take_back(self, lender: LoopBatch) -> None:
-        """Let a batch have its turn back, unless another one runs on it; it may lend it once more."""
-        loop = self.loop()
-        if lender.borrower is None and loop is not None:
-            lender.has_lent = False
-            lender.look_soon(loop)
+    def _pass_on(self, turn: Any, gone: LoopBatch | None, batch: LoopBatch | None = None) -> None:
+        """Let those who share a turn go on without the one that is `gone`; with a further batch, if one has begun."""
+        turn.remove(gone)
+        loop, first = self.loop(), next(iter(turn), None)
+        if id(first) in self._lent:  # it goes on, on the turn that the other one had
+            self._running[id(first)] = self._lent.pop(id(first))
+        if batch is not None:
+            batch.turn = turn
+            turn.append(batch)
+        elif turn and turn[-1] is not None and loop is not None:
+            turn[-1].has_lent = False  # it may lend it once more
+            turn[-1].look_soon(loop)
 
     def left(self, call: Call) -> None:
         super().left(call)
-        for batch in list(self.runners):
-            batch.watch()
+        self.watch_batches()
 
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
 
-    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+    def held_up_by(self, *, at_all: bool = False) -> list[Any]:
         if at_all:
-            return self.runners.copy().keys()
+            return list(self.runners)
         # Of many that call each other, the latest have the turns.
         latest = (each for each in reversed(self.runners.copy()) if not each.has_lent)
-        return () if self.has_turn else list(islice(latest, self.concurrency))
+        return [] if self.has_turn else list(islice(latest, self.concurrency))
 
     def lend(self, call: LoopCall, lender: LoopBatch) -> None:
         """Let the next batch on the way to a call run on the turn of a batch that waits."""
         loop = self.loop()
         if loop is not None and not lender.has_lent:
             lender.has_lent = True
-            self._start(loop, call, lender)
+            lender.turn = lender.turn or [lender]
+            lender.turn.append(None)
+            self._start(loop, -inf, lender, call)
 
 
 class LoopAhead(Ahead):
     """What a map has read that a task iterates."""
 
-    async def sleep(self, bell: asyncio.Event) -> None:
+    def __init__(self, engine: LoopEngine, constants: Mapping[str, Any]) -> None:
+        self.bell, self.room = asyncio.Event(), asyncio.Event()
+        super().__init__(engine, constants, self.bell.set)
+
+    async def read(self, items: AsyncIterable[Any]) -> None:
+        """Read all items; in a task of its own."""
+        async for item in items:
+            if not self.more:
+                return  # this was cancelled, and the items took no notice
+            self.put((item,))
+            del item
+            while self.is_full:
+                self.make_due()
+                await self.room.wait()
+                self.room.clear()
+
+    def has_read(self, _: object) -> None:
+        """Say that there are no more items, as read() has ended."""
+        self.has_ended()
+        self.bell.set()
+
+    async def sleep(self) -> None:
         """Wait until there is an answer, or the settings have changed."""
         runner, call = here(), next(iter(self.calls), None)
         if runner is not None and call is not None:
             runner.note(self._engine, call, get_running_loop())
         try:
-            await bell.wait()
-            bell.clear()
+            await self.bell.wait()
+            self.bell.clear()
         finally:
             if runner is not None and call is not None:
                 runner.forget(self._engine, call)
@@ -564,10 +565,9 @@ class LoopEngines(Controls):
         self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS, kind: type[LoopCall] = SubmitCall
     ) -> LoopCall:
         """Pass an item to the running event loop."""
-        try:
-            loop = get_running_loop()
-        except RuntimeError:
-            raise no_loop_error(self.name) from None
+        loop = _get_running_loop()
+        if loop is None:
+            raise no_loop_error(self.name)
         engine = self._latest
         if engine is None or engine.loop() is not loop:
             engine = self._of(loop)
@@ -603,73 +603,38 @@ class LoopEngines(Controls):
         constants: Mapping[str, Any] = NO_CONSTANTS,
     ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
-        if isinstance(items, AsyncIterable):
-            return self._map_async(aiter(items), owner, constants)
-        return self._map(iter(items), owner, constants)
+        return self._map(aiter(items) if isinstance(items, AsyncIterable) else iter(items), owner, constants)
 
     async def _map(
         self,
-        items: Iterator[Any],
+        items: Any,
         owner: object,  # noqa: ARG002 - kept alive, as its method must answer
         constants: Mapping[str, Any],
     ) -> AsyncGenerator[Any, None]:
-        bell = asyncio.Event()
-        ahead = self._ahead(constants, bell)
+        loop, reader = get_running_loop(), None
+        ahead = LoopAhead(self._of(loop), constants)
+        if hasattr(items, "__anext__"):
+            # One task reads all items, while this waits for results: a result must not wait for the next item to come,
+            # and a generator must not find itself in another task at each of its steps (timeouts and cancel scopes
+            # forbid it).
+            reader = loop.create_task(ahead.read(items), name=f"batchify reader of a map of {self.name}()")
+            reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
+            reader.add_done_callback(ahead.has_read)
         try:
-            while ahead.reads(items):
-                results = ahead.take()
+            while ahead.reads(items) if reader is None else ahead.calls or not reader.done():
+                results = ahead.take() if reader is None else ahead.take(1)
+                ahead.room.set()
                 if not results:
-                    await ahead.sleep(bell)
+                    await ahead.sleep()
                 while results:
                     yield results.popleft()
+            if reader is not None:
+                await reader  # raises what the items raised
         finally:
             ahead.end()
-
-    async def _map_async(
-        self,
-        items: AsyncIterator[Any],
-        owner: object,  # noqa: ARG002
-        constants: Mapping[str, Any],
-    ) -> AsyncGenerator[Any, None]:
-        # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
-        # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        bell, room = asyncio.Event(), asyncio.Event()
-        ahead = self._ahead(constants, bell)
-
-        async def read() -> None:
-            async for item in items:
-                if not ahead.more:
-                    return  # this was cancelled, and the items took no notice
-                ahead.put((item,))
-                del item
-                while ahead.is_full:
-                    ahead.make_due()
-                    await room.wait()
-                    room.clear()
-
-        def ended(_: object) -> None:
-            ahead.has_ended()
-            bell.set()
-
-        reader = get_running_loop().create_task(read(), name=f"batchify reader of a map of {self.name}()")
-        reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        reader.add_done_callback(ended)
-        try:
-            while ahead.calls or not reader.done():
-                results = ahead.take(1)
-                room.set()
-                if not results:
-                    await ahead.sleep(bell)
-                while results:
-                    yield results.popleft()
-            await reader  # raises what the items raised
-        finally:
-            ahead.end()
-            reader.cancel()
-            await asyncio.wait([reader])
-
-    def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> "LoopAhead":
-        return LoopAhead(self._of(get_running_loop()), constants, bell.set)
+            if reader is not None:
+                reader.cancel()
+                await asyncio.wait([reader])
 
     @property
     def stats(self) -> Stats:

@@ -158,9 +158,11 @@ def test_items_on_a_closed_loop_are_not_kept_by_the_future_of_another_item() -> 
     loop = asyncio.new_event_loop()
     future = loop.run_until_complete(start())
     assert calls == [4, 2]
+    tasks = asyncio.all_tasks(loop)  # else the batch that runs would be garbage, and end by that
     loop.close()
     assert (f.stats.failed, f.stats.running, f.stats.cancelled) == (2, 2, 1)
     gc.collect()
+    assert len(tasks) == 1
     assert not future.done()
     assert [item() is not None for item in kept] == [True, True, False, False, False]
 
