@@ -531,28 +531,20 @@ class LoopEngines(Controls):
         self._latest: LoopEngine | None = None
 
     def _of(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
-        engine = self._latest
-        if engine is None or engine.loop() is not loop:
-            engine = self._engines.get(loop)
-            if engine is None:
-                self._all()  # forgets those of closed loops
-                engine = self._engines.setdefault(loop, LoopEngine(self, loop))
-            self._latest = engine
+        if loop not in self._engines:
+            self._all()  # forgets those of closed loops
+            self._engines.setdefault(loop, LoopEngine(self, loop))
+        self._latest = engine = self._engines[loop]
         return engine
 
     def _all(self) -> list[LoopEngine]:
         """Return the engines, and forget those of closed loops: they may hold futures, and these the loop for ever."""
-        found = []
-        for reference in self._engines.keyrefs():
-            loop = reference()
-            engine = None if loop is None else self._engines.get(loop)
-            if engine is not None and loop is not None:
-                if not loop.is_closed():
-                    found.append(engine)
-                elif self._engines.pop(loop, None) is not None:
-                    self._latest = None
-                    engine.forget()
-        return found
+        loops = [loop for reference in self._engines.keyrefs() if (loop := reference()) is not None]
+        for loop in loops:
+            if loop.is_closed() and (engine := self._engines.pop(loop, None)) is not None:
+                self._latest = None
+                engine.forget()
+        return [engine for loop in loops if (engine := self._engines.get(loop)) is not None]
 
     def flush(self) -> None:
         """Make due what waits, in all loops; any thread may call."""
