@@ -14,7 +14,7 @@ import asyncio
 import os
 import weakref
 from _thread import get_ident
-from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
+from asyncio import AbstractEventLoop, BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -51,8 +51,7 @@ class LoopCall(Call):
     def has_left(self) -> bool:
         return self.future.done()
 
-    def is_over(self) -> bool:
-        return self.future.done()
+    is_over = has_left
 
     def leave(self) -> None:
         self.future.cancel()
@@ -84,7 +83,7 @@ class AioCall(LoopCall):
 
     __slots__ = ("loop",)
 
-    loop: asyncio.AbstractEventLoop
+    loop: AbstractEventLoop
 
     @staticmethod
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
@@ -176,21 +175,22 @@ async def when_answered(of: Any, timeout: float | None) -> None:
 class InsideFuture(asyncio.Future[Any]):
     """The future of an item that was passed inside a function: it tells who waits for it there."""
 
-    def __init__(self, call: Call, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Call, engine: Any, loop: AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._known = weakref.ref(engine), weakref.ref(call)
 
     def add_done_callback(self, *args: Any, **context: Any) -> None:
         super().add_done_callback(*args, **context)
-        runner, (engine, call) = here(), [known() for known in self._known]
-        if runner is not None and call is not None and engine is not None and not self.done():
-            runner.note(engine, call, self.get_loop())
+        self._say(Runner.note, self.get_loop())
 
     def remove_done_callback(self, *args: Any) -> int:
-        runner, (engine, call) = here(), [known() for known in self._known]
-        if runner is not None and not self.done():
-            runner.forget(engine, call)
+        self._say(Runner.forget)
         return super().remove_done_callback(*args)
+
+    def _say(self, what: Callable[..., None], *args: Any) -> None:
+        runner, (engine, call) = here(), [known() for known in self._known]
+        if runner is not None and engine is not None and call is not None and not self.done():
+            what(runner, engine, call, *args)
 
 
 class LoopBatch(Batch, Runner):
@@ -237,7 +237,7 @@ class LoopEngine(Engine):
 
     make_batch = LoopBatch
 
-    def __init__(self, of: "LoopEngines", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, of: "LoopEngines", loop: AbstractEventLoop) -> None:
         self.of = of
         self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
         self._timer: asyncio.TimerHandle | None = None
@@ -286,14 +286,14 @@ class LoopEngine(Engine):
         if len(self.inbox) >= self.wake_at or now >= self.alarm_at:
             self.wake(loop)
 
-    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def wake(self, loop: AbstractEventLoop) -> None:
         """Look at once. While the owner looks, wake_at and alarm_at are inf, so this is never in the midst of that."""
         if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
             self.ring()
 
-    def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
+    def look(self, loop: AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
@@ -317,8 +317,14 @@ class LoopEngine(Engine):
             raise
 
     def sleep_until(self, moment: float, head: Any) -> None:
-        if moment != self._timer_at:
-            self._set_timer(moment)
+        loop = self.loop()
+        if moment != self._timer_at and loop is not None:
+            timer, self._timer, self._timer_at = self._timer, None, inf
+            if timer is not None:
+                timer.cancel()
+            if moment < inf:
+                self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
+                self._timer_at = moment
         if head is not None and self._timer is None:
             _held.add(self)
         else:
@@ -341,24 +347,17 @@ class LoopEngine(Engine):
         for batch in list(self.runners):
             batch.watch()
 
-    def _set_timer(self, moment: float) -> None:
-        timer, loop = self._timer, self.loop()
-        self._timer, self._timer_at = None, inf
-        if timer is not None:
-            timer.cancel()
-        if moment < inf and loop is not None:
-            self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
-            self._timer_at = moment
-
     def _begin(self, now: float) -> Any:
         loop = self.loop()
         if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
             self._start(loop, now)
         return self._next  # if there is one it looks next, so there is nothing to wake for
 
-    def _start(self, loop: asyncio.AbstractEventLoop, *how: Any) -> None:
+    def _start(
+        self, loop: AbstractEventLoop, now: float = -inf, lender: LoopBatch | None = None, awaited: Any = None
+    ) -> None:
         """Start a task for a _turn(), which takes a batch as late as can be."""
-        steps = self._turn(loop, *how)
+        steps = self._turn(loop, now, lender, awaited)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -366,12 +365,10 @@ class LoopEngine(Engine):
         # midst of its first caller.
         task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
-        if len(how) < 2:
+        if lender is None:
             self._next = task
 
-    async def _turn(
-        self, loop: asyncio.AbstractEventLoop, now: float = -inf, lender: LoopBatch | None = None, awaited: Any = None
-    ) -> None:
+    async def _turn(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None, awaited: Any) -> None:
         """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.
 
         `now`: the moment at which it was found to be due, as a timer may be early (uvloop counts in milliseconds).
@@ -381,21 +378,21 @@ class LoopEngine(Engine):
             await _begun()
             now = max(loop.time(), now)
             if lender is None:
-                self._next = None
+                task, self._next = self._next, None
                 batch = self._take_due(now, self._take)
             else:
                 if lender.thread is not None:  # else it has ended, and with it its turn
                     batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
                 self._pass_on(lender.turn, None, batch)
-                lender = None
+                task, lender = current_task(loop), None
             self._disturbed = False
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
             elif self._timer is not None:
-                self._set_timer(inf)
+                self.sleep_until(inf, None)
             if batch is not None:
-                batch.task = current_task(loop)
-                batch.thread, batch.awaits, batch.noted, batch.runner = get_ident(), deque(), [], batch
+                batch.task, batch.thread = task, get_ident()
+                batch.awaits, batch.noted, batch.runner = deque(), [], batch
                 current.set(batch)
                 self.runners[batch] = None
                 if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
@@ -527,10 +524,10 @@ class LoopEngines(Controls):
 
     def begin_anew(self) -> None:
         self.tally = Tally()
-        self._engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopEngine] = weakref.WeakKeyDictionary()
+        self._engines: weakref.WeakKeyDictionary[AbstractEventLoop, LoopEngine] = weakref.WeakKeyDictionary()
         self._latest: LoopEngine | None = None
 
-    def _of(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
+    def _of(self, loop: AbstractEventLoop) -> LoopEngine:
         if loop not in self._engines:
             self._all()  # forgets those of closed loops
             self._engines.setdefault(loop, LoopEngine(self, loop))
@@ -589,20 +586,13 @@ class LoopEngines(Controls):
             self._of(get_running_loop()).withdraw(call)
 
     def map(
-        self,
-        items: Iterable[Any] | AsyncIterable[Any],
-        owner: object,
-        constants: Mapping[str, Any] = NO_CONSTANTS,
+        self, items: Iterable[Any] | AsyncIterable[Any], owner: object, constants: Mapping[str, Any] = NO_CONSTANTS
     ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         return self._map(aiter(items) if isinstance(items, AsyncIterable) else iter(items), owner, constants)
 
-    async def _map(
-        self,
-        items: Any,
-        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
-        constants: Mapping[str, Any],
-    ) -> AsyncGenerator[Any, None]:
+    async def _map(self, items: Any, _owner: object, constants: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """`_owner`: kept alive, as its method must answer."""
         loop, reader = get_running_loop(), None
         ahead = LoopAhead(self._of(loop), constants)
         if hasattr(items, "__anext__"):
