@@ -205,22 +205,20 @@ class LoopBatch(Batch, Runner):
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
-            if type(lender) is LoopBatch and lender.thread == self.thread:
-                engine.lend(call, lender)
-            else:
+            if type(lender) is not LoopBatch or lender.thread != self.thread:
                 lender.wake()
+            elif not lender.has_lent:
+                engine.lend(call, lender)
         return False
 
     def watch(self) -> None:
         """Cancel the task if all callers have left."""
-        entries = self.to_answer[0] if self.to_answer else ()
-        if self.engine is None or not entries:
-            return  # it has ended, or all have their answers
-        for call in self.calls(entries):
-            if not call.is_over():
-                self.engine.watch(call)
-                return
-        self.task.cancel()
+        for entries in self.to_answer:
+            waits = next((call for call in self.calls(entries) if not call.is_over()), None)
+            if waits is not None:
+                self.engine.watch(waits)
+            elif entries:  # else all have their answers
+                self.task.cancel()
 
 
 @coroutine
@@ -236,6 +234,7 @@ class LoopEngine(Engine):
     """
 
     make_batch = LoopBatch
+    closed = property(attrgetter("of.closed"))
 
     def __init__(self, of: "LoopEngines", loop: AbstractEventLoop) -> None:
         self.of = of
@@ -248,10 +247,6 @@ class LoopEngine(Engine):
         self.tally = of.tally
         super().__init__(of.function, of.name, of.options, of.takes)
         self.buffer.ends = of.closed
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        return self.of.closed
 
     def now(self) -> float:
         loop = self.loop()
@@ -319,12 +314,11 @@ class LoopEngine(Engine):
     def sleep_until(self, moment: float, head: Any) -> None:
         loop = self.loop()
         if moment != self._timer_at and loop is not None:
-            timer, self._timer, self._timer_at = self._timer, None, inf
-            if timer is not None:
-                timer.cancel()
-            if moment < inf:
-                self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
-                self._timer_at = moment
+            self._timer_at = inf
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None if moment == inf else loop.call_at(moment, self.look, loop, moment, context=self.context)
+            self._timer_at = moment
         if head is not None and self._timer is None:
             _held.add(self)
         else:
@@ -386,10 +380,8 @@ class LoopEngine(Engine):
                 self._pass_on(lender.turn, None, batch)
                 task, lender = current_task(loop), None
             self._disturbed = False
-            if batch is None or self.concurrency > 1:
-                self.look(loop)  # another one may be due
-            elif self._timer is not None:
-                self.sleep_until(inf, None)
+            if batch is None or self.concurrency > 1 or self._timer is not None:
+                self.look(loop)  # another one may be due; or no timer is needed until this has ended
             if batch is not None:
                 batch.task, batch.thread = task, get_ident()
                 batch.awaits, batch.noted, batch.runner = deque(), [], batch
@@ -462,12 +454,10 @@ class LoopEngine(Engine):
 
     def lend(self, call: LoopCall, lender: LoopBatch) -> None:
         """Let the next batch on the way to a call run on the turn of a batch that waits."""
-        loop = self.loop()
-        if loop is not None and not lender.has_lent:
-            lender.has_lent = True
-            lender.turn = lender.turn or [lender]
-            lender.turn.append(None)
-            self._start(loop, -inf, lender, call)
+        lender.has_lent = True
+        lender.turn = lender.turn or [lender]
+        lender.turn.append(None)
+        self._start(get_running_loop(), -inf, lender, call)
 
 
 class LoopAhead(Ahead):
