@@ -380,8 +380,10 @@ class LoopEngine(Engine):
                 self._pass_on(lender.turn, None, batch)
                 task, lender = current_task(loop), None
             self._disturbed = False
-            if batch is None or self.concurrency > 1 or self._timer is not None:
-                self.look(loop)  # another one may be due; or no timer is needed until this has ended
+            if batch is None or self.concurrency > 1:
+                self.look(loop)  # another one may be due
+            elif self._timer is not None:
+                self.sleep_until(inf, None)
             if batch is not None:
                 batch.task, batch.thread = task, get_ident()
                 batch.awaits, batch.noted, batch.runner = deque(), [], batch
