@@ -129,8 +129,7 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
     if loop is None:
         raise no_loop_error(f"{engine.name}.aio")
     call = AioCall()
-    call.item = item
-    call.loop, runner = loop, get_runner()
+    call.item, call.loop, runner = item, loop, get_runner()
     call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
     try:
         if runner is None and not engine.asks and not engine.closed:  # as most are: a step less
@@ -200,15 +199,15 @@ class LoopBatch(Batch, Runner):
 
     engine: "LoopEngine"
     task: "asyncio.Task[None]"
-    # Those that share its turn, each of which has lent it to the next one; None stands for one that has not begun yet.
-    turn: Any = ()
+    turn: Any = ()  # once it was lent a list of those that share it, each of which has lent it to the next one
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
             if type(lender) is not LoopBatch or lender.thread != self.thread:
                 lender.wake()
             elif not lender.has_lent:
-                engine.lend(call, lender)
+                lender.has_lent = True
+                engine.start(get_running_loop(), -inf, lender, call)
         return False
 
     def watch(self) -> None:
@@ -297,7 +296,7 @@ class LoopEngine(Engine):
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
-                    self._start(loop)  # almost certainly due; if it is not, its task looks again
+                    self.start(loop, moment)  # almost certainly due; if it is not, its task looks again
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
@@ -330,26 +329,20 @@ class LoopEngine(Engine):
         """Hear of it if that caller leaves without a word, as who holds the future of submit() may."""
         if type(call) is SubmitCall and not hasattr(call, "is_watched"):
             call.is_watched = True
-            Future.add_done_callback(call.future, self._is_done, context=self.context)
+            Future.add_done_callback(call.future, partial(self._is_done, weakref.ref(call)), context=self.context)
 
-    def _is_done(self, future: "Future[Any]") -> None:
-        if future.cancelled():
-            self.post_news(self.watch_batches)
-
-    def watch_batches(self) -> None:
-        """Cancel the tasks of batches whose callers have all left."""
-        for batch in list(self.runners):
-            batch.watch()
+    def _is_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
+        call = known()
+        if future.cancelled() and call is not None:
+            self.post_news(self.left, call)
 
     def _begin(self, now: float) -> Any:
         loop = self.loop()
         if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
-            self._start(loop, now)
+            self.start(loop, now)
         return self._next  # if there is one it looks next, so there is nothing to wake for
 
-    def _start(
-        self, loop: AbstractEventLoop, now: float = -inf, lender: LoopBatch | None = None, awaited: Any = None
-    ) -> None:
+    def start(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None = None, awaited: Any = None) -> None:
         """Start a task for a _turn(), which takes a batch as late as can be."""
         steps = self._turn(loop, now, lender, awaited)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
@@ -368,6 +361,7 @@ class LoopEngine(Engine):
         `now`: the moment at which it was found to be due, as a timer may be early (uvloop counts in milliseconds).
         """
         batch: Any = None
+        task: Any = None
         try:
             await _begun()
             now = max(loop.time(), now)
@@ -377,8 +371,10 @@ class LoopEngine(Engine):
             else:
                 if lender.thread is not None:  # else it has ended, and with it its turn
                     batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
-                self._pass_on(lender.turn, None, batch)
-                task, lender = current_task(loop), None
+                if batch is not None:
+                    task, turn = current_task(loop), lender.turn or [lender]
+                    turn.append(batch)
+                    batch.turn, lender.turn, lender = turn, turn, None
             self._disturbed = False
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
@@ -395,9 +391,8 @@ class LoopEngine(Engine):
                 batch = None
                 self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
-            self._next = None  # if that is this one; another one that begins will only find less to do
-            if lender is not None:
-                self._pass_on(lender.turn, None)
+            if task is None and lender is None:
+                self._next = None  # it had not begun
             if batch is not None:
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
@@ -408,6 +403,9 @@ class LoopEngine(Engine):
             self.alarm_at = -inf
             self.ring()
             raise
+        finally:
+            if lender is not None:  # nothing was taken
+                self._take_back(lender)
 
     # Batches
 
@@ -424,25 +422,26 @@ class LoopEngine(Engine):
         self.turn_ended(batch)
         batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
         batch.awaits = deque()
-        if batch in batch.turn:
-            self._pass_on(batch.turn, batch)
+        turn, batch.turn = batch.turn, ()
+        if turn:
+            is_last = turn[-1] is batch
+            turn.remove(batch)
+            if turn and id(turn[0]) in self._lent:  # it goes on, on the turn that this one had
+                self._running[id(turn[0])] = self._lent.pop(id(turn[0]))
+            if turn and is_last:
+                self._take_back(turn[-1])
 
-    def _pass_on(self, turn: Any, gone: LoopBatch | None, batch: LoopBatch | None = None) -> None:
-        """Let those who share a turn go on without the one that is `gone`; with a further batch, if one has begun."""
-        turn.remove(gone)
-        loop, first = self.loop(), next(iter(turn), None)
-        if id(first) in self._lent:  # it goes on, on the turn that the other one had
-            self._running[id(first)] = self._lent.pop(id(first))
-        if batch is not None:
-            batch.turn = turn
-            turn.append(batch)
-        elif turn and turn[-1] is not None and loop is not None:
-            turn[-1].has_lent = False  # it may lend it once more
-            turn[-1].look_soon(loop)
+    def _take_back(self, lender: LoopBatch) -> None:
+        """Let a batch that has lent its turn have it back; it may lend it once more."""
+        loop = self.loop()
+        if loop is not None:
+            lender.has_lent = False
+            lender.look_soon(loop)
 
     def left(self, call: Call) -> None:
         super().left(call)
-        self.watch_batches()
+        for batch in list(self.runners):
+            batch.watch()
 
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
@@ -453,13 +452,6 @@ class LoopEngine(Engine):
         # Of many that call each other, the latest have the turns.
         latest = (each for each in reversed(self.runners.copy()) if not each.has_lent)
         return [] if self.has_turn else list(islice(latest, self.concurrency))
-
-    def lend(self, call: LoopCall, lender: LoopBatch) -> None:
-        """Let the next batch on the way to a call run on the turn of a batch that waits."""
-        lender.has_lent = True
-        lender.turn = lender.turn or [lender]
-        lender.turn.append(None)
-        self._start(get_running_loop(), -inf, lender, call)
 
 
 class LoopAhead(Ahead):
