@@ -197,7 +197,6 @@ class LoopBatch(Batch, Runner):
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
-    engine: "LoopEngine"
     task: "asyncio.Task[None]"
     turn: Any = ()  # once it was lent a list of those that share it, each of which has lent it to the next one
 
