@@ -433,7 +433,7 @@ class LoopEngine(Engine):
     def _take_back(self, lender: LoopBatch) -> None:
         """Let a batch that has lent its turn have it back; it may lend it once more."""
         loop = self.loop()
-        if loop is not None:
+        if loop is not None and not loop.is_closed():
             lender.has_lent = False
             lender.look_soon(loop)
 

@@ -232,6 +232,34 @@ def test_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works()
     run_script(script, "-X", "dev", "-W", "error")
 
 
+def test_loop_closed_while_a_turn_is_lent_is_silent() -> None:
+    script = """if True:
+        import asyncio, gc
+        from batchify import batched
+
+        def close_after(turns):
+            async def function(items):
+                if items == [0]:
+                    return [await f(1)]
+                await asyncio.Event().wait()
+
+            async def start():
+                f.submit(0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+            f = batched(batch_size=1)(function)
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(start())
+            loop.close()
+
+        for turns in range(8):
+            close_after(turns)
+            gc.collect()
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
 def test_items_left_behind_by_asyncio_run_make_no_noise() -> None:
     script = """if True:
         import asyncio, gc
