@@ -180,13 +180,13 @@ class InsideFuture(asyncio.Future[Any]):
 
     def add_done_callback(self, *args: Any, **context: Any) -> None:
         super().add_done_callback(*args, **context)
-        self._say(Runner.note, self.get_loop())
+        self._tell_runner(Runner.note, self.get_loop())
 
     def remove_done_callback(self, *args: Any) -> int:
-        self._say(Runner.forget)
+        self._tell_runner(Runner.forget)
         return super().remove_done_callback(*args)
 
-    def _say(self, what: Callable[..., None], *args: Any) -> None:
+    def _tell_runner(self, what: Callable[..., None], *args: Any) -> None:
         runner, (engine, call) = here(), [known() for known in self._known]
         if runner is not None and engine is not None and call is not None and not self.done():
             what(runner, engine, call, *args)
@@ -198,7 +198,8 @@ class LoopBatch(Batch, Runner):
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     task: "asyncio.Task[None]"
-    turn: Any = ()  # once it was lent a list of those that share it, each of which has lent it to the next one
+    # Once its turn was lent: a list of the batches that share it, each of which has lent it to the next one.
+    turn: Any = ()
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
@@ -232,7 +233,7 @@ class LoopEngine(Engine):
     """
 
     make_batch = LoopBatch
-    closed = property(attrgetter("of.closed"))
+    closed = property(attrgetter("of.closed"))  # pyright: ignore[reportAssignmentType]
 
     def __init__(self, of: "LoopEngines", loop: AbstractEventLoop) -> None:
         self.of = of
@@ -328,9 +329,11 @@ class LoopEngine(Engine):
         """Hear of it if that caller leaves without a word, as who holds the future of submit() may."""
         if type(call) is SubmitCall and not hasattr(call, "is_watched"):
             call.is_watched = True
-            Future.add_done_callback(call.future, partial(self._is_done, weakref.ref(call)), context=self.context)
+            Future.add_done_callback(
+                call.future, partial(self._future_is_done, weakref.ref(call)), context=self.context
+            )
 
-    def _is_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
+    def _future_is_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
         call = known()
         if future.cancelled() and call is not None:
             self.post_news(self.left, call)
