@@ -318,10 +318,8 @@ class LoopEngine(Engine):
                 self._timer.cancel()
             self._timer = None if moment == inf else loop.call_at(moment, self.look, loop, moment, context=self.context)
             self._timer_at = moment
-        if head is not None and self._timer is None:
-            _held.add(self)
-        else:
-            _held.discard(self)
+        hold = _held.add if head is not None and self._timer is None else _held.discard
+        hold(self)
         self.watch(head)
         self.alarm_at = moment
 
@@ -424,8 +422,8 @@ class LoopEngine(Engine):
         self.turn_ended(batch)
         batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
         batch.awaits = deque()
-        turn, batch.turn = batch.turn, ()
-        if turn:
+        if batch.turn:
+            turn, batch.turn = batch.turn, ()
             is_last = turn[-1] is batch
             turn.remove(batch)
             if turn and id(turn[0]) in self._lent:  # it goes on, on the turn that this one had
