@@ -327,11 +327,10 @@ class LoopEngine(Engine):
         """Hear of it if that caller leaves without a word, as who holds the future of submit() may."""
         if type(call) is SubmitCall and not hasattr(call, "is_watched"):
             call.is_watched = True
-            Future.add_done_callback(
-                call.future, partial(self._future_is_done, weakref.ref(call)), context=self.context
-            )
+            done = partial(self._future_done, weakref.ref(call))
+            Future.add_done_callback(call.future, done, context=self.context)
 
-    def _future_is_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
+    def _future_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
         call = known()
         if future.cancelled() and call is not None:
             self.post_news(self.left, call)
