@@ -14,21 +14,9 @@ import asyncio
 import os
 import weakref
 from _thread import get_ident
-from asyncio import BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
+from asyncio import AbstractEventLoop, BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    AsyncIterator,
-    Callable,
-    Collection,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
@@ -63,8 +51,7 @@ class LoopCall(Call):
     def has_left(self) -> bool:
         return self.future.done()
 
-    def is_over(self) -> bool:
-        return self.future.done()
+    is_over = has_left
 
     def leave(self) -> None:
         self.future.cancel()
@@ -78,29 +65,25 @@ class LoopCall(Call):
                     call.future.exception()  # as if asked for: an error must not be logged once for each item
                 else:
                     call.future.set_result(result)
-            except (
-                asyncio.InvalidStateError,
-                RuntimeError,
-            ):  # its caller has left, or a stranger did it; the loop is closed
+            # Its caller has left, or a stranger did it; or the loop is closed.
+            except (asyncio.InvalidStateError, RuntimeError):
                 pass
 
 
 class SubmitCall(LoopCall):
     """The same, where who holds the future may cancel it without a word."""
 
-    __slots__ = ()
+    __slots__ = ("is_watched",)
+
+    is_watched: bool
 
 
-class AioCall(Call):
+class AioCall(LoopCall):
     """A call whose caller awaits `future` on `loop`, and which a thread answers."""
 
-    __slots__ = ("__weakref__", "future", "loop")
+    __slots__ = ("loop",)
 
-    future: "asyncio.Future[Any]"
-    loop: asyncio.AbstractEventLoop
-
-    def is_over(self) -> bool:
-        return self.future.done()
+    loop: AbstractEventLoop
 
     @staticmethod
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
@@ -142,15 +125,14 @@ def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[...,
 
 def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, Any], __: object) -> AioCall:
     """Pass an item to a ThreadEngine from the running event loop."""
+    loop = _get_running_loop()
+    if loop is None:
+        raise no_loop_error(f"{engine.name}.aio")
     call = AioCall()
-    call.item = item
+    call.item, call.loop, runner = item, loop, get_runner()
+    call.future = Future(loop=loop) if runner is None else InsideFuture(call, engine, loop)
     try:
-        call.loop = loop = get_running_loop()
-    except RuntimeError:
-        raise no_loop_error(f"{engine.name}.aio") from None
-    call.future = Future(loop=loop) if get_runner() is None else InsideFuture(call, engine, loop)
-    try:
-        if get_runner() is None and not engine.asks and not engine.closed:  # as most are: a step less
+        if runner is None and not engine.asks and not engine.closed:  # as most are: a step less
             engine.post((call,))
         else:
             engine.ask(call, constants)
@@ -192,21 +174,22 @@ async def when_answered(of: Any, timeout: float | None) -> None:
 class InsideFuture(asyncio.Future[Any]):
     """The future of an item that was passed inside a function: it tells who waits for it there."""
 
-    def __init__(self, call: Call, engine: Any, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, call: Call, engine: Any, loop: AbstractEventLoop) -> None:
         super().__init__(loop=loop)
         self._known = weakref.ref(engine), weakref.ref(call)
 
     def add_done_callback(self, *args: Any, **context: Any) -> None:
         super().add_done_callback(*args, **context)
-        runner, (engine, call) = here(), [known() for known in self._known]
-        if runner is not None and call is not None and engine is not None and not self.done():
-            runner.note(engine, call, self.get_loop())
+        self._tell_runner(Runner.note, self.get_loop())
 
     def remove_done_callback(self, *args: Any) -> int:
-        runner, (engine, call) = here(), [known() for known in self._known]
-        if runner is not None and not self.done():
-            runner.forget(engine, call)
+        self._tell_runner(Runner.forget)
         return super().remove_done_callback(*args)
+
+    def _tell_runner(self, what: Callable[..., None], *args: Any) -> None:
+        runner, (engine, call) = here(), [known() for known in self._known]
+        if runner is not None and engine is not None and call is not None and not self.done():
+            what(runner, engine, call, *args)
 
 
 class LoopBatch(Batch, Runner):
@@ -214,31 +197,27 @@ class LoopBatch(Batch, Runner):
 
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
-    engine: "LoopEngine"
     task: "asyncio.Task[None]"
-    lender: "LoopBatch | None" = None  # on whose turn it runs
-    borrower: "LoopBatch | None" = None  # which runs on its turn
-    has_lent = False  # that one may not have begun yet
+    # Once its turn was lent: a list of the batches that share it, each of which has lent it to the next one.
+    turn: Any = ()
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
-            if type(lender) is LoopBatch and lender.thread == self.thread:
-                engine.lend(call, lender)
-            else:
+            if type(lender) is not LoopBatch or lender.thread != self.thread:
                 lender.wake()
+            elif not lender.has_lent:
+                lender.has_lent = True
+                engine.start(get_running_loop(), -inf, lender, call)
         return False
 
-    def watch(self, _: object = None) -> None:
-        """Cancel the task if all callers have left: they post that, or, for submit(), their futures tell it."""
-        entries = self.to_answer[0] if self.to_answer else ()
-        if self.engine is None or not entries:
-            return  # it has ended, or all have their answers
-        for call in self.calls(entries):
-            if not call.is_over():
-                if type(call) is SubmitCall:
-                    asyncio.Future.add_done_callback(call.future, self.watch, context=self.engine.context)
-                return
-        self.task.cancel()
+    def watch(self) -> None:
+        """Cancel the task if all callers have left."""
+        for entries in self.to_answer:
+            waits = next((call for call in self.calls(entries) if not call.is_over()), None)
+            if waits is not None:
+                self.engine.watch(waits)
+            elif entries:  # else all have their answers
+                self.task.cancel()
 
 
 @coroutine
@@ -254,24 +233,19 @@ class LoopEngine(Engine):
     """
 
     make_batch = LoopBatch
+    closed = property(attrgetter("of.closed"))  # pyright: ignore[reportAssignmentType]
 
-    def __init__(self, of: "LoopEngines", loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, of: "LoopEngines", loop: AbstractEventLoop) -> None:
         self.of = of
         self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
         self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
-        self._due_since = -inf  # by a timer, which may be a little early (uvloop counts in milliseconds)
-        self._watched: SubmitCall | None = None
         self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
         self.context = Context()  # for callbacks, which would keep that of the caller
         self.tally = of.tally
         super().__init__(of.function, of.name, of.options, of.takes)
         self.buffer.ends = of.closed
-
-    @property
-    def closed(self) -> bool:  # type: ignore[override]
-        return self.of.closed
 
     def now(self) -> float:
         loop = self.loop()
@@ -306,14 +280,14 @@ class LoopEngine(Engine):
         if len(self.inbox) >= self.wake_at or now >= self.alarm_at:
             self.wake(loop)
 
-    def wake(self, loop: asyncio.AbstractEventLoop) -> None:
+    def wake(self, loop: AbstractEventLoop) -> None:
         """Look at once. While the owner looks, wake_at and alarm_at are inf, so this is never in the midst of that."""
         if current_task(loop) is not None:
             self.look(loop)
         else:  # perhaps a signal handler, while the loop sleeps
             self.ring()
 
-    def look(self, loop: asyncio.AbstractEventLoop, moment: float = -inf) -> None:
+    def look(self, loop: AbstractEventLoop, moment: float = -inf) -> None:
         """See to it that what waits is taken when it is due. `moment`: what the timer was set to that called this."""
         try:
             waits = len(self.inbox) + len(self.buffer.waiting)
@@ -322,7 +296,7 @@ class LoopEngine(Engine):
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
                 if self._next is None:
-                    self._start(loop)  # almost certainly due; if it is not, its task looks again
+                    self.start(loop, moment)  # almost certainly due; if it is not, its task looks again
             elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
@@ -337,42 +311,39 @@ class LoopEngine(Engine):
             raise
 
     def sleep_until(self, moment: float, head: Any) -> None:
-        if moment != self._timer_at:
-            self._set_timer(moment)
-        if head is not None and self._timer is None:
-            _held.add(self)
-        else:
-            _held.discard(self)
-        if type(head) is SubmitCall and head is not self._watched:
-            # Who holds its future may cancel it without a word: then there may be nothing to wait for.
-            self._watched = head
-            Future.add_done_callback(head.future, self._head_is_done, context=self.context)
+        loop = self.loop()
+        if moment != self._timer_at and loop is not None:
+            self._timer_at = inf
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = None if moment == inf else loop.call_at(moment, self.look, loop, moment, context=self.context)
+            self._timer_at = moment
+        hold = _held.add if head is not None and self._timer is None else _held.discard
+        hold(self)
+        self.watch(head)
         self.alarm_at = moment
 
-    def _head_is_done(self, future: "Future[Any]") -> None:
-        self._watched, loop = None, self.loop()
-        if future.cancelled() and loop is not None:
-            self.look(loop)
+    def watch(self, call: Any) -> None:
+        """Hear of it if that caller leaves without a word, as who holds the future of submit() may."""
+        if type(call) is SubmitCall and not hasattr(call, "is_watched"):
+            call.is_watched = True
+            done = partial(self._future_done, weakref.ref(call))
+            Future.add_done_callback(call.future, done, context=self.context)
 
-    def _set_timer(self, moment: float) -> None:
-        timer, loop = self._timer, self.loop()
-        self._timer, self._timer_at = None, inf
-        if timer is not None:
-            timer.cancel()
-        if moment < inf and loop is not None:
-            self._timer = loop.call_at(moment, self.look, loop, moment, context=self.context)
-            self._timer_at = moment
+    def _future_done(self, known: Callable[[], Any], future: "Future[Any]") -> None:
+        call = known()
+        if future.cancelled() and call is not None:
+            self.post_news(self.left, call)
 
-    def _begin(self, now: float) -> Batch | None:
+    def _begin(self, now: float) -> Any:
         loop = self.loop()
         if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
-            self._due_since = now
-            self._start(loop)
-        return self._next  # type: ignore[return-value]  # if there is one it looks next, so there is nothing to wake for
+            self.start(loop, now)
+        return self._next  # if there is one it looks next, so there is nothing to wake for
 
-    def _start(self, loop: asyncio.AbstractEventLoop, awaited: Any = None, lender: LoopBatch | None = None) -> None:
-        """Start a task that will take the next batch, as late as can be; or on a lent turn one that is `awaited`."""
-        steps = self._turn(loop, awaited, lender)
+    def start(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None = None, awaited: Any = None) -> None:
+        """Start a task for a _turn(), which takes a batch as late as can be."""
+        steps = self._turn(loop, now, lender, awaited)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
         steps.send(None)
@@ -383,41 +354,44 @@ class LoopEngine(Engine):
         if lender is None:
             self._next = task
 
-    async def _turn(self, loop: asyncio.AbstractEventLoop, awaited: Any, lender: LoopBatch | None) -> None:
-        """Run the batch that is due; or on a lent turn the next one on the way to the call that is `awaited`."""
+    async def _turn(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None, awaited: Any) -> None:
+        """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.
+
+        `now`: the moment at which it was found to be due, as a timer may be early (uvloop counts in milliseconds).
+        """
         batch: Any = None
-        task = None
+        task: Any = None
         try:
             await _begun()
-            now = max(loop.time(), self._due_since)
+            now = max(loop.time(), now)
             if lender is None:
-                task = self._next
-                self._next = None
+                task, self._next = self._next, None
                 batch = self._take_due(now, self._take)
-            elif lender.thread is not None:  # else it has ended, and with it its turn
-                task = current_task(loop)
-                batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
+            else:
+                if lender.thread is not None:  # else it has ended, and with it its turn
+                    batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
                 if batch is not None:
-                    lender.borrower, batch.lender = batch, lender
+                    task, turn = current_task(loop), lender.turn or [lender]
+                    turn.append(batch)
+                    batch.turn, lender.turn, lender = turn, turn, None
             self._disturbed = False
-            if batch is not None:
-                batch.task = task
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
             elif self._timer is not None:
-                self._set_timer(inf)
+                self.sleep_until(inf, None)
             if batch is not None:
-                batch.thread, batch.awaits, batch.noted, batch.runner = get_ident(), deque(), [], batch
+                batch.task, batch.thread = task, get_ident()
+                batch.awaits, batch.noted, batch.runner = deque(), [], batch
                 current.set(batch)
                 self.runners[batch] = None
-                if SubmitCall in map(type, batch.to_answer[0]):
+                if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
                     batch.watch()
                 await batch.run_async(self.function)
                 batch = None
                 self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
-            if lender is None and (task is None or task is self._next):
-                self._next = None
+            if task is None and lender is None:
+                self._next = None  # it had not begun
             if batch is not None:
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
@@ -429,10 +403,8 @@ class LoopEngine(Engine):
             self.ring()
             raise
         finally:
-            if here() is None:  # else this was left behind, and is closed as garbage in the midst of another runner
-                current.set(None)  # a cycle: task, context, batch
-            if lender is not None:
-                self.take_back(lender)
+            if lender is not None:  # nothing was taken
+                self._take_back(lender)
 
     # Batches
 
@@ -447,26 +419,21 @@ class LoopEngine(Engine):
     def ended(self, batch: Any) -> None:
         self.runners.pop(batch, None)
         self.turn_ended(batch)
-        batch.thread, batch.awaits = None, deque()
-        if batch.has_lent or batch.lender is not None:
-            self.pass_on(batch)
+        batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
+        batch.awaits = deque()
+        if batch.turn:
+            turn, batch.turn = batch.turn, ()
+            is_last = turn[-1] is batch
+            turn.remove(batch)
+            if turn and id(turn[0]) in self._lent:  # it goes on, on the turn that this one had
+                self._running[id(turn[0])] = self._lent.pop(id(turn[0]))
+            if turn and is_last:
+                self._take_back(turn[-1])
 
-    def pass_on(self, batch: LoopBatch) -> None:
-        """See to the turn that a batch which has ended had lent, or was lent."""
-        lender, borrower = batch.lender, batch.borrower
-        batch.lender = batch.borrower = None
-        if borrower is not None:  # it goes on, on the turn that this had
-            borrower.lender = lender
-            if lender is None:
-                self._running[id(borrower)] = self._lent.pop(id(borrower))
-        if lender is not None:
-            lender.borrower = borrower
-            self.take_back(lender)
-
-    def take_back(self, lender: LoopBatch) -> None:
-        """Let a batch have its turn back, unless another one runs on it; it may lend it once more."""
+    def _take_back(self, lender: LoopBatch) -> None:
+        """Let a batch that has lent its turn have it back; it may lend it once more."""
         loop = self.loop()
-        if lender.borrower is None and loop is not None:
+        if loop is not None and not loop.is_closed():
             lender.has_lent = False
             lender.look_soon(loop)
 
@@ -478,32 +445,46 @@ class LoopEngine(Engine):
     def is_at_work(self) -> bool:
         return bool(self._running or len(self.buffer) or self._parts)
 
-    def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
+    def held_up_by(self, *, at_all: bool = False) -> list[Any]:
         if at_all:
-            return self.runners.copy().keys()
+            return list(self.runners)
         # Of many that call each other, the latest have the turns.
         latest = (each for each in reversed(self.runners.copy()) if not each.has_lent)
-        return () if self.has_turn else list(islice(latest, self.concurrency))
-
-    def lend(self, call: LoopCall, lender: LoopBatch) -> None:
-        """Let the next batch on the way to a call run on the turn of a batch that waits."""
-        loop = self.loop()
-        if loop is not None and not lender.has_lent:
-            lender.has_lent = True
-            self._start(loop, call, lender)
+        return [] if self.has_turn else list(islice(latest, self.concurrency))
 
 
 class LoopAhead(Ahead):
     """What a map has read that a task iterates."""
 
-    async def sleep(self, bell: asyncio.Event) -> None:
+    def __init__(self, engine: LoopEngine, constants: Mapping[str, Any]) -> None:
+        self.bell, self.room = asyncio.Event(), asyncio.Event()
+        super().__init__(engine, constants, self.bell.set)
+
+    async def read(self, items: AsyncIterable[Any]) -> None:
+        """Read all items; in a task of its own."""
+        async for item in items:
+            if not self.more:
+                return  # this was cancelled, and the items took no notice
+            self.put((item,))
+            del item
+            while self.is_full:
+                self.make_due()
+                await self.room.wait()
+                self.room.clear()
+
+    def has_read(self, _: object) -> None:
+        """Say that there are no more items, as read() has ended."""
+        self.has_ended()
+        self.bell.set()
+
+    async def sleep(self) -> None:
         """Wait until there is an answer, or the settings have changed."""
         runner, call = here(), next(iter(self.calls), None)
         if runner is not None and call is not None:
             runner.note(self._engine, call, get_running_loop())
         try:
-            await bell.wait()
-            bell.clear()
+            await self.bell.wait()
+            self.bell.clear()
         finally:
             if runner is not None and call is not None:
                 runner.forget(self._engine, call)
@@ -526,32 +507,24 @@ class LoopEngines(Controls):
 
     def begin_anew(self) -> None:
         self.tally = Tally()
-        self._engines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, LoopEngine] = weakref.WeakKeyDictionary()
+        self._engines: weakref.WeakKeyDictionary[AbstractEventLoop, LoopEngine] = weakref.WeakKeyDictionary()
         self._latest: LoopEngine | None = None
 
-    def _of(self, loop: asyncio.AbstractEventLoop) -> LoopEngine:
-        engine = self._latest
-        if engine is None or engine.loop() is not loop:
-            engine = self._engines.get(loop)
-            if engine is None:
-                self._all()  # forgets those of closed loops
-                engine = self._engines.setdefault(loop, LoopEngine(self, loop))
-            self._latest = engine
+    def _of(self, loop: AbstractEventLoop) -> LoopEngine:
+        if loop not in self._engines:
+            self._all()  # forgets those of closed loops
+            self._engines.setdefault(loop, LoopEngine(self, loop))
+        self._latest = engine = self._engines[loop]
         return engine
 
     def _all(self) -> list[LoopEngine]:
         """Return the engines, and forget those of closed loops: they may hold futures, and these the loop for ever."""
-        found = []
-        for reference in self._engines.keyrefs():
-            loop = reference()
-            engine = None if loop is None else self._engines.get(loop)
-            if engine is not None and loop is not None:
-                if not loop.is_closed():
-                    found.append(engine)
-                elif self._engines.pop(loop, None) is not None:
-                    self._latest = None
-                    engine.forget()
-        return found
+        loops = [loop for reference in self._engines.keyrefs() if (loop := reference()) is not None]
+        for loop in loops:
+            if loop.is_closed() and (engine := self._engines.pop(loop, None)) is not None:
+                self._latest = None
+                engine.forget()
+        return [engine for loop in loops if (engine := self._engines.get(loop)) is not None]
 
     def flush(self) -> None:
         """Make due what waits, in all loops; any thread may call."""
@@ -564,10 +537,9 @@ class LoopEngines(Controls):
         self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS, kind: type[LoopCall] = SubmitCall
     ) -> LoopCall:
         """Pass an item to the running event loop."""
-        try:
-            loop = get_running_loop()
-        except RuntimeError:
-            raise no_loop_error(self.name) from None
+        loop = _get_running_loop()
+        if loop is None:
+            raise no_loop_error(self.name)
         engine = self._latest
         if engine is None or engine.loop() is not loop:
             engine = self._of(loop)
@@ -597,79 +569,37 @@ class LoopEngines(Controls):
             self._of(get_running_loop()).withdraw(call)
 
     def map(
-        self,
-        items: Iterable[Any] | AsyncIterable[Any],
-        owner: object,
-        constants: Mapping[str, Any] = NO_CONSTANTS,
+        self, items: Iterable[Any] | AsyncIterable[Any], owner: object, constants: Mapping[str, Any] = NO_CONSTANTS
     ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
-        if isinstance(items, AsyncIterable):
-            return self._map_async(aiter(items), owner, constants)
-        return self._map(iter(items), owner, constants)
+        return self._map(aiter(items) if isinstance(items, AsyncIterable) else iter(items), owner, constants)
 
-    async def _map(
-        self,
-        items: Iterator[Any],
-        owner: object,  # noqa: ARG002 - kept alive, as its method must answer
-        constants: Mapping[str, Any],
-    ) -> AsyncGenerator[Any, None]:
-        bell = asyncio.Event()
-        ahead = self._ahead(constants, bell)
+    async def _map(self, items: Any, _owner: object, constants: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+        """`_owner`: kept alive, as its method must answer."""
+        loop, reader = get_running_loop(), None
+        ahead = LoopAhead(self._of(loop), constants)
+        if hasattr(items, "__anext__"):
+            # One task reads all items, while this waits for results: a result must not wait for the next item to come,
+            # and a generator must not find itself in another task at each of its steps (timeouts and cancel scopes
+            # forbid it).
+            reader = loop.create_task(ahead.read(items), name=f"batchify reader of a map of {self.name}()")
+            reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
+            reader.add_done_callback(ahead.has_read)
         try:
-            while ahead.reads(items):
-                results = ahead.take()
+            while ahead.reads(items) if reader is None else ahead.calls or not reader.done():
+                results = ahead.take() if reader is None else ahead.take(1)
+                ahead.room.set()
                 if not results:
-                    await ahead.sleep(bell)
+                    await ahead.sleep()
                 while results:
                     yield results.popleft()
+            if reader is not None:
+                await reader  # raises what the items raised
         finally:
             ahead.end()
-
-    async def _map_async(
-        self,
-        items: AsyncIterator[Any],
-        owner: object,  # noqa: ARG002
-        constants: Mapping[str, Any],
-    ) -> AsyncGenerator[Any, None]:
-        # One task reads all items, while this waits for results: a result must not wait for the next item to come, and
-        # a generator must not find itself in another task at each of its steps (timeouts and cancel scopes forbid it).
-        bell, room = asyncio.Event(), asyncio.Event()
-        ahead = self._ahead(constants, bell)
-
-        async def read() -> None:
-            async for item in items:
-                if not ahead.more:
-                    return  # this was cancelled, and the items took no notice
-                ahead.put((item,))
-                del item
-                while ahead.is_full:
-                    ahead.make_due()
-                    await room.wait()
-                    room.clear()
-
-        def ended(_: object) -> None:
-            ahead.has_ended()
-            bell.set()
-
-        reader = get_running_loop().create_task(read(), name=f"batchify reader of a map of {self.name}()")
-        reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
-        reader.add_done_callback(ended)
-        try:
-            while ahead.calls or not reader.done():
-                results = ahead.take(1)
-                room.set()
-                if not results:
-                    await ahead.sleep(bell)
-                while results:
-                    yield results.popleft()
-            await reader  # raises what the items raised
-        finally:
-            ahead.end()
-            reader.cancel()
-            await asyncio.wait([reader])
-
-    def _ahead(self, constants: Mapping[str, Any], bell: asyncio.Event) -> "LoopAhead":
-        return LoopAhead(self._of(get_running_loop()), constants, bell.set)
+            if reader is not None:
+                reader.cancel()
+                await asyncio.wait([reader])
 
     @property
     def stats(self) -> Stats:

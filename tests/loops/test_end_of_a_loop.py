@@ -158,9 +158,11 @@ def test_items_on_a_closed_loop_are_not_kept_by_the_future_of_another_item() -> 
     loop = asyncio.new_event_loop()
     future = loop.run_until_complete(start())
     assert calls == [4, 2]
+    tasks = asyncio.all_tasks(loop)  # else the batch that runs would be garbage, and end by that
     loop.close()
     assert (f.stats.failed, f.stats.running, f.stats.cancelled) == (2, 2, 1)
     gc.collect()
+    assert len(tasks) == 1
     assert not future.done()
     assert [item() is not None for item in kept] == [True, True, False, False, False]
 
@@ -226,6 +228,34 @@ def test_loop_closed_in_the_middle_of_a_batch_is_silent_and_the_next_one_works()
         gc.collect()
         stats = f.stats
         assert (stats.pending, stats.cancelled, stats.answered, stats.failed) == (0, 1, 2, 2), stats
+    """
+    run_script(script, "-X", "dev", "-W", "error")
+
+
+def test_loop_closed_while_a_turn_is_lent_is_silent() -> None:
+    script = """if True:
+        import asyncio, gc
+        from batchify import batched
+
+        def close_after(turns):
+            async def function(items):
+                if items == [0]:
+                    return [await f(1)]
+                await asyncio.Event().wait()
+
+            async def start():
+                f.submit(0)
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+
+            f = batched(batch_size=1)(function)
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(start())
+            loop.close()
+
+        for turns in range(8):
+            close_after(turns)
+            gc.collect()
     """
     run_script(script, "-X", "dev", "-W", "error")
 

@@ -58,7 +58,8 @@ def test_oldest_item_cancelled_at_its_deadline_leaves_the_next_one_its_own_deadl
 
 @pytest.mark.parametrize("how", ["task", "future", "both"])
 @pytest.mark.parametrize("order", [1, -1])
-def test_running_batch_is_cancelled_once_all_callers_have_left(how: str, order: int) -> None:
+@pytest.mark.parametrize("options", [{}, {"dedupe": True}])
+def test_running_batch_is_cancelled_once_all_callers_have_left(how: str, order: int, options: dict[str, Any]) -> None:
     async def main() -> None:
         ways = {"task": [True] * 3, "future": [False] * 3, "both": [False, True, False]}[how]
         waiting = [tasks([f(item)])[0] if way else f.submit(item) for item, way in enumerate(ways)]
@@ -74,7 +75,7 @@ def test_running_batch_is_cancelled_once_all_callers_have_left(how: str, order: 
         assert await f(3) == -3
 
     gated = AsyncGated()
-    f = batched(batch_size=3)(gated)
+    f = batched(batch_size=3, **options)(gated)
     run(main())
     assert f.stats.in_flight == 0
 
