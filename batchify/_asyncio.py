@@ -651,7 +651,8 @@ class LoopEngines(Controls):
             ahead.has_ended()
             bell.set()
 
-        reader = get_running_loop().create_task(read(), name=f"batchify reader of a map of {self.name}()")
+        reader = get_running_loop().create_task(read())
+        reader.set_name(f"batchify reader of a map of {self.name}()")  # afterwards: a task factory may know no name
         reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
         reader.add_done_callback(ended)
         try:
