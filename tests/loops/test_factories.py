@@ -55,8 +55,10 @@ def test_debug_mode_factories_and_eager_tasks_are_silent(loop: str) -> None:
             return OwnTask(coroutine, loop=loop, context=context)
 
         eager = getattr(asyncio, "eager_task_factory", None)
-        # uvloop itself passes to factories what these two do not take.
-        for each in (None, factory) if "{loop}" == "uvloop" else (None, old_factory, factory_of_contexts, factory, eager):
+        factories = [None, factory]
+        if "{loop}" == "asyncio":  # uvloop itself passes to factories what these do not take
+            factories += old_factory, factory_of_contexts, eager
+        for each in factories:
             with asyncio.Runner(loop_factory=new_event_loop, debug=True) as runner:
                 runner.run(main(each))
     """
