@@ -15,14 +15,12 @@ from typing import Any, get_args, get_origin
 
 from ._options import NO_CONSTANTS, Takes
 
-# Only from Python 3.14 on annotations are evaluated when they are asked for, and there may be names of nothing in them.
-_get_annotations: Any = inspect.get_annotations
-_evaluable: dict[str, Any] = {}
+# From Python 3.14 on annotations are evaluated when they are asked for, and what cannot be evaluated is no error here.
+_get_annotations: Callable[..., dict[str, Any]] = inspect.get_annotations
 if sys.version_info >= (3, 14):
-    from annotationlib import Format
-    from annotationlib import get_annotations as _get_annotations
+    import annotationlib
 
-    _evaluable = {"format": Format.FORWARDREF}
+    _get_annotations = partial(annotationlib.get_annotations, format=annotationlib.Format.FORWARDREF)
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -131,16 +129,14 @@ def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Sign
 
 def annotations_of(signature: Signature) -> dict[str, Any]:
     """Return the annotations that belong to a signature."""
-    found = {name: each.annotation for name, each in signature.parameters.items()} | {
-        "return": signature.return_annotation
-    }
+    found = {name: each.annotation for name, each in signature.parameters.items()}
+    found["return"] = signature.return_annotation
     return {name: annotation for name, annotation in found.items() if annotation is not Parameter.empty}
 
 
 def in_format(form: int, annotations: dict[str, Any]) -> dict[str, Any]:
     """Return annotations in one of the formats that Python 3.14 has."""
-    found: dict[str, Any] = _get_annotations(SimpleNamespace(__annotations__=annotations), format=form)
-    return found
+    return _get_annotations(SimpleNamespace(__annotations__=annotations), format=form)
 
 
 def copied(function: FunctionType) -> FunctionType:
@@ -192,7 +188,7 @@ def _evaluated(function: FunctionType) -> dict[str, Any]:
                 return generic[tuple(arguments)]
         return annotation
 
-    return {name: evaluated(annotation) for name, annotation in _get_annotations(function, **_evaluable).items()}
+    return {name: evaluated(annotation) for name, annotation in _get_annotations(function).items()}
 
 
 def _text_of(annotation: Any) -> Any:
