@@ -76,9 +76,6 @@ class _Decorated(_Wrapper):
             if sys.version_info < (3, 14):
                 cls.__annotations__ = vars(_Decorated)["__annotations__"]
 
-        def __annotate__(self, form: int, /) -> dict[str, Any]:
-            return _signature.in_format(form, self.__annotations__)
-
     @property
     def __name__(self) -> str:
         return str(getattr(self.__wrapped__, "__name__", type(self.__wrapped__).__name__))
@@ -107,6 +104,7 @@ class _Decorated(_Wrapper):
     if not TYPE_CHECKING:
         # At the end of the class, where the annotations in it have been collected before Python 3.14.
         __annotations__ = property(lambda self: _signature.annotations_of(self.__signature__))
+        __annotate__ = property(lambda self: partial(_signature.annotate, self))
 
 
 def _refuse(option: str, self: _Decorated, _: object) -> None:

@@ -134,9 +134,9 @@ def annotations_of(signature: Signature) -> dict[str, Any]:
     return {name: annotation for name, annotation in found.items() if annotation is not Parameter.empty}
 
 
-def in_format(form: int, annotations: dict[str, Any]) -> dict[str, Any]:
-    """Return annotations in one of the formats that Python 3.14 has."""
-    return _get_annotations(SimpleNamespace(__annotations__=annotations), format=form)
+def annotate(decorated: Any, form: int, /) -> dict[str, Any]:
+    """Return the annotations of a decorated function, in one of the formats that Python 3.14 has."""
+    return _get_annotations(SimpleNamespace(__annotations__=decorated.__annotations__), format=form)
 
 
 def copied(function: FunctionType) -> FunctionType:
