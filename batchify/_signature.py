@@ -159,8 +159,8 @@ def _parameters(function: Callable[..., Any]) -> list[Parameter]:
 def _annotated(function: Any, annotations: Callable[[FunctionType], dict[str, Any]]) -> Any:
     """Return the like of a function, for inspect.signature(), which would evaluate the annotations that it has."""
     # A bound method also has the `__wrapped__` of its function, which is not bound.
-    function = inspect.unwrap(function, stop=lambda each: hasattr(each, "__signature__") or hasattr(each, "__func__"))
-    called = getattr(function, "__func__", type(function).__call__)
+    function = inspect.unwrap(function, stop=lambda f: hasattr(f, "__signature__") or isinstance(f, MethodType))
+    called = function.__func__ if isinstance(function, MethodType) else type(function).__call__
     if hasattr(function, "__signature__"):
         return function
     if isinstance(function, partial):

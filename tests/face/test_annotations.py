@@ -165,3 +165,45 @@ def test_annotations_are_those_of_the_function_also_when_its_class_was_asked_bef
         assert kind.__annotations__ is not None
     for each in (f, g, C.m, C().m):
         assert each.__annotations__ == {"xs": int, "return": str}
+
+
+def double(xs: list[int]) -> list[str]:
+    return [f"{2 * x}" for x in xs]
+
+
+class Doubles:
+    def twice(self, xs: list[int]) -> list[str]:
+        return double(xs)
+
+    __call__ = twice
+    given = functools.partialmethod(twice)
+
+    @functools.wraps(twice)
+    def wrapped(self, *args: Any) -> Any:
+        return self.twice(*args)
+
+
+class Says:
+    __signature__ = inspect.signature(Doubles().twice)
+
+    def __call__(self, *args: Any) -> Any:
+        return Doubles().twice(*args)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        Doubles().twice,
+        Doubles(),
+        Doubles().wrapped,
+        Doubles().given,
+        Says(),
+        functools.partial(staticmethod(double)),
+        functools.partial(Doubles.twice, Doubles()),
+    ],
+    ids=["method", "object", "wrapped", "partialmethod", "says", "static", "partial"],
+)
+def test_whatever_can_be_called_is_known_by_its_signature(function: Any) -> None:
+    with batched(batch_size=2)(function) as f:
+        assert f(4) == "8"
+    assert str(inspect.signature(f)) == "(xs: int, /) -> str"
