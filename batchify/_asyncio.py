@@ -582,7 +582,8 @@ class LoopEngines(Controls):
             # One task reads all items, while this waits for results: a result must not wait for the next item to come,
             # and a generator must not find itself in another task at each of its steps (timeouts and cancel scopes
             # forbid it).
-            reader = loop.create_task(ahead.read(items), name=f"batchify reader of a map of {self.name}()")
+            reader = loop.create_task(ahead.read(items))
+            reader.set_name(f"batchify reader of a map of {self.name}()")  # afterwards: a task factory may know no name
             reader._log_destroy_pending = False  # type: ignore[attr-defined]  # as for a batch
             reader.add_done_callback(ahead.has_read)
         try:

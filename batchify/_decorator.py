@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import WRAPPER_ASSIGNMENTS, partial, update_wrapper
+from functools import partial
 from inspect import Signature
 from operator import attrgetter
 from types import CodeType, FunctionType, GenericAlias, MethodType
@@ -73,7 +73,8 @@ class _Decorated(_Wrapper):
         def __init_subclass__(cls) -> None:
             super().__init_subclass__()
             # In each class itself: Python makes an empty one where it is missing, as soon as somebody asks the class.
-            cls.__annotations__ = property(lambda self: _signature.annotations_of(self.__signature__))
+            if sys.version_info < (3, 14):
+                cls.__annotations__ = vars(_Decorated)["__annotations__"]
 
     @property
     def __name__(self) -> str:
@@ -99,6 +100,11 @@ class _Decorated(_Wrapper):
         if self._self_owner is not None:
             return getattr, (self._self_owner, self._self_attribute)
         return _restored, (self._self_list_function, self._self_options, self._self_of_class)
+
+    if not TYPE_CHECKING:
+        # At the end of the class, where the annotations in it have been collected before Python 3.14.
+        __annotations__ = property(lambda self: _signature.annotations_of(self.__signature__))
+        __annotate__ = property(lambda self: partial(_signature.annotate, self))
 
 
 def _refuse(option: str, self: _Decorated, _: object) -> None:
@@ -563,9 +569,7 @@ def _findable(function: Any, within: Callable[..., Any], attribute: str) -> Any:
     """
     if type(function) is not FunctionType or type(within) is not FunctionType:
         return function
-    found = FunctionType(function.__code__, function.__globals__, None, function.__defaults__, function.__closure__)
-    update_wrapper(found, function, (*WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
-    del found.__wrapped__  # type: ignore[attr-defined]
+    found = _signature.copied(function)
     found.__module__, found.__qualname__ = within.__module__, f"{within.__qualname__}.{attribute}"
     return found
 

@@ -3,14 +3,24 @@
 The only file that knows signatures and annotations.
 """
 
+import ast
 import inspect
+import sys
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from contextlib import suppress
+from functools import WRAPPER_ASSIGNMENTS, partial, update_wrapper
 from inspect import Parameter, Signature
-from types import CodeType
+from types import CodeType, FunctionType, MethodType, SimpleNamespace
 from typing import Any, get_args, get_origin
 
 from ._options import NO_CONSTANTS, Takes
+
+# From Python 3.14 on annotations are evaluated when they are asked for, and what cannot be evaluated is no error here.
+_get_annotations: Callable[..., dict[str, Any]] = inspect.get_annotations
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+    _get_annotations = partial(annotationlib.get_annotations, format=annotationlib.Format.FORWARDREF)
 
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -42,10 +52,9 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     columns, constants = sum(kind in _POSITIONAL for kind in kinds), kinds.count(Parameter.KEYWORD_ONLY)
     if not columns or columns + constants < len(kinds):
         must = "the instance and one parameter or more" if method else "one parameter or more"
-        takes = Signature([each.replace(annotation=Parameter.empty) for each in everything])
         raise TypeError(
             f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
-            f"ones, each the same for a whole batch; it takes {takes}"
+            f"ones, each the same for a whole batch; it takes {Signature(everything)}"
         )
     define = partial(_define, name, parameters=everything, columns=columns, method=method)
     bind = define("{use}({item}{constants})")(lambda item, constants=NO_CONSTANTS: (item, constants))
@@ -72,7 +81,7 @@ def _define(
         owner=names[0] if method else None,
     )
     space: dict[str, Any] = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
-    takes = [each.replace(annotation=Parameter.empty) for each in _nameless(parameters, method=method)]
+    takes = list(_nameless(parameters, method=method))
     for position, each in enumerate(takes):
         if each.default is not Parameter.empty:
             takes[position] = each.replace(default=_Text(f"_{each.name}_"))
@@ -110,10 +119,7 @@ def as_coroutine_code(code: CodeType) -> CodeType:
 
 def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Signature:
     """Return the signature of the decorated function: each list becomes one item."""
-    try:
-        signature = inspect.signature(function, eval_str=True)
-    except Exception:  # noqa: BLE001 - an annotation is any expression, and may not be importable here
-        signature = inspect.signature(function)
+    signature = inspect.signature(_annotated(function, _evaluated))
     parameters = _nameless(list(signature.parameters.values()), method=method)
     for position, each in enumerate(parameters[method:], method):
         if each.kind in _POSITIONAL:
@@ -123,23 +129,75 @@ def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Sign
 
 def annotations_of(signature: Signature) -> dict[str, Any]:
     """Return the annotations that belong to a signature."""
-    found = {name: each.annotation for name, each in signature.parameters.items()} | {
-        "return": signature.return_annotation
-    }
+    found = {name: each.annotation for name, each in signature.parameters.items()}
+    found["return"] = signature.return_annotation
     return {name: annotation for name, annotation in found.items() if annotation is not Parameter.empty}
+
+
+def annotate(decorated: Any, form: int, /) -> dict[str, Any]:
+    """Return the annotations of a decorated function, in one of the formats that Python 3.14 has."""
+    return _get_annotations(SimpleNamespace(__annotations__=decorated.__annotations__), format=form)
+
+
+def copied(function: FunctionType) -> FunctionType:
+    """Return another function that does the same."""
+    copy = FunctionType(function.__code__, function.__globals__, None, function.__defaults__, function.__closure__)
+    update_wrapper(copy, function, (*WRAPPER_ASSIGNMENTS, "__kwdefaults__"))
+    del copy.__wrapped__  # type: ignore[attr-defined]
+    return copy
 
 
 def _parameters(function: Callable[..., Any]) -> list[Parameter]:
     try:
-        return list(inspect.signature(function).parameters.values())
+        found = inspect.signature(_annotated(function, lambda _: {})).parameters.values()
+        return [each.replace(annotation=Parameter.empty) for each in found]
     except ValueError:  # written in C, and it does not say
         names = ["instance", "item"] if _class_around(function) else ["item"]
         return [Parameter(name, Parameter.POSITIONAL_ONLY) for name in names]
 
 
+def _annotated(function: Any, annotations: Callable[[FunctionType], dict[str, Any]]) -> Any:
+    """Return the like of a function, for inspect.signature(), which would evaluate the annotations that it has."""
+    # A bound method also has the `__wrapped__` of its function, which is not bound.
+    function = inspect.unwrap(function, stop=lambda f: hasattr(f, "__signature__") or isinstance(f, MethodType))
+    called = function.__func__ if isinstance(function, MethodType) else type(function).__call__
+    if hasattr(function, "__signature__"):
+        return function
+    if isinstance(function, partial):
+        return partial(_annotated(function.func, annotations), *function.args, **function.keywords)
+    if type(function) is FunctionType:
+        like = copied(function)
+        like.__annotations__ = annotations(function)
+        return like
+    return MethodType(_annotated(called, annotations), function) if type(called) is FunctionType else function
+
+
+def _evaluated(function: FunctionType) -> dict[str, Any]:
+    """Return its annotations as far as they can be evaluated now: also as the text, or as a type of texts."""
+    names = {each.__name__: each for each in getattr(function, "__type_params__", ())}
+
+    def evaluated(annotation: Any) -> Any:
+        annotation = _text_of(annotation)
+        if isinstance(annotation, str):
+            with suppress(Exception):  # it is any expression, and what it names may be imported for checkers alone
+                return eval(annotation, function.__globals__, names)  # noqa: S307 - as typing.get_type_hints()
+            with suppress(Exception):
+                tree: Any = ast.parse(annotation, mode="eval").body
+                parts = (tree.value, *getattr(tree.slice, "elts", [tree.slice]))
+                generic, *arguments = (evaluated(ast.unparse(each)) for each in parts)
+                return generic[tuple(arguments)]
+        return annotation
+
+    return {name: evaluated(annotation) for name, annotation in _get_annotations(function).items()}
+
+
+def _text_of(annotation: Any) -> Any:
+    return getattr(annotation, "__forward_arg__", annotation)  # of a ForwardRef, which stands for text
+
+
 def _entry(annotation: Any) -> Any:
     """Return the annotation of one entry of a list, mapping, iterator or future; empty where it does not say."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin, arguments = get_origin(annotation), [*map(_text_of, get_args(annotation))]
     if not isinstance(origin, type) or not arguments:
         return Parameter.empty
     if issubclass(origin, Mapping):

@@ -21,7 +21,7 @@ from batchify import (
 from batchify import batched as typed_batched
 
 from ..kit import AsyncGated, Coroutines, Kit, Steps, anegate, run
-from ..tools import batched
+from ..tools import batched, run_script
 
 
 def embed(texts: list[str]) -> list[float]:
@@ -395,3 +395,56 @@ def test_name_holds_the_class_only_of_a_method_that_is_not_bound() -> None:
     functions: list[Any] = [Model.encode, Model().encode, [].extend]
     names = [repr(batched(batch_size=1)(function)) for function in functions]
     assert [name.partition("(")[0] for name in names] == ["<batched Model.encode", "<batched encode", "<batched extend"]
+
+
+# Warnings
+
+
+def test_no_module_and_no_way_to_call_warns() -> None:
+    """Every module is imported, not only those that the tests import before warnings are errors."""
+    run_script(
+        """if True:
+        import asyncio, importlib, pkgutil
+        import batchify
+        from batchify import BatchProcessor, batched
+
+        for module in pkgutil.iter_modules(batchify.__path__):
+            importlib.import_module(f"batchify.{module.name}")
+
+        class Processor(BatchProcessor):
+            def process(self, batch_input):
+                return [each["x"] for each in batch_input]
+
+        class C:
+            @batched(batch_size=2)
+            def m(self, xs: list[int], *, scale: int = 1) -> list[int]:
+                return [scale * x for x in xs]
+
+            @batched(batch_size=2, timeout=0.001, dedupe=True, group_by=abs, on_batch=lambda report: None)
+            async def a(self, xs):
+                for x in xs:
+                    yield x
+
+        async def items():
+            for x in range(3):
+                yield x
+
+        async def main():
+            async with c.m, c.a:
+                assert await asyncio.gather(c.m.aio(1), c.a(2), c.a.submit(2)) == [1, 2, 2]
+                assert [x async for x in c.a.map(items())] == [0, 1, 2]
+                left = asyncio.ensure_future(c.a(3))
+                await asyncio.sleep(0)
+                left.cancel()
+
+        c = C()
+        with c.m as m, Processor(2) as processor:
+            assert (m(1, scale=2), m.submit(2).result(), processor.request(x=3)) == (2, 2, 3)
+            assert list(m.map([1, 2])) == [1, 2]
+        asyncio.run(main())
+    """,
+        "-X",
+        "dev",
+        "-W",
+        "error",
+    )

@@ -51,9 +51,14 @@ def test_debug_mode_factories_and_eager_tasks_are_silent(loop: str) -> None:
             futures[0].cancel()
             assert await futures[1] == -2
 
+        def factory_of_contexts(loop, coroutine, context=None):
+            return OwnTask(coroutine, loop=loop, context=context)
+
         eager = getattr(asyncio, "eager_task_factory", None)
-        # uvloop itself passes to factories what these two do not take.
-        for each in (None, factory) if "{loop}" == "uvloop" else (None, old_factory, factory, eager):
+        factories = [None, factory]
+        if "{loop}" == "asyncio":  # uvloop itself passes to factories what these do not take
+            factories += old_factory, factory_of_contexts, eager
+        for each in factories:
             with asyncio.Runner(loop_factory=new_event_loop, debug=True) as runner:
                 runner.run(main(each))
     """

@@ -31,7 +31,12 @@ def test_fork_inside_the_function_leaves_the_figures_of_both_right() -> None:
 
         @batched(batch_size=2)
         async def forking(items):
-            return [os.fork() for _ in items]
+            loop, task = asyncio.get_running_loop(), asyncio.current_task()
+            child = os.fork()
+            if not child and sys.version_info >= (3, 14):  # there a child knows nothing of the loop that it is in
+                asyncio._set_running_loop(loop)
+                asyncio.tasks._enter_task(loop, task)
+            return [child]
 
         child = asyncio.run(forking(1))
         if not child:
