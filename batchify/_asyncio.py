@@ -15,7 +15,6 @@ import os
 import weakref
 from _thread import get_ident
 from asyncio import AbstractEventLoop, BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import Context
@@ -381,7 +380,7 @@ class LoopEngine(Engine):
                 self.sleep_until(inf, None)
             if batch is not None:
                 batch.task, batch.thread = task, get_ident()
-                batch.awaits, batch.noted, batch.runner = deque(), [], batch
+                batch.awaits, batch.noted, batch.runner = [], [], batch
                 current.set(batch)
                 self.runners[batch] = None
                 if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
@@ -420,7 +419,7 @@ class LoopEngine(Engine):
         self.runners.pop(batch, None)
         self.turn_ended(batch)
         batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
-        batch.awaits = deque()
+        batch.awaits = []
         if batch.turn:
             turn, batch.turn = batch.turn, ()
             is_last = turn[-1] is batch

@@ -280,8 +280,9 @@ class Batch:
 
     def _answer(self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False) -> None:
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
+        failed = 0
         try:  # at once, as above
-            engine, calls, failed = self.engine, entries, 0
+            engine, calls = self.engine, entries
             if engine.tally is not self._tally:
                 return  # nobody is here whom the answers could reach: the function forked, and this is the child
             if engine.options.dedupe:

@@ -46,7 +46,7 @@ class Buffer:
         self._calls = inbox
         self._tally = tally  # where those are counted who have left
         self.waiting: set[Any] = set()  # the entries that are not in the inbox any more
-        self.refused: deque[tuple[Collection[Call], BaseException]] = deque()  # calls that are to get an error
+        self.refused: list[tuple[Collection[Call], BaseException]] = []  # calls that are to get an error
         self._gone = 0  # how many have left since these were last sorted out
         self._flushed_at = -inf  # what arrived until then is due
         self.ends = False  # closed, or dropped: all is due
@@ -56,7 +56,14 @@ class Buffer:
 
     def calls(self) -> set[Call]:
         """Return the calls that wait, or are to get an error, and perhaps some that have left. Any thread may ask."""
-        return set(self._calls.copy()).union(*(refused for refused, _ in self.refused.copy()))
+        try:
+            posted = list(self._calls.copy())
+        except RuntimeError:  # on a build without a GIL Python notices that somebody posts
+            posted = []
+            with suppress(IndexError):  # what the owner takes out at this moment counts in the next batch
+                for number in range(len(self._calls)):
+                    posted.append(self._calls[number])
+        return set(posted).union(*(refused for refused, _ in self.refused.copy()))
 
     def callers(self, entries: Collection[Any]) -> Collection[Call]:
         """Return the calls that these entries stand for."""
@@ -204,7 +211,7 @@ class GroupedBuffer(Buffer):
 
     def calls(self) -> set[Call]:
         # In the order in which calls move, so that none is missed.
-        return {*self._calls.copy(), *self.callers(self.waiting.copy()), *super().calls()}
+        return super().calls().union(self.callers(self.waiting.copy()), super().calls())
 
     def head(self) -> Any:
         while (group := self._first(self._listed)) is not None:

@@ -101,8 +101,13 @@ class Engine:
     tally: Tally  # there before __init__() ends; several engines may share it
     alarm_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
-    def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None) -> None:
-        """Begin. No `takes`: one list, and no decorated function asks."""
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        name: str,
+        options: Options,
+        takes: Takes | None,  # None: one list, and no decorated function asks
+    ) -> None:
         self.function = function
         self.name = name
         self.options = options
@@ -125,7 +130,7 @@ class Engine:
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
         self._lent: dict[int, float] = {}  # the same of those that run on a turn which another one lends
-        self._parts: deque[Any] = deque()  # halves of batches that failed; whoever ran these prepends, the owner takes
+        self._parts: list[Any] = []  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         options = self.options
         alike = options.group_by is None and options.weight is None and options.max_pending is None
@@ -300,7 +305,7 @@ class Engine:
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
         """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
         self._untrack([entry for part in parts for entry in part])
-        self._parts.extendleft(reversed(parts))
+        self._parts[:0] = parts
 
     def _untrack(self, entries: Collection[Any]) -> None:
         """Say of calls that they wait, and are in no batch."""
@@ -390,7 +395,7 @@ class Engine:
             return None  # meanwhile
         taken: tuple[list[Any], Reason] | None
         while True:
-            taken = (self._parts.popleft(), "isolate") if self._parts else buffer.take(now, awaited)
+            taken = (self._parts.pop(0), "isolate") if self._parts else buffer.take(now, awaited)
             if taken is None:
                 return None
             entries, reason = taken
@@ -425,7 +430,7 @@ class Engine:
                 self._untrack(entries)
                 self.turn_ended(batch)
                 if reason == "isolate":
-                    self._parts.appendleft(entries)
+                    self._parts.insert(0, entries)
                 else:
                     buffer.put_back(entries)
                 raise
@@ -436,7 +441,7 @@ class Engine:
     def _refuse(self) -> None:
         """Give calls an error, in place of an answer of the function's."""
         with self.tally, self.tally.lock:
-            refused, error = self.buffer.refused.popleft()
+            refused, error = self.buffer.refused.pop(0)
             calls = self.claim(list(refused))
             self.tally.failed += len(calls)
         for call in calls:

@@ -15,7 +15,6 @@ close a ring one sees it; and who sees it wakes those that are to lend, which lo
 
 import weakref
 from _thread import get_ident
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from contextvars import ContextVar
@@ -30,7 +29,7 @@ class Runner:
     thread: int | None = None  # None once a batch has ended
     # What is awaited here, with its engine, some of it answered by now. Written by this thread alone (a finalizer on
     # it too), and read by all that look for a ring, so on a copy.
-    awaits: deque[tuple[Any, Any]]
+    awaits: list[tuple[Any, Any]]
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
@@ -77,7 +76,7 @@ class Runner:
         self.awaits.append((engine, call))
         self.noted.append((engine, call))
         if len(self.awaits) >= 64 and not len(self.awaits) & (len(self.awaits) - 1):  # so it is done seldom
-            self.awaits = deque(self.unanswered())
+            self.awaits = self.unanswered()
         self.look_soon(loop)  # after it is noted
 
     def forget(self, engine: Any, call: Any) -> None:
@@ -98,7 +97,7 @@ class Runner:
     def to_lend(self) -> Iterator[tuple["Runner", Any, Any]]:
         """Yield who is to lend a turn of which engine to which call, so that what is awaited here can be answered."""
         while self.awaits and self.awaits[0][1].is_over():
-            self.awaits.popleft()
+            del self.awaits[0]
         if self.awaits:  # the next of perhaps very many, in which case there is no need to look at all of them
             engine, call = self.awaits[0]
             if _is_waiting(call) and self in engine.held_up_by():

@@ -21,7 +21,6 @@ import threading
 import warnings
 import weakref
 from _thread import LockType, allocate_lock, get_ident
-from collections import deque
 from collections.abc import Callable, Collection, Coroutine, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError, wait
 from contextlib import suppress
@@ -46,6 +45,15 @@ get_runner = current_runner.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
 _ending = False  # whether the main thread has ended
 _exiting = False  # whether the interpreter calls what stands in `atexit`
+
+
+def _ring(bell: LockType) -> None:
+    try:
+        bell.release()
+    except RecursionError:  # a RuntimeError too; it did not ring
+        raise
+    except RuntimeError:  # it is rung already
+        pass
 
 
 class FutureCall(Call):
@@ -185,7 +193,7 @@ class ThreadRunner(Runner):
     flush_thread: Thread  # to be joined; of those that `engine` has started
 
     def __init__(self, engine: "ThreadEngine") -> None:
-        self.awaits, self.noted = deque(), []
+        self.awaits, self.noted = [], []
         self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
         self.context = Context()
@@ -215,7 +223,7 @@ class ThreadRunner(Runner):
         """
         deadline = inf if timeout is None else monotonic() + timeout
         own, before = self.engine(), (self.awaits, self.cannot_lend)
-        self.awaits = deque(awaited)
+        self.awaits = awaited.copy()
         # In a finalizer, in the midst of the owner's step.
         self.cannot_lend = own is not None and own.is_looking and own.runner is self
         try:
@@ -267,7 +275,7 @@ class ThreadBatch(Batch):
         """Call the function with a list of its own, and settle every call by what it does."""
         before = runner.awaits, runner.noted
         try:
-            runner.awaits, runner.noted = deque(), []
+            runner.awaits, runner.noted = [], []
             # A context of its own, and not that of whoever called first, whose variables (a user, a transaction) are
             # not those of the others.
             self.enter = runner.context.copy().run
@@ -374,8 +382,8 @@ class ThreadEngine(Controls, Engine):
     def ring(self) -> None:
         _ring(self._bell)
 
-    def __del__(self) -> None:
-        self.ring()  # so that the flush thread finds this gone
+    def __del__(self, ring: Callable[[LockType], None] = _ring) -> None:  # at exit that name may be gone
+        ring(self._bell)  # so that the flush thread finds this gone
         self._batches.put(None)
 
     def post_news(self, act: Callable[..., object], *args: Any) -> bool:
@@ -724,15 +732,6 @@ def _running_loop() -> object:
         return None
     _running_loop = find  # from now on every call asks asyncio at once
     return find()
-
-
-def _ring(bell: LockType) -> None:
-    try:
-        bell.release()
-    except RecursionError:  # a RuntimeError too; it did not ring
-        raise
-    except RuntimeError:  # it is rung already
-        pass
 
 
 def _all() -> list[ThreadEngine]:
