@@ -318,7 +318,7 @@ class Batch:
                 self._tell_hook()
             for call, result in zip(calls, results, strict=True):
                 with suppress(Exception):
-                    call.tell((call,), (result,), failed)
+                    call.tell((call,), (result,), 1)  # if it is an error
             raise
 
     def _tell_hook(self) -> None:

@@ -101,18 +101,12 @@ class Engine:
     tally: Tally  # there before __init__() ends; several engines may share it
     alarm_at: float = inf  # the moment at which the owner will wake by itself; it alone writes it
 
-    def __init__(
-        self,
-        function: Callable[..., Any],
-        name: str,
-        options: Options,
-        takes: Takes | None,  # None: one list, and no decorated function asks
-    ) -> None:
+    def __init__(self, function: Callable[..., Any], name: str, options: Options, takes: Takes | None) -> None:
         self.function = function
         self.name = name
         self.options = options
         self.concurrency = options.concurrency
-        self.takes: Takes = takes  # type: ignore[assignment]
+        self.takes: Takes = takes  # type: ignore[assignment]  # None: one list, and no decorated function asks
         self.grouped = takes is not None and takes.constants
         self.asks = options.ask_items or self.grouped or options.max_pending is not None
         self.bounded = options.max_pending is not None
