@@ -83,6 +83,7 @@ class AioCall(LoopCall):
     __slots__ = ("loop",)
 
     loop: AbstractEventLoop
+    has_left, leave = Call.has_left, Call.leave  # not by its future: the garbage collector may do so on any thread
 
     @staticmethod
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:

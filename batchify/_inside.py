@@ -91,8 +91,8 @@ class Runner:
     def hopeless(self, awaited: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Return which calls no lending can answer: those in batches that wait for this runner."""
         calls = [each for each in awaited if not each[1].is_over()]
-        ring = _ring_of(self, calls, certain=True)
-        return [each for each in calls if ring and not ring.isdisjoint(_needed(*each, certain=True))]
+        needed = {other for at, _, other in _closes(self, calls, certain=True) if at is self}
+        return [each for each in calls if needed and not needed.isdisjoint(_needed(*each, certain=True))]
 
     def to_lend(self) -> Iterator[tuple["Runner", Any, Any]]:
         """Yield who is to lend a turn of which engine to which call, so that what is awaited here can be answered."""
@@ -103,7 +103,7 @@ class Runner:
             if _is_waiting(call) and self in engine.held_up_by():
                 yield self, engine, call
                 return
-        ring = _ring_of(self, self.unanswered())
+        ring = {at for at, _, _ in _ring_of(self, self.unanswered())}
         for runner in ring:
             # Of many calls one at a time: there will be another look when its batch has ended.
             first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
@@ -112,7 +112,7 @@ class Runner:
 
     def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
         """Whether to wait for that here would close a ring."""
-        return bool(_ring_of(self, [(engine, call)]))
+        return bool(_closes(self, [(engine, call)]))
 
 
 # None outside.
@@ -147,22 +147,38 @@ def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
     return [runner for runner in found if runner.cannot_lend] if certain and waits else found
 
 
-def _ring_of(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> set[Runner]:
-    """Return those on the ways from a runner, by some of what is awaited there, back to itself."""
-    awaited_by: dict[Runner, set[Runner]] = {runner: set()}
+Edges = set[tuple[Runner, Any, Runner]]  # who waits, for which call, that needs whom
+
+
+def _closes(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> Edges:
+    """Return a ring as _ring_of() does, all of which stood at one moment.
+
+    Others go on while this looks: one wait may have ended before it saw the next one. What it sees twice has lasted.
+    """
+    ring = _ring_of(runner, awaited, certain=certain)
+    return _ring_of(runner, awaited, certain=certain, among=ring) if ring else ring
+
+
+def _ring_of(
+    runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False, among: Edges | None = None
+) -> Edges:
+    """Return the edges on the ways from a runner, by some of what is awaited there, back to itself."""
+    edges_to: dict[Runner, Edges] = {runner: set()}
     todo = [runner]
     for at in todo:
         calls = awaited if at is runner else at.unanswered()
         # What holds up one call of those that wait in a buffer holds up all.
         for engine, call in {engine if _is_waiting(call) else call: (engine, call) for engine, call in calls}.values():
             for other in _needed(engine, call, certain=certain):
-                if other not in awaited_by:
-                    awaited_by[other] = set()
-                    todo.append(other)
-                awaited_by[other].add(at)
-    ring: set[Runner] = set()
-    todo = [runner]
-    for at in todo:
-        todo += awaited_by[at] - ring
-        ring |= awaited_by[at]
+                edge = at, call, other
+                if among is None or edge in among:
+                    if other not in edges_to:
+                        edges_to[other] = set()
+                        todo.append(other)
+                    edges_to[other].add(edge)
+    ring: Edges = set()
+    found = [runner]
+    for other in found:
+        found += {at for at, _, _ in edges_to[other]}.difference(found)
+        ring |= edges_to[other]
     return ring

@@ -15,6 +15,9 @@ import batchify
 batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
 
 
+HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a state that another thread brings about. The watchdog ends it if that never happens."""
     pause = threading.Event()

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ..tools import run_script
+from ..tools import HAS_GIL, run_script
 
 pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
 
@@ -237,7 +237,7 @@ def test_finalizers_that_call_at_exit_are_refused(where: str) -> None:
         used(0)
 
         class Late:
-            def __del__(self, print=print, RuntimeError=RuntimeError):
+            def __del__(self, print=print, RuntimeError={"RuntimeError" if HAS_GIL else "Exception"}):
                 for f in self.used, self.unused:
                     for call in f, f.submit, lambda item: list(f.map([item])):
                         try:
@@ -248,7 +248,10 @@ def test_finalizers_that_call_at_exit_are_refused(where: str) -> None:
 
         {place[where]}
     """)
-    assert done.stdout.splitlines() == ["ClosedError <lambda>() is closed (the interpreter is exiting)"] * 6
+    said = done.stdout.splitlines()
+    assert len(said) == 6
+    # Without a GIL some finalizers run when modules have been emptied, and so have what ClosedError was.
+    assert set(said) == {"ClosedError <lambda>() is closed (the interpreter is exiting)"} or not HAS_GIL
 
 
 def test_exit_finds_all_answered_of_a_function_that_returns_futures_in_a_with_block() -> None:

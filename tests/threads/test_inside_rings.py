@@ -194,8 +194,7 @@ def test_thread_keeps_nothing_of_what_was_awaited_there_on_a_loop() -> None:
     seen: list[Any] = []
     with batched(batch_size=1)(lambda items: [0 for _ in items]) as g, batched(batch_size=1)(function) as f:
         assert f(1) == 1
-        gc.collect()
-        assert seen[0]() is None
+        until(lambda: gc.collect() >= 0 and seen[0]() is None)  # g's own thread may be leaving its batch yet
 
 
 def test_no_more_threads_run_a_function_than_have_turns_though_many_turns_were_lent() -> None:
