@@ -278,9 +278,10 @@ class Batch:
         """Return the calls that these entries stand for."""
         return self.engine.buffer.callers(entries)  # type: ignore[no-any-return]
 
-    def _answer(self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False) -> None:
+    def _answer(
+        self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
+    ) -> None:
         """Count, report, then tell these calls. `done`: no answer follows, so the batch has ended."""
-        failed = 0
         try:  # at once, as above
             engine, calls = self.engine, entries
             if engine.tally is not self._tally:
