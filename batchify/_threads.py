@@ -560,7 +560,9 @@ class ThreadEngine(Controls, Engine):
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for runner in set(runners.values()).difference(self._owner.values()):  # it may have been opened again
+            for runner in set(runners.copy().values()).difference(
+                self._owner.copy().values()
+            ):  # it may have been opened again
                 runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:

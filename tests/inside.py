@@ -599,7 +599,14 @@ def no_memory_to_fall_asleep() -> Iterator[list[MemoryError]]:
 def ctrl_c_in_calls_made_inside() -> Iterator[None]:
     """Let each call that blocks inside a function be interrupted as it begins to wait."""
 
-    with patch.object(ThreadRunner, "wait", side_effect=KeyboardInterrupt):
+    wait = ThreadRunner.wait
+
+    def interrupted(runner: ThreadRunner, *args: Any) -> bool:
+        if _threads.runner_here() is runner:
+            raise KeyboardInterrupt
+        return wait(runner, *args)
+
+    with patch.object(ThreadRunner, "wait", interrupted):
         yield
 
 

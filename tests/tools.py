@@ -1,5 +1,6 @@
 """What several test files need."""
 
+import gc
 import re
 import subprocess
 import sys
@@ -14,7 +15,6 @@ import batchify
 # Without types, since the functions of the tests take and return whatever they like.
 batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
 
-
 HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
@@ -22,6 +22,8 @@ def until(condition: Callable[[], bool]) -> None:
     """Wait for a state that another thread brings about. The watchdog ends it if that never happens."""
     pause = threading.Event()
     while not condition():
+        if not HAS_GIL:  # what a thread that sleeps has let go of, a collection frees
+            gc.collect()
         pause.wait(0.0005)
 
 

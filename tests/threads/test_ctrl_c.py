@@ -79,7 +79,9 @@ def test_ctrl_c_in_a_caller_leaves_its_running_batch_alone(ctrl_c: Callable[[], 
 
 
 def test_ctrl_c_in_submit_takes_the_item_out() -> None:
-    with batched(batch_size=2, timeout=1)(echo) as f:
+    with batched(batch_size=1)(echo) as f:
+        assert f(0) == 0
+        until(lambda: inside.sleeps(f))
         with inside.rings(f, instead=raise_ctrl_c), pytest.raises(KeyboardInterrupt):
             f.submit(1)
         assert (f.stats.pending, f.stats.cancelled) == (0, 1)
@@ -91,7 +93,7 @@ def test_ctrl_c_in_a_call_from_inside_takes_the_item_out() -> None:
             inner(1)
         return items
 
-    with batched(batch_size=2, timeout=None)(echo) as inner:
+    with batched(batch_size=3, timeout=None)(echo) as inner:
         waiting = inner.submit(0)
         with inside.ctrl_c_in_calls_made_inside(), batched(batch_size=1)(function) as f:
             assert f(0) == 0
