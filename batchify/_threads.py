@@ -560,10 +560,9 @@ class ThreadEngine(Controls, Engine):
         elif not self.ends_block():
             return
         if self.drain(timeout):
-            for runner in set(runners.copy().values()).difference(
-                self._owner.copy().values()
-            ):  # it may have been opened again
-                runner.flush_thread.join()
+            for runner in runners.copy().values():
+                if runner not in self._owner.copy().values():  # somebody may have opened it again
+                    runner.flush_thread.join()
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
