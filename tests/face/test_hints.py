@@ -17,6 +17,7 @@ def by_timeout(kit: Kit, f: object, *, rounds: int, items: int = 2, pause: float
     for _ in range(rounds):
         kit.move(pause)
         handles = kit.submits(f, range(items))
+        kit.settle(f)
         kit.move(1.0)
         assert kit.outcomes(handles) == [-item for item in range(items)]
 
