@@ -1,11 +1,13 @@
 """Ctrl-C, and signal handlers, in callers that block on the main thread: they hurt nobody else."""
 
+import asyncio
 import itertools
 import random
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -119,8 +121,20 @@ def test_signal_handler_may_call_at_any_time() -> None:
     assert not wrong
 
 
-def test_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
-    class Interrupt(BaseException):
+WAYS: dict[str, Callable[[Any], object]] = {
+    "call": lambda f: f(1),
+    "submit": lambda f: (f.submit(2), f(1)),
+    "map": lambda f: list(f.map(range(5))),
+    "flush": lambda f: (f.submit(4), f.flush(), f(1)),
+    "drain": lambda f: (f.submit(5), f.drain()),
+    "stats": lambda f: f.stats,
+}
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("way", WAYS)
+def test_ctrl_c_at_any_moment_in_a_caller_spares_the_others(way: str) -> None:
+    class Interrupt(KeyboardInterrupt):
         pass
 
     armed = False
@@ -135,12 +149,33 @@ def test_signal_handler_that_raises_at_any_time_ends_nothing() -> None:
     with batched(batch_size=3, timeout=0.0001)(echo) as f:
         f(0)
         with pestered(handler):
-            while interrupts < 300:
+            while interrupts < 500:
                 try:
-                    armed = True
                     while True:
-                        f(1)
-                        f.submit(2)
+                        armed = True  # again, as Python swallows what is raised in a finalizer
+                        WAYS[way](f)
                 except Interrupt:
                     interrupts += 1
+                if interrupts % 50 == 0:
+                    armed = False
+                    assert in_threads(f, range(20)) == list(range(20))
+
+
+def test_ctrl_c_at_any_moment_under_asyncio_run_spares_the_others() -> None:
+    luck = random.Random(1)
+    pause = threading.Event()
+
+    async def main() -> None:
+        threading.Thread(target=strike, args=(threading.get_ident(),)).start()
+        while True:
+            await f.aio(1)
+
+    def strike(thread: int) -> None:
+        pause.wait(luck.random() * 0.001)
+        signal.pthread_kill(thread, signal.SIGINT)
+
+    with batched(batch_size=3, timeout=0.0001)(echo) as f:
+        for _ in range(200):
+            with pytest.raises(KeyboardInterrupt):
+                asyncio.run(main())
         assert in_threads(f, range(20)) == list(range(20))
