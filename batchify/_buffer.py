@@ -16,7 +16,7 @@ from contextlib import suppress
 from heapq import heappop, heappush, heapreplace
 from itertools import accumulate, chain, count, islice, repeat, takewhile
 from math import inf
-from operator import attrgetter
+from operator import attrgetter, delitem
 from typing import Any
 
 from ._options import Options
@@ -112,19 +112,30 @@ class Buffer:
         """Whether a call waits that only others of its group will make due, or a timeout, or a flush."""
         return False  # all are of one group
 
-    def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
+    def take(self, now: float, awaited: Call = None, *, skips: bool = False) -> tuple[list[Any], Reason] | None:
         """Hand out the next batch, oldest first, and why it is due; None if none is due yet.
 
-        Or the next one of the group of a call that waits and is `awaited` inside a function, due or not. Some of its
-        callers, or all, may have left.
+        Or the next one of the group of a call that waits and is `awaited` inside a function, due or not; with `skips`
+        the one that begins with that call. Some of its callers, or all, may have left.
         """
+        calls = self._calls
+        if skips:
+            size = len(calls)
+            at = next((at for at in range(size - 1, -1, -1) if calls[at] is awaited), size)
+            taken = [calls[number] for number in range(at, min(at + self._options.batch_size, size))]
+            reason = self._why(taken[0].arrival, now, awaited) if taken else None
+            # In one step of C, so that no exception from elsewhere can cut it short.
+            deque(map(delitem, repeat(calls, len(taken)), repeat(at)), 0)
+            return None if reason is None else (taken, reason)
         due = self.due(now, awaited)
-        # In one step of C, so that no exception from elsewhere can cut it short.
-        return None if due is None else (list(map(deque.popleft, repeat(self._calls, due[0]))), due[1])
+        return None if due is None else (list(map(deque.popleft, repeat(calls, due[0]))), due[1])  # as above
 
-    def put_back(self, entries: list[Any]) -> None:
-        """Let entries wait again that take() handed out."""
-        self._calls.extendleft(reversed(entries))
+    def put_back(self, entries: list[Any], *, skipped: bool = False) -> None:
+        """Let entries wait again that take() handed out, when it `skipped` those that stood before."""
+        calls = self._calls
+        if skipped:
+            entries = sorted([*entries, *map(deque.popleft, repeat(calls, len(calls)))], key=arrival_of)
+        calls.extendleft(reversed(entries))
 
     def due(self, now: float, awaited: Call = None) -> tuple[Any, Reason] | None:
         """Say whether take() will have a batch: of what, and why it is due; None if it will not."""
@@ -275,7 +286,7 @@ class GroupedBuffer(Buffer):
         entry = self._entry(call)
         return entry is not None and call.arrival > self._flushed_at and not self._is_full(entry.group)
 
-    def put_back(self, entries: list[Any]) -> None:
+    def put_back(self, entries: list[Any], *, skipped: bool = False) -> None:  # noqa: ARG002 - all stand in order
         self.limited += sum(map(limited_of, self.callers(entries)))
         self.waiting.update(entries)
         for entry in entries:
@@ -285,12 +296,13 @@ class GroupedBuffer(Buffer):
                     entry.group.equals[entry.item_key] = entry
         self._enter(entries)
 
-    def take(self, now: float, awaited: Call = None) -> tuple[list[Any], Reason] | None:
+    def take(self, now: float, awaited: Call = None, *, skips: bool = False) -> tuple[list[Any], Reason] | None:
         due = self.due(now, awaited)
         if due is None:
             return None
         group, reason = due
-        taken = group[: self._options.batch_size]
+        start = bisect_left(group, order_of(self._entry(awaited)), key=order_of) if skips else 0
+        taken = group[start : start + self._options.batch_size]
         if self._most < inf:
             fit = takewhile(lambda weight: weight <= self._most, accumulate(map(weight_of, taken)))
             del taken[max(1, len(list(fit))) :]

@@ -382,14 +382,17 @@ class Engine:
                 act()
                 self.news.popleft()
 
-    def _take(self, now: float, awaited: Any = None) -> Batch | None:
-        """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside."""
+    def _take(self, now: float, awaited: Any = None, *, skips: bool = False) -> Batch | None:
+        """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside.
+
+        That one may be far from it; if it `skips` what stands before, it is the one that begins with that call.
+        """
         buffer = self.buffer
         if awaited is not None and (awaited.is_over() or hasattr(awaited, "batch")):
             return None  # meanwhile
         taken: tuple[list[Any], Reason] | None
         while True:
-            taken = (self._parts.pop(0), "isolate") if self._parts else buffer.take(now, awaited)
+            taken = (self._parts.pop(0), "isolate") if self._parts else buffer.take(now, awaited, skips=skips)
             if taken is None:
                 return None
             entries, reason = taken
@@ -408,7 +411,8 @@ class Engine:
                             for entry in entries:
                                 entry[:] = filter(present.__contains__, entry)
                             claimed = [entry for entry in entries if entry]
-                        buffer.put_back(claimed)  # without those who left they may not be due, or have room for more
+                        # Without those who left they may not be due, or have room for more.
+                        buffer.put_back(claimed, skipped=skips)
                         continue
                 batch = self.make_batch(self, entries, reason, now)
                 if self.tracks:
@@ -426,7 +430,7 @@ class Engine:
                 if reason == "isolate":
                     self._parts.insert(0, entries)
                 else:
-                    buffer.put_back(entries)
+                    buffer.put_back(entries, skipped=skips)
                 raise
             return batch
 

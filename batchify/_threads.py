@@ -43,6 +43,9 @@ from ._stats import Stats, Tally
 
 get_runner = current_runner.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
+# So many batches that wait are run on one stack, oldest first, on the way to a call that one of them awaits. Then it is
+# that call's own turn: else many callers whose items wait for others would come to the recursion limit.
+_DEPTH = 16
 _ending = False  # whether the main thread has ended
 _exiting = False  # whether the interpreter calls what stands in `atexit`
 
@@ -191,6 +194,7 @@ class ThreadRunner(Runner):
     """A thread that runs batches, or settles one whose function returned a future."""
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
+    lent = 0  # batches that run here on a lent turn, each called by the function of the one before
 
     def __init__(self, engine: "ThreadEngine") -> None:
         self.awaits, self.noted = [], []
@@ -253,11 +257,14 @@ class ThreadRunner(Runner):
             batch = engine.lend(call, self)
             if batch is not None:
                 try:
+                    self.lent += 1
                     batch.lender = self
                     batch.run(engine.function, self)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
+                finally:
+                    self.lent -= 1
                 return True
         own = self.engine()
         if own is not None and own.runner is self and own.news:
@@ -482,20 +489,21 @@ class ThreadEngine(Controls, Engine):
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
+        skips = runner.lent >= _DEPTH
         if runner is self.runner:
-            return self.look_inside(partial(self._take, awaited=call))  # type: ignore[no-any-return]
+            return self.look_inside(partial(self._take, awaited=call, skips=skips))  # type: ignore[no-any-return]
         answer: SimpleQueue[Any] = SimpleQueue()
-        if not self.post_news(self.take_lent_for, [call], answer):
+        if not self.post_news(self.take_lent_for, [call], answer, skips):
             return None
         if self.runner is not None:
             self.runner.wake()  # the owner may wait in a loop that a function runs there
         return answer.get()  # type: ignore[no-any-return]
 
-    def take_lent_for(self, asked: list[Call], answer: "SimpleQueue[Any]") -> None:
+    def take_lent_for(self, asked: list[Call], answer: "SimpleQueue[Any]", skips: bool) -> None:
         batch = None
         while asked:  # once, also if this is done twice
             try:
-                batch = self._take(self.now(), asked.pop())
+                batch = self._take(self.now(), asked.pop(), skips=skips)
             finally:
                 answer.put(batch)
 
@@ -612,9 +620,9 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def claim(self, calls: list[Any]) -> list[Any]:
-        # Who leaves says so by news, which set has_leavers. Who leaves at this very moment gets an answer that nobody
-        # reads.
-        return super().claim(calls) if self.tracks or self.has_leavers else calls
+        # Who leaves says so by news, which set has_leavers; they may have come since the owner heard the last ones. Who
+        # leaves at this very moment gets an answer that nobody reads.
+        return super().claim(calls) if self.tracks or self.has_leavers or self.news else calls
 
     def give_to_a_runner(self, batch: ThreadBatch) -> bool:
         """Let a runner run a batch. False if the owner is to do so."""

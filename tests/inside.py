@@ -610,6 +610,22 @@ def ctrl_c_in_calls_made_inside() -> Iterator[None]:
         yield
 
 
+def blocked_call(item: Any) -> Call:
+    """Return the call of somebody who blocks, to be posted."""
+    call = Call()
+    call.item, call.bell = item, threading.Lock()
+    call.bell.acquire()
+    return call
+
+
+def post(f: Any, call: Call) -> None:
+    engine(f).post((call,))
+
+
+def withdraw(f: Any, call: Call) -> None:
+    engine(f).withdraw(call)
+
+
 def before_posts(f: Any, do: Callable[[], object]) -> None:
     """Do something whenever a caller of `f`, which is unused yet, has looked for a flush thread and is about to
     post."""

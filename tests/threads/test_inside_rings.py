@@ -205,3 +205,21 @@ def test_no_more_threads_run_a_function_than_have_turns_though_many_turns_were_l
         assert f(30) == 0
         assert [f(0) for _ in range(20)] == [0] * 20
         assert len(inside.threads_of(f)) <= 3  # the flush thread and two more
+
+
+@pytest.mark.parametrize("options", [{}, {"group_by": lambda _: 0}], ids=["plain", "grouped"])
+@pytest.mark.parametrize("concurrency", [1, 2])
+def test_many_callers_whose_items_wait_for_others_come_to_no_recursion_limit(
+    concurrency: int, options: dict[str, Any]
+) -> None:
+    """Each waits behind all the others, so all would stand on one stack."""
+    begin = threading.Event()
+
+    def function(items: list[int]) -> list[int]:
+        begin.wait()
+        return [item and f(0) for item in items]
+
+    with batched(batch_size=1, concurrency=concurrency, **options)(function) as f:
+        futures = [f.submit(1) for _ in range(400)]
+        begin.set()
+        assert [future.result() for future in futures] == [0] * 400

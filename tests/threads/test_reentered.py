@@ -16,7 +16,7 @@ from batchify import BufferFullError, ClosedError
 from .. import inside
 from ..intruder import ALL_OPTIONS, at_each_line, ctrl_c
 from ..kit import negate
-from ..tools import batched
+from ..tools import Gated, batched
 
 pytestmark = [pytest.mark.thread_unsafe(reason="traces its thread"), pytest.mark.usefixtures("no_collector")]
 
@@ -219,3 +219,22 @@ def test_finalizer_at_any_line_of_the_flush_thread_is_answered(form: str, action
         stats = f.stats
         assert (stats.pending, stats.running, stats.in_flight) == (0, 0, 0), lines.where
         assert stats.accepted == stats.answered + stats.failed, lines.where
+
+
+def test_who_left_takes_no_place_of_those_who_come_later_at_any_line_of_the_flush_thread() -> None:
+    for lines in at_each_line(at_least=30):
+        function = Gated()
+        function.open()
+        f = batched(batch_size=2, timeout=None)(function)
+        first, *later = map(inside.blocked_call, range(3))
+
+        def one_leaves_and_two_come(f: Any = f, first: Any = first, later: Any = later) -> None:
+            inside.withdraw(f, first)
+            for call in later:
+                inside.post(f, call)
+
+        threading.settrace(lines.intruder_doing(one_leaves_and_two_come).trace)
+        inside.post(f, first)
+        threading.settrace(None)
+        f.close()
+        assert [0, 1] not in function.batches, lines.where
