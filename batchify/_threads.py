@@ -682,12 +682,11 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
                 engine._batches.put(None)
                 engine.make_room()
                 _ring(bell)  # for the next owner; this, if somebody posted who could not see yet that it ends
-                goes_on = (inbox or engine.news) and engine.become_owner(runner)
-                for _, done in drains:
-                    done()
-                if not goes_on:
+                if not (inbox or engine.news) or not engine.become_owner(runner):
+                    for _, done in drains:
+                        done()
                     break
-                step = 0.0
+                step, engine._drains = 0.0, drains  # who closes waits for the end of this thread too
             if not (inbox or engine.buffer.waiting or engine._drains):
                 engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory

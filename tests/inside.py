@@ -64,7 +64,8 @@ def engines(f: Any) -> list[Engine]:
 
 def threads_of(f: Any) -> list[threading.Thread]:
     """Return the flush threads that work for `f` now."""
-    return [runner.flush_thread for runner in engine(f)._owner.copy().values()]
+    runners = engine(f)._owner.copy().values()
+    return [runner.flush_thread for runner in runners if hasattr(runner, "flush_thread")]  # else it is about to start
 
 
 def _is_asleep(it: ThreadEngine, thread: threading.Thread) -> bool:

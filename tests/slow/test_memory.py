@@ -2,7 +2,7 @@
 
 import pytest
 
-from ..tools import run_script
+from ..tools import HAS_GIL, run_script
 
 pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
 
@@ -74,5 +74,6 @@ def test_memory_does_not_grow_over_100_000_calls(kind: str) -> None:
         grown = tracemalloc.get_traced_memory()[0] - before
         assert f.stats.answered + f.stats.failed + f.stats.cancelled > 95_000, f.stats
         assert f.stats.cancelled >= {1000 if kind == "threads" else 0}, f.stats
-        assert grown < 40_000, grown  # less than half a byte for each call: what is left is not theirs
+        # Less than half a byte for each call: what is left is not theirs. Without a GIL some of it is freed later.
+        assert grown < {40_000 if HAS_GIL else 400_000}, grown
     """)

@@ -191,6 +191,8 @@ def test_function_that_is_opened_again_just_as_its_flush_thread_ends_goes_on() -
         with ThreadPoolExecutor(2) as pool, f:
             assert f(number) == number
             closing = pool.submit(f.close)
+            while not inside.is_closed(f):
+                pass
             with f:
                 assert f(number) == number
             closing.result()

@@ -74,7 +74,7 @@ def test_item_that_is_due_later_wakes_nobody(how: str, timeout: float | None) ->
             until(lambda: inside.sleeps(f))
             futures += [calls[how](), f.submit(3)]
             until(lambda: f.stats.pending == 3)
-            assert rung == [1]
+            assert rung in ([], [1])  # the latter, but if the new thread is awake yet
         f.close()
     assert [future.result() for future in futures] == [1, 2, 3]
 
