@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import inside
 from ..kit import Threads
-from ..tools import in_threads
+from ..tools import HAS_GIL, in_threads
 
 
 def finished(xs: list[int]) -> Future[list[int]]:
@@ -39,7 +39,8 @@ def test_concurrency_of_returned_futures_needs_one_runner_at_most(threads: Threa
         future.set_result([-x for x in xs])
         threads.until_runs(min(number + 4, 5))
     assert threads.outcomes(handles) == [0, -1, -2, -3, -4]
-    assert len(inside.threads_of(f)) == 1 + 1
+    # Without a GIL the second item may come before the function has returned its first future.
+    assert len(inside.threads_of(f)) <= 1 + (1 if HAS_GIL else 2)
     threads.until_idle(f)
     threads.consistent(f)
 
