@@ -200,6 +200,7 @@ class ThreadRunner(Runner):
         self.awaits, self.noted = [], []
         self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
+        self.has_lent = set()  # by id(), batches whose functions returned futures: each has the turn until it has ended
         self.context = Context()
         self.context.run(current_runner.set, self)
 
@@ -293,7 +294,7 @@ class ThreadBatch(Batch):
                 self.engine.returns_futures = True
                 self.runner = None
                 if self.lender is not None:
-                    self.lender.has_lent = True
+                    self.lender.has_lent.add(id(self))
                 value.add_done_callback(self.settle_future)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
@@ -649,7 +650,7 @@ class ThreadEngine(Controls, Engine):
         else:
             self.post_news(self.turn_ended, batch)
         if batch.lender is not None:
-            batch.lender.has_lent = False
+            batch.lender.has_lent.discard(id(batch))
             batch.lender.wake()
 
 

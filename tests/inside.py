@@ -893,7 +893,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "runners": owners,
         "_running": owners,
         "_lent": owners,
-        "awaits": lambda value: counted(value) if type(value) is deque else value,
+        "awaits": lists,
         "bells": sets,
         "changing": lists,
     }
@@ -1452,11 +1452,11 @@ def lent_turn_that_ends_too_late() -> Block:
 
     def late(ended: Callable[..., None]) -> Callable[..., None]:
         def run(it: Any, batch: Any) -> None:
-            had_lent = batch.lender is not None and batch.lender.has_lent
+            had_lent = batch.lender is not None and id(batch) in batch.lender.has_lent
             ended(it, batch)
             if had_lent:
-                batch.lender.has_lent = True
-                batch.lender.has_lent = False
+                batch.lender.has_lent.add(id(batch))
+                batch.lender.has_lent.discard(id(batch))
 
         return run
 
@@ -1465,7 +1465,7 @@ def lent_turn_that_ends_too_late() -> Block:
 
 def turn_that_is_lent_to_two() -> Block:
     """Who has lent its turn to a batch on an engine lends it to another one as well."""
-    return patch.object(ThreadRunner, "has_lent", property(lambda _: False, lambda *_: None), create=True)
+    return patch.object(ThreadRunner, "has_lent", property(lambda _: set(), lambda *_: None), create=True)
 
 
 # Faults: the rest

@@ -193,3 +193,30 @@ def test_future_that_is_dropped_just_as_the_flush_thread_falls_asleep_makes_room
     with f:
         assert type(f.submit(0).exception()) is BatchError
         assert other[0].result() == 1
+
+
+def test_turn_that_a_returned_future_has_is_not_lent_again_when_the_batch_beneath_ends() -> None:
+    engine: Future[Any] = Future()
+    done_as_next_began: list[bool] = []
+
+    def complete() -> None:
+        until(lambda: f.stats.pending == 1 or bool(done_as_next_began))
+        engine.set_result(["future"])
+
+    def function(items: list[str]) -> Any:
+        if items == ["outer"]:
+            f("middle")
+            threading.Thread(target=complete).start()
+            f("next")
+        elif items == ["middle"]:
+            with pytest.raises(TimeoutError):
+                f.submit("future").result(0.01)  # runs that on the turn that this was lent
+        elif items == ["future"]:
+            return engine
+        else:
+            done_as_next_began.append(engine.done())
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        assert f("outer") == "outer"
+    assert done_as_next_began == [True]
