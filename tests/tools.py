@@ -21,8 +21,10 @@ HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
 def until(condition: Callable[[], bool]) -> None:
     """Wait for a state that another thread brings about. The watchdog ends it if that never happens."""
     pause = threading.Event()
+    turns = 0
     while not condition():
-        if not HAS_GIL:  # what a thread that sleeps has let go of, a collection frees
+        turns += 1
+        if not HAS_GIL and turns % 100 == 0:  # what a thread that sleeps has let go of, a collection frees
             gc.collect()
         pause.wait(0.0005)
 
