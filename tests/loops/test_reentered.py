@@ -344,6 +344,7 @@ def test_ctrl_c_under_asyncio_run_answers_or_cancels_every_call(kind: str) -> No
             return items
 
         async def caller(item):
+            started.append(item)
             try:
                 return await f.aio(item)
             finally:
@@ -359,11 +360,13 @@ def test_ctrl_c_under_asyncio_run_answers_or_cancels_every_call(kind: str) -> No
 
         def strike():
             running.wait()
+            while len(started) < 5:
+                pass
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
             with suppress(RuntimeError):  # the loop has ended
                 loops[0].call_soon_threadsafe(int)  # a signal just before the loop falls asleep does not wake it
 
-        ended, loops = [], []
+        started, ended, loops = [], [], []
         threading.Thread(target=strike).start()
         try:
             asyncio.run(main())
