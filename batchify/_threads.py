@@ -645,13 +645,20 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Any) -> None:
+        outliving = () if batch.runner is None else (*batch.runner.has_lent,)
         if batch.runner is self._owner.get(0):
-            self.turn_ended(batch)  # the owner runs it, and so is not about to sleep
+            self.turn_ended(batch, outliving)  # the owner runs it, and so is not about to sleep
         else:
-            self.post_news(self.turn_ended, batch)
+            self.post_news(self.turn_ended, batch, outliving)
         if batch.lender is not None:
             batch.lender.has_lent.discard(id(batch))
             batch.lender.wake()
+
+    def turn_ended(self, batch: Batch | None, outliving: Collection[int] = ()) -> None:
+        had_turn = id(batch) in self._running
+        super().turn_ended(batch)
+        for lent in self._lent.keys() & outliving if had_turn else ():  # one, which goes on, on the turn that this had
+            self._running[lent] = self._lent.pop(lent)
 
 
 def _own(runner: ThreadRunner, begun: LockType) -> None:

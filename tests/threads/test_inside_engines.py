@@ -220,3 +220,26 @@ def test_turn_that_a_returned_future_has_is_not_lent_again_when_the_batch_beneat
     with batched(batch_size=1)(function) as f:
         assert f("outer") == "outer"
     assert done_as_next_began == [True]
+
+
+def test_turn_that_was_lent_is_taken_until_a_returned_future_is_done_though_who_lent_it_has_ended() -> None:
+    engine: Future[Any] = Future()
+    done_as_next_began: list[bool] = []
+
+    def function(items: list[str]) -> Any:
+        if items == ["future"]:
+            return engine
+        if items == ["lends"]:
+            with pytest.raises(TimeoutError):
+                f.submit("future").result(0.01)
+        else:
+            done_as_next_began.append(engine.done())
+        return items
+
+    with batched(batch_size=1)(function) as f:
+        assert f("lends") == "lends"
+        following = f.submit("next")
+        until(lambda: inside.waits_for_room(f) or bool(done_as_next_began))
+        engine.set_result(["future"])
+        assert following.result() == "next"
+    assert done_as_next_began == [True]
