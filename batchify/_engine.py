@@ -278,7 +278,11 @@ class Engine:
         self.buffer.flush(until)
         self._drains.append((until, done))
 
-    def turn_ended(self, batch: Batch | None) -> None:
+    def turn_ended(self, batch: Batch | None, outliving: Collection[int] = ()) -> None:
+        """Let a batch have no turn any more. `outliving`: by id(), who may have been lent the one that it had."""
+        if outliving and id(batch) in self._running:
+            for lent in self._lent.keys() & outliving:  # one, which goes on, on that turn
+                self._running[lent] = self._lent.pop(lent)
         self._running.pop(id(batch), None)
         self._lent.pop(id(batch), None)
 

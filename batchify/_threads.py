@@ -654,12 +654,6 @@ class ThreadEngine(Controls, Engine):
             batch.lender.has_lent.discard(id(batch))
             batch.lender.wake()
 
-    def turn_ended(self, batch: Batch | None, outliving: Collection[int] = ()) -> None:
-        had_turn = id(batch) in self._running
-        super().turn_ended(batch)
-        for lent in self._lent.keys() & outliving if had_turn else ():  # one, which goes on, on the turn that this had
-            self._running[lent] = self._lent.pop(lent)
-
 
 def _own(runner: ThreadRunner, begun: LockType) -> None:
     """Be the owner of an engine."""

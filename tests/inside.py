@@ -893,7 +893,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "runners": owners,
         "_running": owners,
         "_lent": owners,
-        "awaits": lists,
+        "awaits": lambda value: lists(value) if type(value) is list else value,
         "bells": sets,
         "changing": lists,
     }
@@ -1378,15 +1378,15 @@ def look_that_wakes_no_other() -> Block:
     return _replaced(Runner, "to_lend", own)
 
 
-class _Late(deque[Any]):
+class _Late(list[Any]):
     """What is awaited, as long as the runner alone knows it."""
 
     def __init__(self, awaited: list[Any]) -> None:
         super().__init__(awaited)
         self.ident: int | None = get_ident()
 
-    def copy(self) -> Any:
-        return deque(self) if self.ident in (None, get_ident()) else deque()
+    def copy(self) -> list[Any]:
+        return self if self.ident in (None, get_ident()) else []
 
 
 class _LateBell:
@@ -1402,8 +1402,7 @@ class _LateBell:
         return acquired
 
 
-@contextmanager
-def runner_that_looks_before_it_notes() -> Iterator[None]:
+def runner_that_looks_before_it_notes() -> Block:
     """Who waits inside looks for a ring, and then says what it awaits."""
 
     def late(wait: Callable[..., bool]) -> Callable[..., bool]:
@@ -1417,11 +1416,7 @@ def runner_that_looks_before_it_notes() -> Iterator[None]:
 
         return run
 
-    def kept(items: Any = ()) -> Any:
-        return items if isinstance(items, _Late) else deque(items)
-
-    with _replaced(ThreadRunner, "wait", late), patch.object(_threads, "deque", kept):
-        yield
+    return _replaced(ThreadRunner, "wait", late)
 
 
 def lent_turn_that_counts_twice() -> Block:
