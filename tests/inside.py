@@ -1428,9 +1428,9 @@ def turn_that_is_asked_for_twice() -> Block:
     """An owner that is asked for a turn gives two, and nobody takes the second."""
 
     def twice(take: Callable[..., None]) -> Callable[..., None]:
-        def run(it: Any, asked: list[Any], answer: Any) -> None:
-            take(it, [*asked], answer)
-            take(it, asked, answer)
+        def run(it: Any, asked: list[Any], *args: Any) -> None:
+            take(it, [*asked], *args)
+            take(it, asked, *args)
 
         return run
 
