@@ -7,7 +7,19 @@ import pytest
 
 from batchify import BufferFullError, ClosedError, Stats, WaitsForItselfError
 
-from .history import BatchRecord, CallRecord, History, Planned, Rules, Violation, check, check_stats, moment, verdict
+from .history import (
+    BatchRecord,
+    CallRecord,
+    History,
+    Planned,
+    Rules,
+    Violation,
+    Wait,
+    check,
+    check_stats,
+    moment,
+    verdict,
+)
 
 
 def clean() -> History:
@@ -230,6 +242,18 @@ def test_who_waits_for_its_own_batch_may_be_told_so() -> None:
     call.error_from = None
     call.end("error", WaitsForItselfError())
     assert "ring" not in rules(history)
+
+
+def test_both_of_a_ring_may_be_told_so_though_one_would_do() -> None:
+    history = clean()
+    call, waiter = _call(history, 7), history.batches[2]
+    history.waits.append(Wait(waiter.number, 3, waiter.began, told=True))
+    call.error_from = None
+    call.end("error", WaitsForItselfError())
+    history.waits[0].ended = waiter.ended = history.batches[1].ended = moment()
+    for token in (3, 6):
+        _call(history, token).end("error", Planned(2))
+    assert rules(history) == set()
 
 
 def test_two_batches_on_one_lent_turn_are_found() -> None:
