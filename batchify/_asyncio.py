@@ -206,7 +206,6 @@ class LoopBatch(Batch, Runner):
             if type(lender) is not LoopBatch or lender.thread != self.thread:
                 lender.wake()
             elif not lender.has_lent:
-                lender.has_lent = True
                 engine.start(get_running_loop(), -inf, lender, call)
         return False
 
@@ -353,6 +352,8 @@ class LoopEngine(Engine):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
         if lender is None:
             self._next = task
+        else:
+            lender.has_lent.add(id(task))
 
     async def _turn(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None, awaited: Any) -> None:
         """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.
@@ -381,7 +382,7 @@ class LoopEngine(Engine):
                 self.sleep_until(inf, None)
             if batch is not None:
                 batch.task, batch.thread = task, get_ident()
-                batch.awaits, batch.noted, batch.runner = [], [], batch
+                batch.awaits, batch.noted, batch.has_lent, batch.runner = [], [], set(), batch
                 current.set(batch)
                 self.runners[batch] = None
                 if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
@@ -434,7 +435,7 @@ class LoopEngine(Engine):
         """Let a batch that has lent its turn have it back; it may lend it once more."""
         loop = self.loop()
         if loop is not None and not loop.is_closed():
-            lender.has_lent = False
+            lender.has_lent.clear()
             lender.look_soon(loop)
 
     def left(self, call: Call) -> None:

@@ -33,9 +33,7 @@ class Runner:
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
-    has_lent: Any = (
-        False  # or what is empty: whether a batch that it lent its turn to has not ended. Any thread may ask
-    )
+    has_lent: set[int]  # by id(), what has its turn until that has ended. Any thread may ask
     cannot_lend = False  # whether it waits where it cannot lend its turn. Any thread may ask
 
     def take_room(self) -> None:

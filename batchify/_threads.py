@@ -200,7 +200,7 @@ class ThreadRunner(Runner):
         self.awaits, self.noted = [], []
         self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
-        self.has_lent = set()  # by id(), batches whose functions returned futures: each has the turn until it has ended
+        self.has_lent = set()  # batches whose functions returned futures
         self.context = Context()
         self.context.run(current_runner.set, self)
 
