@@ -8,6 +8,7 @@ import ast
 import pickle
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, pairwise
 from pathlib import Path
@@ -177,9 +178,11 @@ def mutants(path: Path) -> Iterator[Mutant]:
         spans = [span for node in nodes for span in operator.mutation_positions(node)]
         for occurrence, span in enumerate(spans):
             if not any(start <= span[0] and span[1] <= end for start, end in skipped):
-                code = MutationVisitor(occurrence, operator).walk(pickle.loads(pickled)).get_code()
-                if _compiles(code):
-                    found.append((span, code))
+                # It knows how to replace exceptions by their names, but not by such as have a dot.
+                with suppress(AttributeError):
+                    code = MutationVisitor(occurrence, operator).walk(pickle.loads(pickled)).get_code()
+                    if _compiles(code):
+                        found.append((span, code))
     numbers: dict[tuple[str, str], Iterator[int]] = {}
     seen: set[str] = set()
     for span, code in sorted(found, key=lambda pair: pair[0]):
