@@ -115,7 +115,7 @@ class Call:
 
 
 class MapCall(Call):
-    """A call of a map, which sleeps until any of its calls is answered; `bell` is what wakes the map."""
+    """A call of a map, which sleeps until any of its calls is answered; `bell` is the `Ahead` of that map."""
 
     __slots__ = ()
 
@@ -124,8 +124,8 @@ class MapCall(Call):
     @staticmethod
     def tell(calls: Sequence["MapCall"], results: Sequence[Any], failed: int) -> None:
         Call.put(calls, results, failed)
-        for bell in {call.bell for call in calls}:
-            bell()
+        for ahead in {call.bell for call in calls}:
+            ahead.ring()
 
 
 def is_sound(call: Call, ask: Callable[[Call], object]) -> bool:

@@ -118,7 +118,7 @@ class Engine:
         self.news: deque[Callable[[], object]] = deque()  # what the owner is to do; anybody appends
         self.wake_at: float = 1  # the owner alone writes it; callers read it
         self.runners: dict[Any, Any] = {}  # who runs batches now, in order; whoever it is adds and takes away
-        self.bells: set[Callable[[], object]] = set()  # of maps, which may have to read on when settings change
+        self.maps: set[Ahead] = set()  # these may have to read on when settings change
         # The rest is the owner's.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
@@ -253,8 +253,8 @@ class Engine:
 
     def settings_changed(self) -> None:
         self.buffer.repair()
-        for bell in self.bells.copy():
-            bell()
+        for ahead in self.maps.copy():
+            ahead.ring()
 
     def closed_or_opened(self, of: Controls | None = None) -> None:
         """Let all be due that waits, and comes, if the function is closed, or dropped (None); else no longer."""
@@ -470,7 +470,7 @@ class Ahead:
         self.has_rung = False  # since it began to read on
         self.calls: deque[MapCall] = deque()
         self.more = True  # whether there may be further items
-        engine.bells.add(self.ring)
+        engine.maps.add(self)
 
     def ring(self) -> None:
         """Wake the map: there is an answer, or the settings have changed. Any thread may call."""
@@ -492,11 +492,10 @@ class Ahead:
         """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
         calls: list[MapCall] = []
         failed: list[MapCall] = []  # in place of an item that was not there
-        ring = self.ring
         try:
             for item in items:
                 call = MapCall()
-                call.item, call.bell = item, ring
+                call.item, call.bell = item, self
                 calls.append(call)
         except Exception as error:  # noqa: BLE001 - whatever they raise
             failed.append(MapCall())
@@ -520,16 +519,15 @@ class Ahead:
         Not all of them, if that would keep it from reading on.
         """
         results: deque[Any] = deque()
+        calls = self.calls
         if self.more:
-            most = min(most, max(1, len(self.calls) - self._engine.options.batch_size))
-        for call in islice(self.calls, most):
-            if not hasattr(call, "error") or call.error is not None:
+            most = min(most, max(1, len(calls) - self._engine.options.batch_size))
+        for _ in range(min(most, len(calls))):
+            if getattr(calls[0], "error", self) is not None:  # there is none yet, or it is an error
                 break
-            results.append(call.value)
-        for _ in results:
-            self.calls.popleft()
-        if not results and self.calls and hasattr(self.calls[0], "error"):  # or a result that has come just now
-            results.append(self.calls.popleft().outcome())
+            results.append(calls.popleft().value)
+        if not results and calls and hasattr(calls[0], "error"):  # or a result that has come just now
+            results.append(calls.popleft().outcome())
         if not results:
             self.make_due()
         return results
@@ -553,6 +551,6 @@ class Ahead:
     def end(self) -> None:
         """Let go of what has no answer yet."""
         self.more = False
-        self._engine.bells.discard(self.ring)
+        self._engine.maps.discard(self)
         for call in self.calls:
             self._engine.withdraw(call)

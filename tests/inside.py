@@ -183,7 +183,7 @@ def buffer_of(f: Any) -> Any:
 
 def maps_remembered(f: Any) -> int:
     """How many maps of `f` would be woken by a change of its settings."""
-    return sum(len(each.bells) for each in engines(f))
+    return sum(len(each.maps) for each in engines(f))
 
 
 def timers_set(f: Any) -> list[Any]:
@@ -758,7 +758,7 @@ class HandBell:
     def release(self) -> None:
         self.told += 1
 
-    __call__ = release
+    ring = release
 
 
 class HandEngine(Engine):
@@ -894,11 +894,11 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         "_running": owners,
         "_lent": owners,
         "awaits": lambda value: lists(value) if type(value) is list else value,
-        "bells": sets,
+        "maps": sets,
         "changing": lists,
     }
     shared: dict[type, str] = {
-        Engine: "inbox news runners _running _lent bells wake_at has_leavers tracks",
+        Engine: "inbox news runners _running _lent maps wake_at has_leavers tracks",
         Runner: "awaits thread cannot_lend has_lent",
         ThreadBatch: "runner",
         ThreadEngine: "_owner closed returns_futures",
@@ -946,7 +946,7 @@ def begin_anew() -> None:
 
 def remembers_a_thread() -> bool:
     """Whether a function remembers a thread; when all have ended, none should."""
-    return any(it._owner or it.runners or it.bells or it._running or it._lent or it._drains for it in _threads._all())
+    return any(it._owner or it.runners or it.maps or it._running or it._lent or it._drains for it in _threads._all())
 
 
 def close_what_is_left() -> None:
