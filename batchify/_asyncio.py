@@ -198,8 +198,6 @@ class LoopBatch(Batch, Runner):
     accepts = "a list or other sequence, a mapping from item to result, or an iterator, asynchronous or not"
 
     task: "asyncio.Task[None]"
-    # Once its turn was lent: a list of the batches that share it, each of which has lent it to the next one.
-    turn: Any = ()
 
     def lend(self) -> bool:
         for lender, engine, call in self.to_lend():
@@ -342,6 +340,8 @@ class LoopEngine(Engine):
 
     def start(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None = None, awaited: Any = None) -> None:
         """Start a task for a _turn(), which takes a batch as late as can be."""
+        if lender is not None:
+            turn = lender.turn = lender.turn or [id(lender)]
         steps = self._turn(loop, now, lender, awaited)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
@@ -353,7 +353,7 @@ class LoopEngine(Engine):
         if lender is None:
             self._next = task
         else:
-            lender.has_lent.add(id(task))
+            turn.append(0)
 
     async def _turn(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None, awaited: Any) -> None:
         """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.
@@ -362,6 +362,7 @@ class LoopEngine(Engine):
         """
         batch: Any = None
         task: Any = None
+        turn: Any = None if lender is None else lender.turn
         try:
             await _begun()
             now = max(loop.time(), now)
@@ -372,9 +373,8 @@ class LoopEngine(Engine):
                 if lender.thread is not None:  # else it has ended, and with it its turn
                     batch = self._take_due(now, partial(self._take, awaited=awaited), lent=True)
                 if batch is not None:
-                    task, turn = current_task(loop), lender.turn or [lender]
-                    turn.append(batch)
-                    batch.turn, lender.turn, lender = turn, turn, None
+                    task, batch.turn, turn[-1] = current_task(loop), turn, id(batch)
+                    lender = None  # so its turn is not given back below
             self._disturbed = False
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
@@ -382,9 +382,9 @@ class LoopEngine(Engine):
                 self.sleep_until(inf, None)
             if batch is not None:
                 batch.task, batch.thread = task, get_ident()
-                batch.awaits, batch.noted, batch.has_lent, batch.runner = [], [], set(), batch
+                batch.awaits, batch.noted, batch.runner = [], [], batch
                 current.set(batch)
-                self.runners[batch] = None
+                self.runners[id(batch)] = batch
                 if type(batch.to_answer[0][0]) is not LoopCall:  # else they say when they leave
                     batch.watch()
                 await batch.run_async(self.function)
@@ -397,7 +397,7 @@ class LoopEngine(Engine):
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
                 batch = None  # a cycle
-            for lost in (self._running.keys() | self._lent.keys()) - set(map(id, self.runners)):
+            for lost in (self._running.keys() | self._lent.keys()) - self.runners.keys():
                 self._running.pop(lost, None)
                 self._lent.pop(lost, None)
             self.alarm_at = -inf
@@ -405,7 +405,8 @@ class LoopEngine(Engine):
             raise
         finally:
             if lender is not None:  # nothing was taken
-                self._take_back(lender)
+                turn.pop()
+                self._take_back(turn)
 
     # Batches
 
@@ -418,29 +419,22 @@ class LoopEngine(Engine):
         return calls
 
     def ended(self, batch: Any) -> None:
-        self.runners.pop(batch, None)
-        self.turn_ended(batch)
+        self.runners.pop(id(batch), None)
+        turn = batch.leave_turn()
+        self.turn_ended(batch, turn)
+        self._take_back(turn)
         batch.task = batch.thread = None  # the task knows the context, and that this: a cycle
         batch.awaits = []
-        if batch.turn:
-            turn, batch.turn = batch.turn, ()
-            is_last = turn[-1] is batch
-            turn.remove(batch)
-            if turn and id(turn[0]) in self._lent:  # it goes on, on the turn that this one had
-                self._running[id(turn[0])] = self._lent.pop(id(turn[0]))
-            if turn and is_last:
-                self._take_back(turn[-1])
 
-    def _take_back(self, lender: LoopBatch) -> None:
-        """Let a batch that has lent its turn have it back; it may lend it once more."""
-        loop = self.loop()
-        if loop is not None and not loop.is_closed():
-            lender.has_lent.clear()
+    def _take_back(self, turn: list[int] | None) -> None:
+        """Let the batch that has lent a turn have it back; it may lend it once more."""
+        loop, lender = self.loop(), self.runners.get(turn[-1]) if turn else None
+        if lender is not None and loop is not None and not loop.is_closed():
             lender.look_soon(loop)
 
     def left(self, call: Call) -> None:
         super().left(call)
-        for batch in list(self.runners):
+        for batch in list(self.runners.values()):
             batch.watch()
 
     def is_at_work(self) -> bool:
@@ -448,9 +442,9 @@ class LoopEngine(Engine):
 
     def held_up_by(self, *, at_all: bool = False) -> list[Any]:
         if at_all:
-            return list(self.runners)
+            return list(self.runners.values())
         # Of many that call each other, the latest have the turns.
-        latest = (each for each in reversed(self.runners.copy()) if not each.has_lent)
+        latest = (each for each in reversed(self.runners.copy().values()) if not each.has_lent)
         return [] if self.has_turn else list(islice(latest, self.concurrency))
 
 
@@ -522,9 +516,12 @@ class LoopEngines(Controls):
         """Return the engines, and forget those of closed loops: they may hold futures, and these the loop for ever."""
         loops = [loop for reference in self._engines.keyrefs() if (loop := reference()) is not None]
         for loop in loops:
-            if loop.is_closed() and (engine := self._engines.pop(loop, None)) is not None:
-                self._latest = None
-                engine.forget()
+            if loop.is_closed() and loop in self._engines:
+                with self.tally:  # else its calls would be nowhere for a moment
+                    engine = self._engines.pop(loop, None)
+                    self._latest = None
+                    if engine is not None:
+                        engine.forget()
         return [engine for loop in loops if (engine := self._engines.get(loop)) is not None]
 
     def flush(self) -> None:

@@ -156,6 +156,10 @@ class Batch:
 
     runner: Runner | None = None  # while the function runs, or its answers are given
     engine: Any  # until it has ended, as an error that is kept knows this by the function's frames
+    to_answer: list[Any] = []  # noqa: RUF012 - until there is one of its own: what is not yet made has no calls
+    # Once its turn was lent: the batches that share it, by id(), each of which has lent it to the next one; 0: to one
+    # that is not taken yet. One list for all of them: who lends adds to it, who ends a batch takes that out.
+    turn: list[int] | None = None
     # What calls the function, or next(); on a thread in a context of the batch's own, which a task has anyway.
     enter: Any = call_directly
     error: BaseException | None = None  # of the whole batch
@@ -180,6 +184,18 @@ class Batch:
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.
         self.to_answer = [entries]
+
+    @property
+    def has_lent(self) -> bool:
+        """Whether another batch has its turn. Any thread may ask."""
+        return self.turn is not None and id(self) in self.turn[:-1]
+
+    def leave_turn(self) -> list[int] | None:
+        """Return who goes on with its turn, as this has ended."""
+        turn, self.turn = self.turn, None
+        if turn is not None:
+            turn.remove(id(self))
+        return turn
 
     # Running the function
 

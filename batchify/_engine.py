@@ -117,7 +117,9 @@ class Engine:
         self.inbox: deque[Any] = deque()  # anybody appends; the owner alone takes out
         self.news: deque[Callable[[], object]] = deque()  # what the owner is to do; anybody appends
         self.wake_at: float = 1  # the owner alone writes it; callers read it
-        self.runners: dict[Any, Any] = {}  # who runs batches now, in order; whoever it is adds and takes away
+        # By id() of a batch, who runs it: on an event loop all of them, in order; on threads only who gives the answers
+        # that a future brought. Whoever it is adds and takes away.
+        self.runners: dict[int, Any] = {}
         self.maps: set[Ahead] = set()  # these may have to read on when settings change
         # The rest is the owner's.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
@@ -278,13 +280,12 @@ class Engine:
         self.buffer.flush(until)
         self._drains.append((until, done))
 
-    def turn_ended(self, batch: Batch | None, outliving: Collection[int] = ()) -> None:
-        """Let a batch have no turn any more. `outliving`: by id(), who may have been lent the one that it had."""
-        if outliving and id(batch) in self._running:
-            for lent in self._lent.keys() & outliving:  # one, which goes on, on that turn
-                self._running[lent] = self._lent.pop(lent)
+    def turn_ended(self, batch: Batch | None, turn: list[int] | None = None) -> None:
+        """Let a batch have no turn any more. `turn`: who goes on with that."""
         self._running.pop(id(batch), None)
         self._lent.pop(id(batch), None)
+        if turn and turn[0] in self._lent:
+            self._running[turn[0]] = self._lent.pop(turn[0])
 
     # Batches
 
@@ -431,6 +432,8 @@ class Engine:
             except BaseException:  # no memory: nobody else knows these calls
                 self._untrack(entries)
                 self.turn_ended(batch)
+                if batch is not None:
+                    batch.to_answer.clear()  # else it would answer them as it is dropped
                 if reason == "isolate":
                     self._parts.insert(0, entries)
                 else:

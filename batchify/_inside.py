@@ -33,8 +33,12 @@ class Runner:
     loop: Callable[[], Any] | None = None  # a weak reference to the event loop on which something is awaited here
     noted: list[tuple[Any, Any]]  # since it looked
     _will_look = False  # once this has gone round
-    has_lent: set[int]  # by id(), what has its turn until that has ended. Any thread may ask
     cannot_lend = False  # whether it waits where it cannot lend its turn. Any thread may ask
+
+    @property
+    def has_lent(self) -> bool:
+        """Whether another batch has the turn of the batch that runs here. Any thread may ask."""
+        raise NotImplementedError
 
     def take_room(self) -> None:
         """Raise a RecursionError unless there is room for a wait here, before anything is passed that it is for."""

@@ -194,13 +194,13 @@ class ThreadRunner(Runner):
     """A thread that runs batches, or settles one whose function returned a future."""
 
     flush_thread: Thread  # to be joined; of those that `engine` has started
-    lent = 0  # batches that run here on a lent turn, each called by the function of the one before
+    batch: "ThreadBatch | None" = None  # the latest of those that run here
+    depth = 0  # how many run here on a lent turn, each called by the function of the one before
 
     def __init__(self, engine: "ThreadEngine") -> None:
         self.awaits, self.noted = [], []
         self.engine = weakref.ref(engine)  # for which it works
         self.bell = allocate_lock()  # rung by what is awaited here
-        self.has_lent = set()  # batches whose functions returned futures
         self.context = Context()
         self.context.run(current_runner.set, self)
 
@@ -213,6 +213,11 @@ class ThreadRunner(Runner):
         """Say that it is no thread any more."""
         self.thread = None
         self.context.run(current_runner.set, None)  # a cycle
+
+    @property
+    def has_lent(self) -> bool:
+        batch = self.batch
+        return batch is not None and batch.has_lent
 
     def take_room(self) -> None:
         _take_frames(50)
@@ -258,14 +263,17 @@ class ThreadRunner(Runner):
             batch = engine.lend(call, self)
             if batch is not None:
                 try:
-                    self.lent += 1
+                    self.depth += 1
                     batch.lender = self
+                    if self.batch is not None:
+                        self.batch.turn = batch.turn = self.batch.turn or [id(self.batch)]
+                        batch.turn.append(id(batch))
                     batch.run(engine.function, self)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
                     raise
                 finally:
-                    self.lent -= 1
+                    self.depth -= 1
                 return True
         own = self.engine()
         if own is not None and own.runner is self and own.news:
@@ -281,9 +289,9 @@ class ThreadBatch(Batch):
 
     def run(self, function: Callable[[list[Any]], Any], runner: ThreadRunner) -> None:
         """Call the function with a list of its own, and settle every call by what it does."""
-        before = runner.awaits, runner.noted
+        before = runner.awaits, runner.noted, runner.batch
         try:
-            runner.awaits, runner.noted = [], []
+            runner.awaits, runner.noted, runner.batch = [], [], self
             # A context of its own, and not that of whoever called first, whose variables (a user, a transaction) are
             # not those of the others.
             self.enter = runner.context.copy().run
@@ -293,8 +301,6 @@ class ThreadBatch(Batch):
                 # From now on the future alone holds this, so that it goes with it.
                 self.engine.returns_futures = True
                 self.runner = None
-                if self.lender is not None:
-                    self.lender.has_lent.add(id(self))
                 value.add_done_callback(self.settle_future)
                 return
         except BaseException as error:  # noqa: BLE001 - SystemExit would end the thread, and leave all behind it waiting
@@ -302,7 +308,7 @@ class ThreadBatch(Batch):
         else:
             self.settle(value)
         finally:
-            runner.awaits, runner.noted = before
+            runner.awaits, runner.noted, runner.batch = before
 
     def settle_future(self, future: Any) -> None:
         """Spread over the calls what a future holds that is done."""
@@ -318,7 +324,7 @@ class ThreadBatch(Batch):
         # What is called back here, on a thread of somebody else, could wait for this very batch.
         before = runner_here()
         runner = ThreadRunner(engine) if before is None else before
-        engine.runners[self] = self.runner = runner
+        engine.runners[id(self)] = self.runner = runner
         self.enter = runner.context.copy().run  # for what an iterator calls as its results are read
         token = runner.enter()
         try:
@@ -329,7 +335,7 @@ class ThreadBatch(Batch):
             self.settle(value)
         finally:
             current_runner.reset(token)
-            engine.runners.pop(self, None)
+            engine.runners.pop(id(self), None)
             if runner is not before:
                 runner.leave()
 
@@ -490,7 +496,7 @@ class ThreadEngine(Controls, Engine):
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
-        skips = runner.lent >= _DEPTH
+        skips = runner.depth >= _DEPTH
         if runner is self.runner:
             return self.look_inside(partial(self._take, awaited=call, skips=skips))  # type: ignore[no-any-return]
         answer: SimpleQueue[Any] = SimpleQueue()
@@ -563,7 +569,8 @@ class ThreadEngine(Controls, Engine):
 
         `ends_block`: at the end of a `with` block, and only if it is the last one.
         """
-        runners = self._owner
+        deadline = inf if timeout is None else monotonic() + timeout
+        runners = self._owner  # of now, as the flush thread makes room for others before it ends
         if not ends_block:
             self.begin_to_close(cancel_pending=cancel_pending)
         elif not self.ends_block():
@@ -571,7 +578,7 @@ class ThreadEngine(Controls, Engine):
         if self.drain(timeout):
             for runner in runners.copy().values():
                 if runner not in self._owner.copy().values():  # somebody may have opened it again
-                    runner.flush_thread.join()
+                    runner.flush_thread.join(None if deadline == inf else max(0.0, deadline - monotonic()))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
@@ -609,7 +616,7 @@ class ThreadEngine(Controls, Engine):
 
     def _start_thread(self, runner: ThreadRunner, target: Callable[..., None], *args: Any) -> None:
         name = f"batchify flush thread of {self.name}()"
-        runner.flush_thread = Thread(target=target, args=(runner, *args), name=name, daemon=True)
+        runner.flush_thread = Thread(target=_keep, args=(target, runner, *args), name=name, daemon=True)
         Context().run(runner.flush_thread.start)  # on a free-threaded build it would inherit that of its first caller
 
     def become_owner(self, runner: ThreadRunner) -> bool:
@@ -645,13 +652,12 @@ class ThreadEngine(Controls, Engine):
         return True
 
     def ended(self, batch: Any) -> None:
-        outliving = () if batch.runner is None else (*batch.runner.has_lent,)
+        turn = batch.leave_turn()
         if batch.runner is self._owner.get(0):
-            self.turn_ended(batch, outliving)  # the owner runs it, and so is not about to sleep
+            self.turn_ended(batch, turn)  # the owner runs it, and so is not about to sleep
         else:
-            self.post_news(self.turn_ended, batch, outliving)
+            self.post_news(self.turn_ended, batch, turn)
         if batch.lender is not None:
-            batch.lender.has_lent.discard(id(batch))
             batch.lender.wake()
 
 
@@ -660,11 +666,11 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
     runner.enter()
     engine = runner.engine()
     if engine is None or not engine.become_owner(runner):
-        begun.release()
+        _ring(begun)
         return  # two callers have each started one
     # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
     bell, inbox = engine._bell, engine.inbox
-    begun.release()
+    _ring(begun)
     step: Any = inf  # seconds to sleep, a batch to run, or None: to end
     while True:
         try:
@@ -680,9 +686,9 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
                     return  # the function forked, and this is the child
                 step, rested = 0.0, False
             if step is None:
-                drains = engine._drains
-                engine._batches.put(None)
+                drains, batches = engine._drains, engine._batches
                 engine.make_room()
+                batches.put(None)
                 _ring(bell)  # for the next owner; this, if somebody posted who could not see yet that it ends
                 if not (inbox or engine.news) or not engine.become_owner(runner):
                     for _, done in drains:
@@ -692,7 +698,7 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
             if not (inbox or engine.buffer.waiting or engine._drains):
                 engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
-            _disturbed(step, error)
+            _disturbed(runner, step, error)
             step = 0.0  # look again at once, as it may have struck just after the bell
     runner.leave()
     engine = None  # an error that the function raised knows this frame, and may be kept
@@ -702,9 +708,9 @@ def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> No
     """Be one of several that run batches."""
     runner.enter()
     batch: ThreadBatch | None = None
-    while runner.thread is not None:  # else the function forked, and this is the child
+    while runner.thread is not None:  # else it has left; or the function forked, and this is the child
         try:
-            batch = None
+            batch = None  # not the last one, which would be kept alive
             batch = batches.get()
             if batch is not None:
                 batch.run(batch.engine.function, runner)
@@ -712,14 +718,32 @@ def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> No
                 batches.put(None)
                 runner.leave()
         except BaseException as error:  # noqa: BLE001 - as in _own()
-            _disturbed(batch, error)
+            _disturbed(runner, batch, error)
+            if getattr(runner.engine(), "_batches", None) is not batches:
+                batches.put(None)  # once more, as it may have struck just after that was taken
 
 
-def _disturbed(batch: Any, error: BaseException) -> None:
+def _keep(run: Callable[..., None], runner: ThreadRunner, *args: Any) -> None:
+    """Let a thread of ours go on after what strikes outside of its `try`: for Python, where a loop begins anew is."""
+    while True:
+        try:
+            return run(runner, *args)
+        except BaseException as error:  # noqa: BLE001 - as in _own()
+            _disturbed(runner, None, error)
+
+
+def _disturbed(runner: ThreadRunner, batch: Any, error: BaseException) -> None:
     """Go on after an error on a thread of ours that nobody made there but ourselves, or another thread."""
     complain("%s was disturbed", current_thread().name)
+    engine = runner.engine()
     if isinstance(batch, ThreadBatch):
         batch.fail(error)
+        if engine is not None:
+            engine.ended(batch)  # once more, if it struck just there
+    elif engine is not None:
+        # It may have struck as a batch was handed over. Without a GIL that batch goes, and so fails, when the thread wakes
+        # that made it.
+        engine.ring()
 
 
 def runner_here() -> ThreadRunner | None:

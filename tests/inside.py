@@ -9,6 +9,7 @@ fields, so that another construction of the library needs other bodies here, and
 
 import functools
 import itertools
+import logging
 import sys
 import threading
 import weakref
@@ -534,6 +535,24 @@ def no_memory_to_copy_the_calls_of(batch: Batch) -> None:
 
 
 @contextmanager
+def no_memory_to_count_a_batch() -> Iterator[list[MemoryError]]:
+    """Let a batch that was just made not be counted, once. Yields a list that is empty once that has happened."""
+    errors = [MemoryError()]
+
+    def failing_once(begin: Callable[..., bool]) -> Callable[..., bool]:
+        def run(*args: Any) -> bool:
+            if errors:
+                raise errors.pop()
+            return begin(*args)
+
+        return run
+
+    # Else the log record that pytest keeps would keep the batch.
+    with _replaced(Tally, "begin", failing_once), patch.object(logging.getLogger("batchify"), "disabled", True):
+        yield errors
+
+
+@contextmanager
 def no_memory_for_a_batch(*, of: int = 0, runs: bool = False) -> Iterator[list[MemoryError]]:
     """Let making a batch fail once, or, with `runs`, running it on a flush thread. `of` so many items (0: any).
 
@@ -899,8 +918,8 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     }
     shared: dict[type, str] = {
         Engine: "inbox news runners _running _lent maps wake_at has_leavers tracks",
-        Runner: "awaits thread cannot_lend has_lent",
-        ThreadBatch: "runner",
+        Runner: "awaits thread cannot_lend",
+        ThreadBatch: "runner turn",
         ThreadEngine: "_owner closed returns_futures",
         ItemFuture: "call",
         Tally: "changing version answered failed cancelled running in_flight",
@@ -1445,22 +1464,21 @@ def lent_turn_that_ends_unheard() -> Block:
 def lent_turn_that_ends_too_late() -> Block:
     """Who has lent its turn hears that the batch has ended, and then that is so."""
 
-    def late(ended: Callable[..., None]) -> Callable[..., None]:
-        def run(it: Any, batch: Any) -> None:
-            had_lent = batch.lender is not None and id(batch) in batch.lender.has_lent
-            ended(it, batch)
-            if had_lent:
-                batch.lender.has_lent.add(id(batch))
-                batch.lender.has_lent.discard(id(batch))
+    def late(wake: Callable[..., None]) -> Callable[..., None]:
+        def run(it: Any) -> None:
+            wake(it)
+            if it.batch is not None and it.batch.turn is not None:
+                it.batch.turn.append(0)
+                it.batch.turn.pop()
 
         return run
 
-    return _replaced(ThreadEngine, "ended", late)
+    return _replaced(ThreadRunner, "wake", late)
 
 
 def turn_that_is_lent_to_two() -> Block:
     """Who has lent its turn to a batch on an engine lends it to another one as well."""
-    return patch.object(ThreadRunner, "has_lent", property(lambda _: set(), lambda *_: None), create=True)
+    return patch.object(ThreadRunner, "has_lent", False)
 
 
 # Faults: the rest

@@ -1,13 +1,17 @@
 """Nobody hangs where there is no memory for a batch: it is made again, and its items keep their place."""
 
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from .. import inside
 from ..kit import Kit
 
 
-def test_batch_without_memory_for_it_is_made_again(kit: Kit) -> None:
-    with inside.no_memory_for_a_batch() as errors:
+@pytest.mark.parametrize("lacking", [inside.no_memory_for_a_batch, inside.no_memory_to_count_a_batch])
+def test_batch_without_memory_for_it_is_made_again(kit: Kit, lacking: Callable[[], Any]) -> None:
+    with lacking() as errors:
         f = kit(batch_size=2, timeout=None)
         assert kit.outcomes(kit.submits(f, [1, 2])) == [-1, -2]
     assert f.stats.sizes_by_reason == {"full": {2: 1}}

@@ -243,3 +243,23 @@ def test_turn_that_was_lent_is_taken_until_a_returned_future_is_done_though_who_
         engine.set_result(["future"])
         assert following.result() == "next"
     assert done_as_next_began == [True]
+
+
+def test_batch_lends_its_turn_though_a_returned_future_still_has_the_one_that_was_lent_before() -> None:
+    engine: Future[Any] = Future()
+
+    def function(items: list[str]) -> Any:
+        if items == ["slow"]:
+            return engine
+        if items == ["impatient"]:
+            with pytest.raises(TimeoutError):
+                f.submit("slow").result(0.01)
+        answered: Future[Any] = Future()
+        answered.set_result([f("leaf")] if items == ["waits"] else items)
+        return answered
+
+    with batched(batch_size=1, concurrency=2)(function) as f:
+        assert f("one that returns a future, so that a single thread runs all") is not None
+        assert f("impatient") == "impatient"
+        assert f("waits") == "leaf"
+        engine.set_result(["slow"])

@@ -280,3 +280,23 @@ def test_calls_are_answered_where_asyncio_is_not_imported() -> None:
         sys.modules.pop("asyncio", None)
         assert [f(1) for f in [batched(batch_size=1)(lambda items: items)] * 2] == [1, 1]
     """)
+
+
+def test_close_with_a_time_limit_does_not_wait_longer_for_a_thread_that_has_answered_all() -> None:
+    gate = threading.Event()
+
+    def function(items: list[int]) -> Any:
+        try:
+            yield from [*items, "one too many"]
+        finally:
+            gate.wait()
+
+    f = batched(batch_size=1, concurrency=2)(function)
+    assert f(1) == 1
+    runner = inside.threads_of(f)[-1]
+    closing = threading.Thread(target=f.close, args=(0.05,), daemon=True)
+    closing.start()
+    until(lambda: not closing.is_alive())
+    assert runner.is_alive()
+    gate.set()
+    until(lambda: not runner.is_alive())
