@@ -83,7 +83,8 @@ class AioCall(LoopCall):
     __slots__ = ("loop",)
 
     loop: AbstractEventLoop
-    has_left, leave = Call.has_left, Call.leave  # not by its future: the garbage collector may do so on any thread
+    # Not by its future, as the garbage collector may do so on any thread; is_over() goes by the future.
+    has_left, leave = Call.has_left, Call.leave
 
     @staticmethod
     def tell(calls: Sequence["AioCall"], results: Sequence[Any], failed: int) -> None:
@@ -225,8 +226,9 @@ def _begun() -> Generator[None, None, None]:
 class LoopEngine(Engine):
     """Gathers the items of the coroutines of one event loop, and runs the function there.
 
-    Beside `wake_at` stands `alarm_at`, the moment at which the timer wakes the owner. A call that comes later finds
-    that the timer did not, as Ctrl-C may have struck it, and rings.
+    Beside `wake_at` stands `alarm_at`, the moment at which the timer wakes the owner: inf without a timer, and -inf
+    after the owner's step was cut short. A call that comes later finds that the timer did not, as Ctrl-C may have
+    struck it, and rings.
     """
 
     make_batch = LoopBatch
@@ -237,8 +239,9 @@ class LoopEngine(Engine):
         self.loop = weakref.ref(loop)  # `of` keeps this as long as the loop lives
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = inf
-        self._next: asyncio.Task[None] | None = None  # the one that will take the next batch, and has not begun yet
-        self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time  # of a class, or of its own
+        self._starting: asyncio.Task[None] | None = None  # will take the next batch in its first step, still to come
+        # No if the loop's class, or the loop itself, has another time(), which must be asked then.
+        self.has_usual_clock = getattr(loop.time, "__func__", None) is BaseEventLoop.time
         self.context = Context()  # for callbacks, which would keep that of the caller
         self.tally = of.tally
         super().__init__(of.function, of.name, of.options, of.takes)
@@ -250,7 +253,7 @@ class LoopEngine(Engine):
 
     def forget(self) -> None:
         """Count what has no answer, and let go of it: the loop is closed."""
-        failed = sum(len(self.buffer.callers(part)) for part in self._parts)
+        failed = sum(len(self.buffer.calls_of(part)) for part in self._halves)
         with self.tally.lock:
             self.tally.cancelled += len(self.buffer.calls())
             self.tally.answer(failed, failed, False)
@@ -292,9 +295,9 @@ class LoopEngine(Engine):
             is_free = len(self._running) < self.concurrency
             if is_free and (is_full or (waits and self.options.timeout == 0.0)):
                 self.wake_at = self.alarm_at = inf
-                if self._next is None:
+                if self._starting is None:
                     self.start(loop, moment)  # almost certainly due; if it is not, its task looks again
-            elif waits or self.news or self._drains or self._parts or self._timer or self._running or self.buffer.ends:
+            elif waits or self.news or self._drains or self._halves or self._timer or self._running or self.buffer.ends:
                 if not loop.is_closed() and self.next(max(loop.time(), moment)) is None:
                     self.buffer.ends = self.closed  # who dropped the function may have kept `f.aio`
                     self.say_what_is_answered()
@@ -334,12 +337,13 @@ class LoopEngine(Engine):
 
     def _begin(self, now: float) -> Any:
         loop = self.loop()
-        if self._next is None and loop is not None and (self._parts or self.buffer.due(now)):
+        if self._starting is None and loop is not None and (self._halves or self.buffer.due(now)):
             self.start(loop, now)
-        return self._next  # if there is one it looks next, so there is nothing to wake for
+        return self._starting  # if there is one it looks next, so there is nothing to wake for
 
     def start(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None = None, awaited: Any = None) -> None:
         """Start a task for a _turn(), which takes a batch as late as can be."""
+        turn: list[int] = []
         if lender is not None:
             turn = lender.turn = lender.turn or [id(lender)]
         steps = self._turn(loop, now, lender, awaited)
@@ -351,7 +355,7 @@ class LoopEngine(Engine):
         task = asyncio.Task(steps, loop=loop, name=self.of.task_name, context=Context())
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
         if lender is None:
-            self._next = task
+            self._starting = task
         else:
             turn.append(0)
 
@@ -367,7 +371,7 @@ class LoopEngine(Engine):
             await _begun()
             now = max(loop.time(), now)
             if lender is None:
-                task, self._next = self._next, None
+                task, self._starting = self._starting, None
                 batch = self._take_due(now, self._take)
             else:
                 if lender.thread is not None:  # else it has ended, and with it its turn
@@ -375,7 +379,7 @@ class LoopEngine(Engine):
                 if batch is not None:
                     task, batch.turn, turn[-1] = current_task(loop), turn, id(batch)
                     lender = None  # so its turn is not given back below
-            self._disturbed = False
+            self._must_repair = False
             if batch is None or self.concurrency > 1:
                 self.look(loop)  # another one may be due
             elif self._timer is not None:
@@ -392,7 +396,7 @@ class LoopEngine(Engine):
                 self.look(loop)
         except BaseException as error:  # it was cancelled, or Ctrl-C struck a loop that is run by hand
             if task is None and lender is None:
-                self._next = None  # it had not begun
+                self._starting = None  # it had not begun
             if batch is not None:
                 batch.fail(error)
                 self.ended(batch)  # once more, if it was struck just there
@@ -438,12 +442,12 @@ class LoopEngine(Engine):
             batch.watch()
 
     def is_at_work(self) -> bool:
-        return bool(self._running or len(self.buffer) or self._parts)
+        return bool(self._running or len(self.buffer) or self._halves)
 
     def held_up_by(self, *, at_all: bool = False) -> list[Any]:
         if at_all:
             return list(self.runners.values())
-        # Of many that call each other, the latest have the turns.
+        # Who has lent its turn has none. That may leave too many, for a moment: then the latest have the turns.
         latest = (each for each in reversed(self.runners.copy().values()) if not each.has_lent)
         return [] if self.has_turn else list(islice(latest, self.concurrency))
 

@@ -36,12 +36,12 @@ _reporting: ContextVar[bool] = ContextVar("batchify report", default=False)  # w
 
 @dataclass(slots=True, init=False, eq=False, repr=False)  # for the slots
 class Call:
-    """One item of one caller, and the place for its answer; this one of a thread that sleeps on `bell`.
+    """One item of one caller, and the place for its answer; in this class, of a thread that sleeps on the lock `bell`.
 
     Whoever makes one sets what it needs: an __init__() would be one step more for each item. The caller writes until
     the call is posted, then `left` alone. `entry`, `group` and `number` are the buffer's, and the owner may correct
-    `arrival`. `value` and `error` are set by the batch: `error` last, as that it is set says that there is an answer;
-    it is None or is raised.
+    `arrival`. `value` and `error` are set by the batch. `error` comes last: while it is missing there is no answer; if
+    it is None that is `value`, else it is raised.
     """
 
     limited = True  # whether it counts against max_pending
@@ -88,7 +88,7 @@ class Call:
         for call in calls:
             try:  # noqa: SIM105 - suppress() takes three calls
                 call.bell.release()
-            except RuntimeError:  # told before
+            except RuntimeError:  # told before; no RecursionError, as put() needs more room than this
                 pass
 
     @staticmethod
@@ -274,7 +274,7 @@ class Batch:
             entries = self.to_answer.pop()
         except IndexError:  # a future called back twice, and the other one was faster
             return
-        try:  # at once, as nobody else knows the calls any more
+        try:  # with no line before it, as nobody else knows the calls any more
             self._answer(() if halves else entries, results, done=True)
             if halves:
                 engine.again(halves)
@@ -284,7 +284,7 @@ class Batch:
             raise
         finally:
             self.error = None  # it knows this batch, by the frames that called the function
-            self.engine = None  # before whoever lent it a turn is woken, who looks whether it has ended
+            self.engine = None  # so settle_future() knows that it has ended
             engine.ended(self)
             self.runner = self.enter = None
 
@@ -292,7 +292,7 @@ class Batch:
 
     def calls(self, entries: Sequence[Any]) -> Sequence[Any]:
         """Return the calls that these entries stand for."""
-        return self.engine.buffer.callers(entries)  # type: ignore[no-any-return]
+        return self.engine.buffer.calls_of(entries)  # type: ignore[no-any-return]
 
     def _answer(
         self, entries: Sequence[Any], results: Sequence[Any], *, done: bool, counted: bool = False, failed: int = 0
@@ -335,7 +335,7 @@ class Batch:
                 self._tell_hook()
             for call, result in zip(calls, results, strict=True):
                 with suppress(Exception):
-                    call.tell((call,), (result,), 1)  # if it is an error
+                    call.tell((call,), (result,), 1)  # or none: 1 only lets it look
             raise
 
     def _tell_hook(self) -> None:
@@ -413,7 +413,7 @@ def is_future(value: object) -> bool:
     return has("add_done_callback") and has("result") and not has("_asyncio_future_blocking")
 
 
-def advise(name: str, size: int, batch_size: int, timeout: float | None) -> None:
+def warn_of_few_callers(name: str, size: int, batch_size: int, timeout: float | None) -> None:
     """Say that there are too few callers to fill a batch."""
     with suppress(BaseException):
         logging.getLogger("batchify").warning(_TOO_FEW, name, size, batch_size, timeout)

@@ -39,7 +39,7 @@ class Buffer:
     """
 
     is_inbox = True
-    limited = 0  # calls that wait and count against max_pending, or more than that for a moment; of which it knows
+    limited = 0  # calls outside of the inbox that count against max_pending; for a moment it may be too many
 
     def __init__(self, options: Options, inbox: deque[Call], tally: Tally) -> None:
         self._options = options
@@ -65,8 +65,8 @@ class Buffer:
                     posted.append(self._calls[number])
         return set(posted).union(*(refused for refused, _ in self.refused.copy()))
 
-    def callers(self, entries: Collection[Any]) -> Collection[Call]:
-        """Return the calls that these entries stand for."""
+    def calls_of(self, entries: Collection[Any]) -> Collection[Call]:
+        """Return the calls that these entries stand for: with `dedupe` several for one, else themselves."""
         return list(chain.from_iterable(entries)) if self._options.dedupe else entries
 
     def head(self) -> Any:
@@ -89,7 +89,7 @@ class Buffer:
         """Take notice of what stands in the inbox."""
         calls = self._calls
         if calls and calls[0].arrival > now:
-            calls[0].arrival = now  # by a clock that jumped
+            calls[0].arrival = now  # posted after the owner's look at the clock, or by a clock that jumped
 
     def leave(self, call: Call) -> None:  # noqa: ARG002
         """Take notice that the caller of a call has left."""
@@ -147,7 +147,7 @@ class Buffer:
         first = self._calls[0]
         reason = self._why(first.arrival, now, awaited)
         if reason is None and self.head() is not first:
-            return self.due(now)  # who stood first has left; the next one may have come before, but posted later
+            return self.due(now)  # who stood first has left; the next one may be older, if it was posted late
         return None if reason is None else (size, reason)
 
     def _why(self, oldest: float, now: float, awaited: Call) -> Reason | None:
@@ -162,7 +162,7 @@ class Buffer:
         return None if awaited is None else "nested"
 
 
-class Equal(list[Call]):
+class EqualCalls(list[Call]):
     """The calls of one item, where equal items that wait are one: this stands for them in the buffer and in batches."""
 
     __slots__ = ("arrival", "group", "item", "item_key", "key", "number", "weight")
@@ -176,12 +176,12 @@ class Equal(list[Call]):
 
 
 class Group(list[Any]):
-    """Entries, calls or `Equal`, that may share a batch, in order."""
+    """Entries, calls or `EqualCalls`, that may share a batch, in order."""
 
     __slots__ = ("equals", "weight")
 
     def __init__(self) -> None:
-        self.equals: dict[Any, Equal] = {}  # by item
+        self.equals: dict[Any, EqualCalls] = {}  # by item
         self.weight = 0.0  # of all together, or of some if these make a batch full
 
 
@@ -209,8 +209,8 @@ class GroupedBuffer(Buffer):
         # Where a call looks for its like. As these, and `equals`, ask a user's __eq__(), which may raise, they may lack
         # a group or an entry, which then nobody joins, or have one that does not wait.
         self._groups: defaultdict[Any, Group] = defaultdict(Group)
-        # Heaps of groups by their oldest entry: of all groups, and of those that are full. Each group stands there
-        # where it belongs or earlier; that, and what is no more, is seen to when it comes first.
+        # Heaps of groups by their oldest entry: of all groups, and of those that are full. A group's place may be too
+        # early, never too late: _first() moves it, or drops it, when it comes first.
         self._listed: list[tuple[float, int, Group]] = []
         self._listed_full: list[tuple[float, int, Group]] = []
         self.limited = 0
@@ -222,11 +222,11 @@ class GroupedBuffer(Buffer):
 
     def calls(self) -> set[Call]:
         # In the order in which calls move, so that none is missed.
-        return super().calls().union(self.callers(self.waiting.copy()), super().calls())
+        return super().calls().union(self.calls_of(self.waiting.copy()), super().calls())
 
     def head(self) -> Any:
         while (group := self._first(self._listed)) is not None:
-            left = [call for call in self.callers(group[:1]) if call.has_left()]
+            left = [call for call in self.calls_of(group[:1]) if call.has_left()]
             if not left:
                 return group[0]
             for call in left:
@@ -257,7 +257,7 @@ class GroupedBuffer(Buffer):
                     if entry in waiting:
                         entry.append(call)
                     else:
-                        entry = call.entry = group.equals[call.item_key] = Equal(call)
+                        entry = call.entry = group.equals[call.item_key] = EqualCalls(call)
                 if entry not in waiting:
                     entry.group = group
                     entry.number = next(self._numbers)
@@ -275,7 +275,7 @@ class GroupedBuffer(Buffer):
         entry = self._entry(call)
         if entry is not None:
             with self._tally:
-                if len(self.callers([entry])) > 1:
+                if len(self.calls_of([entry])) > 1:
                     entry.remove(call)
                     self.limited -= call.limited
                 else:
@@ -287,7 +287,7 @@ class GroupedBuffer(Buffer):
         return entry is not None and call.arrival > self._flushed_at and not self._is_full(entry.group)
 
     def put_back(self, entries: list[Any], *, skipped: bool = False) -> None:  # noqa: ARG002 - all stand in order
-        self.limited += sum(map(limited_of, self.callers(entries)))
+        self.limited += sum(map(limited_of, self.calls_of(entries)))
         self.waiting.update(entries)
         for entry in entries:
             with suppress(Exception):  # by a user's __eq__()
@@ -323,7 +323,7 @@ class GroupedBuffer(Buffer):
     def _entry(self, call: Call) -> Any:
         """Return the entry that stands for a call, or None if that does not wait, or in the inbox only."""
         entry = getattr(call, "entry", None) if self._options.dedupe else call
-        return entry if entry in self.waiting and call in self.callers([entry]) else None
+        return entry if entry in self.waiting and call in self.calls_of([entry]) else None
 
     def _enter(self, entries: list[Any]) -> None:
         """Find out what there is to know of more entries that wait."""
@@ -349,7 +349,7 @@ class GroupedBuffer(Buffer):
         del group[start : start + len(entries)]
         for size in range(len(group), min(before, self._options.batch_size)):
             self._sizes[size + 1] -= 1
-        self.limited -= sum(map(limited_of, self.callers(entries)))
+        self.limited -= sum(map(limited_of, self.calls_of(entries)))
         if self._most < inf:
             weight = 0.0
             for entry in islice(group, self._options.batch_size):

@@ -18,7 +18,7 @@ from itertools import islice
 from math import inf
 from typing import Any
 
-from ._batch import Batch, Call, MapCall, advise, is_sound
+from ._batch import Batch, Call, MapCall, is_sound, warn_of_few_callers
 from ._buffer import Buffer, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
 from ._inside import Runner, here
@@ -121,22 +121,26 @@ class Engine:
         # that a future brought. Whoever it is adds and takes away.
         self.runners: dict[int, Any] = {}
         self.maps: set[Ahead] = set()  # these may have to read on when settings change
-        # The rest is the owner's.
+        # The rest is the owner's, but where something else is said.
         # By id() of the batches that have taken a turn, the arrival of their oldest call. Not themselves: a batch whose
         # future is dropped must be garbage.
         self._running: dict[int, float] = {}
         self._lent: dict[int, float] = {}  # the same of those that run on a turn which another one lends
-        self._parts: list[Any] = []  # halves of batches that failed; whoever ran these prepends, the owner takes
+        self._halves: list[Any] = []  # halves of batches that failed; whoever ran these prepends, the owner takes
         self._drains: list[tuple[float, Callable[[], object]]] = []  # see until_answered()
         options = self.options
         alike = options.group_by is None and options.weight is None and options.max_pending is None
         kind = Buffer if alike and not (self.grouped or options.dedupe) else GroupedBuffer
         self.buffer = kind(options, self.inbox, self.tally)
         self.is_looking = False  # whether the owner is in the midst of its step
-        self._disturbed = False  # whether an exception from elsewhere struck there
+        self._must_repair = False  # whether an exception from elsewhere struck there; what ends a step well clears it
         self.tracks = False  # whether calls may be awaited inside a function; whoever passes such a one writes it
-        self.has_leavers = False  # whether calls may wait whose callers said that they left; else none need be asked
-        self._hint = 0  # the size to advise about, not as the batch is taken, since a log handler may call in
+        # Whether calls may wait whose callers said that they left; else none need be asked. Where there is no owner,
+        # who leaves writes it.
+        self.has_leavers = False
+        self._hint = (
+            0  # the size to warn_of_few_callers about, not as the batch is taken, since a log handler may call in
+        )
         self._barrier = allocate_lock()  # taken by the owner alone
 
     # Anybody, at any time
@@ -171,11 +175,11 @@ class Engine:
         return len(self._running) < self.concurrency
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
-        """Return those who hold up what waits here, or (`at_all`) that all is answered. Any thread may ask."""
+        """Return those without whom nothing waiting is taken, or (`at_all`) not all is answered. Any thread may ask."""
         raise NotImplementedError
 
     def runs_alone(self, runner: Runner) -> bool:  # noqa: ARG002
-        """Whether a call whose caller waits there must run at once, past the buffer."""
+        """Whether a call whose caller waits in that runner must run at once, past the buffer."""
         return False
 
     def run_alone(self, call: Any) -> None:
@@ -238,8 +242,8 @@ class Engine:
     def flush(self, lonely: Call | None = None) -> None:
         """Make due what waits; or only if that call has nobody to wait for but others of its group."""
         version = self.tally.version
-        # If nothing waits, what comes at this very moment would be due, as some clocks stand still for long. But the
-        # owner may have it in its hands for a moment.
+        # Not if nothing waits: some clocks stand still for long, so an item that comes now would be as old as this. But
+        # what the owner just moves from inbox to buffer is seen in neither.
         if len(self.buffer) or self.tally.changing or self.tally.version is not version:
             self.post_news(self.make_due, self.now(), lonely)
 
@@ -271,7 +275,7 @@ class Engine:
             while (taken := self.buffer.take(inf)) is not None:
                 refused = [entry for entry in taken[0] if entry.arrival <= until]
                 later += [entry for entry in taken[0] if entry.arrival > until]
-                self.buffer.refused.append((self.buffer.callers(refused), self.closed_error()))
+                self.buffer.refused.append((self.buffer.calls_of(refused), self.closed_error()))
         finally:
             self.buffer.put_back(later)
 
@@ -302,13 +306,13 @@ class Engine:
         """Take notice that a batch has ended; whoever ran it calls this."""
 
     def again(self, parts: Sequence[Sequence[Any]]) -> None:
-        """Let the parts of a batch that failed run, before all that waits; as long as that batch has not ended."""
+        """Let the halves of a batch that failed run before all that waits. It must not have ended() yet."""
         self._untrack([entry for part in parts for entry in part])
-        self._parts[:0] = parts
+        self._halves[:0] = parts
 
     def _untrack(self, entries: Collection[Any]) -> None:
         """Say of calls that they wait, and are in no batch."""
-        for call in self.buffer.callers(entries) if self.tracks else ():
+        for call in self.buffer.calls_of(entries) if self.tracks else ():
             with suppress(AttributeError):  # it is in none, or this began before there were such calls
                 del call.batch
 
@@ -328,7 +332,7 @@ class Engine:
                 if step is not None:
                     break
                 head = self.buffer.head()
-                if self.buffer.ends and head is None and not (self._running or self._lent or self._parts or self.news):
+                if self.buffer.ends and head is None and not (self._running or self._lent or self._halves or self.news):
                     self.wake_at = 1  # for the next owner, if there will be one
                     break
                 moment, wake_at = self._when_to_wake(head, now, rested=rested)
@@ -338,7 +342,7 @@ class Engine:
                     self._barrier.release()
                 if not self.news and len(self.inbox) < wake_at:  # 3.
                     step = max(0.0, moment - now)
-            self._disturbed = False
+            self._must_repair = False
             return step
         finally:
             self.is_looking = False
@@ -346,12 +350,12 @@ class Engine:
 
     def _take_due(self, now: float, take: Callable[[float], Batch | None], *, lent: bool = False) -> Batch | None:
         """Hear the news, and return the batch that is due, if any is and may begin; or `take` one for a `lent` turn."""
-        if self._disturbed:
+        if self._must_repair:
             self.buffer.repair()
-        self._disturbed = True  # until the owner's step has come to its end
+        self._must_repair = True  # until the owner's step has come to its end
         if self.news:
             self._hear(now)
-        if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else it would do nothing
+        if self.inbox and (not self.buffer.is_inbox or self.inbox[0].arrival > now):  # else admit() would do nothing
             self.buffer.admit(now)
         while self.buffer.refused:
             self._refuse()
@@ -359,9 +363,9 @@ class Engine:
             self.say_what_is_answered()
         if self._hint:
             size, self._hint = self._hint, 0
-            advise(self.name, size, self.options.batch_size, self.options.timeout)
+            warn_of_few_callers(self.name, size, self.options.batch_size, self.options.timeout)
         is_free = lent or len(self._running) < self.concurrency
-        if not is_free or not (self.inbox or self.buffer.waiting or self._parts):
+        if not is_free or not (self.inbox or self.buffer.waiting or self._halves):
             return None
         with self.tally:
             return take(now)
@@ -390,20 +394,21 @@ class Engine:
     def _take(self, now: float, awaited: Any = None, *, skips: bool = False) -> Batch | None:
         """Return the batch that is due, if any is; or the next one of the group of a call that is `awaited` inside.
 
-        That one may be far from it; if it `skips` what stands before, it is the one that begins with that call.
+        That one need not hold the call, as others of the group come first. With `skips` it begins with the call, and
+        those before wait on.
         """
         buffer = self.buffer
         if awaited is not None and (awaited.is_over() or hasattr(awaited, "batch")):
             return None  # meanwhile
         taken: tuple[list[Any], Reason] | None
         while True:
-            taken = (self._parts.pop(0), "isolate") if self._parts else buffer.take(now, awaited, skips=skips)
+            taken = (self._halves.pop(0), "isolate") if self._halves else buffer.take(now, awaited, skips=skips)
             if taken is None:
                 return None
             entries, reason = taken
             batch = None
             try:
-                calls: Any = buffer.callers(entries) if self.options.dedupe else entries
+                calls: Any = buffer.calls_of(entries) if self.options.dedupe else entries
                 if reason != "isolate":  # else they are counted as running
                     claimed = self.claim(calls)
                     if self.has_leavers and not (len(buffer) or buffer.refused):
@@ -435,13 +440,14 @@ class Engine:
                 if batch is not None:
                     batch.to_answer.clear()  # else it would answer them as it is dropped
                 if reason == "isolate":
-                    self._parts.insert(0, entries)
+                    self._halves.insert(0, entries)
                 else:
                     buffer.put_back(entries, skipped=skips)
                 raise
             return batch
 
-    _begin: Any = _take  # what next() does with it; a loop begins with a task, which takes
+    # How next() begins what is due: threads take the batch, event loops start a task, which takes it.
+    _begin: Any = _take
 
     def _refuse(self) -> None:
         """Give calls an error, in place of an answer of the function's."""
@@ -454,7 +460,7 @@ class Engine:
 
     def say_what_is_answered(self) -> None:
         """Say so to those who wait for it; at the end to all."""
-        heads = [self.buffer.head(), *(part[0] for part in self._parts.copy())]
+        heads = [self.buffer.head(), *(part[0] for part in self._halves.copy())]
         waiting = [head.arrival for head in heads if head is not None]
         oldest = min((*waiting, *self._running.values(), *self._lent.values()), default=inf)
         for until, done in self._drains.copy():

@@ -2,7 +2,7 @@
 
 A function may use batched functions, itself included, directly or in a ring. Who waits there for an answer keeps a turn
 of its function meanwhile, perhaps the very one that the answer needs. So it lends that turn: batches on the way to the
-answer run where it waits. No call is answered by that which it waits for itself; such a wait gets an error.
+answer run where it waits. A wait for a call that cannot be answered before this very wait has ended gets an error.
 
 One `ContextVar` says where a call comes from, and one graph who waits for whom, for threads and event loops alike:
   - a runner waits for the calls that it awaits;
@@ -60,7 +60,8 @@ class Runner:
     def look_soon(self, loop: Any) -> None:
         """Look once for all that is awaited in this round of an event loop."""
         before, self.loop = self.loop, weakref.ref(loop)
-        if not self._will_look or before is not self.loop:  # else that one may be closed by now
+        # CPython has one weak reference to a loop, so `is` compares loops. The one before may be closed by now.
+        if not self._will_look or before is not self.loop:
             self._will_look = True
             loop.call_soon(self.look)
 
@@ -95,19 +96,19 @@ class Runner:
     def hopeless(self, awaited: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         """Return which calls no lending can answer: those in batches that wait for this runner."""
         calls = [each for each in awaited if not each[1].is_over()]
-        needed = {other for at, _, other in _closes(self, calls, certain=True) if at is self}
+        needed = {other for at, _, other in _lasting_cycle(self, calls, certain=True) if at is self}
         return [each for each in calls if needed and not needed.isdisjoint(_needed(*each, certain=True))]
 
     def to_lend(self) -> Iterator[tuple["Runner", Any, Any]]:
         """Yield who is to lend a turn of which engine to which call, so that what is awaited here can be answered."""
         while self.awaits and self.awaits[0][1].is_over():
             del self.awaits[0]
-        if self.awaits:  # the next of perhaps very many, in which case there is no need to look at all of them
+        if self.awaits:  # a short cut, as they may be very many: the first one may need a turn that this has
             engine, call = self.awaits[0]
             if _is_waiting(call) and self in engine.held_up_by():
                 yield self, engine, call
                 return
-        ring = {at for at, _, _ in _ring_of(self, self.unanswered())}
+        ring = {at for at, _, _ in _cycle_of(self, self.unanswered())}
         for runner in ring:
             # Of many calls one at a time: there will be another look when its batch has ended.
             first = {engine: call for engine, call in reversed(runner.unanswered()) if _is_waiting(call)}
@@ -116,7 +117,7 @@ class Runner:
 
     def would_wait_for_itself(self, engine: Any, call: Any) -> bool:
         """Whether to wait for that here would close a ring."""
-        return bool(_closes(self, [(engine, call)]))
+        return bool(_lasting_cycle(self, [(engine, call)]))
 
 
 # None outside.
@@ -137,7 +138,7 @@ def waits_for_itself(engine: Any) -> WaitsForItselfError:
 
 
 def _is_waiting(call: Any) -> bool:
-    """Whether a call stands in a buffer: neither in a batch, nor answered."""
+    """Whether a call that has no answer stands in a buffer: it was posted, and is in no batch."""
     return hasattr(call, "arrival") and not hasattr(call, "batch")
 
 
@@ -154,16 +155,16 @@ def _needed(engine: Any, call: Any, *, certain: bool) -> Collection[Runner]:
 Edges = set[tuple[Runner, Any, Runner]]  # who waits, for which call, that needs whom
 
 
-def _closes(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> Edges:
-    """Return a ring as _ring_of() does, all of which stood at one moment.
+def _lasting_cycle(runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False) -> Edges:
+    """Return a ring as _cycle_of() does, all of which stood at one moment.
 
     Others go on while this looks: one wait may have ended before it saw the next one. What it sees twice has lasted.
     """
-    ring = _ring_of(runner, awaited, certain=certain)
-    return _ring_of(runner, awaited, certain=certain, among=ring) if ring else ring
+    ring = _cycle_of(runner, awaited, certain=certain)
+    return _cycle_of(runner, awaited, certain=certain, among=ring) if ring else ring
 
 
-def _ring_of(
+def _cycle_of(
     runner: Runner, awaited: list[tuple[Any, Any]], *, certain: bool = False, among: Edges | None = None
 ) -> Edges:
     """Return the edges on the ways from a runner, by some of what is awaited there, back to itself."""

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 from ._errors import BufferFullError
 from ._stats import BatchReport
 
-# Where there is no item, let Python complain of the user's function, not of ours; or its columns have defaults.
+# Stands for an item that is not passed by position: it came by name, or has a default. Else Python is to complain, of
+# the user's own function.
 MISSING: Any = object()
 NO_CONSTANTS: Mapping[str, Any] = MappingProxyType({})
 

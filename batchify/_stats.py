@@ -105,10 +105,10 @@ class Stats:
 class Tally:
     """The running counts behind `Stats`.
 
-    Who changes them holds `lock`: the owner, and those who run batches. Callers take no lock, not even to read: read()
-    looks whether anybody is in a `with tally:` block, where they are wrong, or has been meanwhile. An owner takes its
-    batch in such a block, and without the lock, as keys and items of the user's may be compared there, and be
-    destroyed.
+    Who changes them holds `lock`: the owner, and those who run batches. A `with tally:` block marks the time in which
+    counts and buffer disagree. An owner takes its batch in such a block, and without the lock, as keys and items of the
+    user's may be compared there, and be destroyed. Callers take no lock, not even to read: read() repeats until nobody
+    was in a block meanwhile.
     """
 
     def __init__(self) -> None:

@@ -2,10 +2,10 @@
 
 The flush thread of a function is the owner of its buffer, and runs its batches:
   - it starts with the first item; with `concurrency` above 1 it starts further threads, the runners, when a batch is
-    due and no runner is idle, and runs none itself;
+    due and no runner is idle, and runs one itself only if none can be started, or if the function returns futures;
   - it ends after `close()`, when all that was accepted is answered, or when the function is garbage; the runners
     with it;
-  - it keeps the function's engine alive while items wait or run, and nothing of it while idle;
+  - it keeps the function's engine alive while items wait or run, and only bell and inbox while idle;
   - after a fork: the child has none and an empty buffer, and starts its own with its first item; the items that waited
     stay the parent's;
   - at interpreter exit: when the main thread has ended, what was accepted by then is answered, and nothing is refused,
@@ -14,7 +14,7 @@ The flush thread of a function is the owner of its buffer, and runs its batches:
 """
 
 import atexit
-import concurrent.futures.thread  # noqa: F401 - first, so that what was accepted is answered before executors shut down
+import concurrent.futures.thread  # noqa: F401 - before we register: at exit Python goes from the last one to the first
 import os
 import sys
 import threading
@@ -33,7 +33,7 @@ from time import monotonic
 from typing import Any
 
 from ._batch import Batch, Call, complain, is_future
-from ._buffer import Equal
+from ._buffer import EqualCalls
 from ._engine import Ahead, Controls, Engine
 from ._errors import BatchError, ClosedError, WaitsForItselfError
 from ._inside import Runner, here, waits_for_itself
@@ -43,8 +43,8 @@ from ._stats import Stats, Tally
 
 get_runner = current_runner.get
 _live: "weakref.WeakKeyDictionary[ThreadEngine, None]" = weakref.WeakKeyDictionary()  # in order
-# So many batches that wait are run on one stack, oldest first, on the way to a call that one of them awaits. Then it is
-# that call's own turn: else many callers whose items wait for others would come to the recursion limit.
+# Most batches that are run on one stack, oldest first, on the way to an awaited call. Deeper, only the one that begins
+# with that call is run. Else many callers that wait side by side would come to the recursion limit.
 _DEPTH = 16
 _ending = False  # whether the main thread has ended
 _exiting = False  # whether the interpreter calls what stands in `atexit`
@@ -108,7 +108,7 @@ class ItemFuture(Future[Any]):
     call: FutureCall | None = None  # until it is answered, and may call back
 
     def _invoke_callbacks(self) -> None:
-        if self.call is None:
+        if self.call is None:  # else call_back() will do so, when all futures of the batch have their answers
             super()._invoke_callbacks()  # type: ignore[misc]
 
     def call_back(self) -> None:
@@ -234,8 +234,9 @@ class ThreadRunner(Runner):
         deadline = inf if timeout is None else monotonic() + timeout
         own, before = self.engine(), (self.awaits, self.cannot_lend)
         self.awaits = awaited.copy()
-        # In a finalizer, in the midst of the owner's step.
-        self.cannot_lend = own is not None and own.is_looking and own.runner is self
+        # True in a finalizer that interrupts the owner's step: the buffer is half changed, so nothing can be taken
+        # here.
+        self.cannot_lend = own is not None and own.is_looking and own.owner is self
         try:
             while not is_over():
                 seconds = deadline - monotonic()
@@ -255,7 +256,7 @@ class ThreadRunner(Runner):
         for lender, engine, call in self.to_lend():
             if lender is self:
                 mine = mine or (engine, call)
-            elif not lender.has_lent:  # else it looks when it has its turn back, and two would wake each other for long
+            elif not lender.has_lent:  # else it looks again when it has its turn back
                 lender.wake()
         if mine is not None and not self.has_lent:
             engine, call = mine
@@ -276,8 +277,8 @@ class ThreadRunner(Runner):
                     self.depth -= 1
                 return True
         own = self.engine()
-        if own is not None and own.runner is self and own.news:
-            own.look_inside(lambda _: None)  # some may ask for a turn
+        if own is not None and own.owner is self and own.news:
+            own.look_inside(lambda _: None)  # only hear the news: another thread may ask for a lent batch
         return False
 
 
@@ -321,7 +322,8 @@ class ThreadBatch(Batch):
             _take_frames(5)  # or post_news() might be cut short
             engine.post_news(self.settle_future, future)
             return
-        # What is called back here, on a thread of somebody else, could wait for this very batch.
+        # Done-callbacks of our calls run here, on a thread of somebody else. One that waits for this very batch is to
+        # get an error, and not to hang.
         before = runner_here()
         runner = ThreadRunner(engine) if before is None else before
         engine.runners[id(self)] = self.runner = runner
@@ -351,9 +353,10 @@ class ThreadEngine(Controls, Engine):
 
     make_batch = ThreadBatch
     now = staticmethod(monotonic)  # pyright: ignore[reportAssignmentType]
-    # The flush thread, once there is one, which puts itself in here by the one atomic step of setdefault(), and then
-    # the other runners. Each has a box of its own, so who finds another one here knows that the last owner has ended.
-    _owner: dict[int, ThreadRunner]
+    # The threads of this engine: 0 is the flush thread, which enters itself by one atomic setdefault(); 1, 2, ... are
+    # those that `concurrency` asks for. A flush thread that ends leaves an empty dict here: who stands in an older one
+    # is the owner no more.
+    _own_runners: dict[int, ThreadRunner]
     _batches: "SimpleQueue[ThreadBatch | None]"  # for the runners; None: to end, and to tell the next one
 
     awaitable: str | None = None  # what to await instead of a call that blocks; None: `aio`
@@ -376,13 +379,14 @@ class ThreadEngine(Controls, Engine):
 
     def make_room(self) -> None:
         """Make room for a flush thread: at the beginning, and when the last one is about to end."""
-        self._batches, self._drains, self._owner = SimpleQueue(), [], {}  # the last one when all is ready
+        self._batches, self._drains = SimpleQueue(), []
+        self._own_runners = {}  # last, as from here on a new thread may be the owner and use the others
 
     # What callers do
 
     def post(self, calls: Sequence[Call]) -> None:
         """Let calls wait. See `Engine` for the steps."""
-        if not self._owner:
+        if not self._own_runners:
             self._start()
         now = monotonic()
         for call in calls:
@@ -390,7 +394,7 @@ class ThreadEngine(Controls, Engine):
         self.inbox.extend(calls)
         if len(self.inbox) >= self.wake_at:
             _ring(self._bell)
-        if not self._owner:  # the thread has just ended
+        if not self._own_runners:  # the thread has just ended
             self._start(calls)
 
     def ring(self) -> None:
@@ -403,10 +407,10 @@ class ThreadEngine(Controls, Engine):
     def post_news(self, act: Callable[..., object], *args: Any) -> bool:
         # Without an owner nothing waits. If it has just ended, all that it is to know of is answered; but there may be
         # a next one, so it is told all the same.
-        if not self._owner:
+        if not self._own_runners:
             return False
         super().post_news(act, *args)
-        return bool(self._owner)
+        return bool(self._own_runners)
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
@@ -462,33 +466,34 @@ class ThreadEngine(Controls, Engine):
         return future
 
     def is_full(self) -> bool:
-        if not self._owner:
+        if not self._own_runners:
             self._start()  # which takes long, and so comes before the look
         return super().is_full()
 
     def is_at_work(self) -> bool:
-        return bool(self._owner)
+        return bool(self._own_runners)
 
     @property
-    def runner(self) -> ThreadRunner | None:
-        """The owner."""
-        return self._owner.get(0)
+    def owner(self) -> ThreadRunner | None:
+        """The flush thread, if there is one."""
+        return self._own_runners.get(0)
 
     def held_up_by(self, *, at_all: bool = False) -> Collection[Runner]:
         if at_all or not self.has_turn:
-            return [*self._owner.copy().values(), *self.runners.copy().values()]
-        return [] if self.runner is None else [self.runner]
+            return [*self._own_runners.copy().values(), *self.runners.copy().values()]
+        return [] if self.owner is None else [self.owner]
 
     def runs_alone(self, runner: Runner) -> bool:
-        ends = (_ending or _exiting) and not self._owner  # in Python 3.12 no thread can be started then
-        # A finalizer, in the midst of what others would have to wait for: so it must not wait for them.
+        ends = (_ending or _exiting) and not self._own_runners  # in Python 3.12 no thread can be started then
+        # A finalizer may interrupt this thread while that has the tally's lock, or looks for a batch. Others would have
+        # to wait for that, so it must not wait for them.
         own = runner.engine() if type(runner) is ThreadRunner else None
         holds_up_others = own is not None and own.tally.is_mine
-        return ends or holds_up_others or (self.is_looking and runner is self.runner)
+        return ends or holds_up_others or (self.is_looking and runner is self.owner)
 
     def run_alone(self, call: Call) -> None:
         now = call.arrival = self.now()
-        entry = Equal(call) if self.options.dedupe else call
+        entry = EqualCalls(call) if self.options.dedupe else call
         batch = ThreadBatch(self, [entry], "nested", now)
         with self.tally:
             self.tally.begin("nested", 1, [now], now)
@@ -497,13 +502,13 @@ class ThreadEngine(Controls, Engine):
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""
         skips = runner.depth >= _DEPTH
-        if runner is self.runner:
+        if runner is self.owner:
             return self.look_inside(partial(self._take, awaited=call, skips=skips))  # type: ignore[no-any-return]
         answer: SimpleQueue[Any] = SimpleQueue()
         if not self.post_news(self.take_lent_for, [call], answer, skips):
             return None
-        if self.runner is not None:
-            self.runner.wake()  # the owner may wait in a loop that a function runs there
+        if self.owner is not None:
+            self.owner.wake()  # it may wait in a loop that a function runs there
         return answer.get()  # type: ignore[no-any-return]
 
     def take_lent_for(self, asked: list[Call], answer: "SimpleQueue[Any]", skips: bool) -> None:
@@ -521,7 +526,7 @@ class ThreadEngine(Controls, Engine):
         self.is_looking = True
         try:
             batch = self._take_due(self.now(), take, lent=True)
-            self._disturbed = False
+            self._must_repair = False
         finally:
             self.is_looking = False
         return batch
@@ -534,13 +539,15 @@ class ThreadEngine(Controls, Engine):
         `_owner`, whose method must answer, is kept alive meanwhile.
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
-        bell = allocate_lock()
+        bell = allocate_lock()  # free, so the first sleep ends at once, and there is one look more
         ring = partial(_ring, bell)
         ahead = Ahead(self, constants, ring)
         try:
             while ahead.reads(items, one_by_one=not chunked):
                 results = ahead.take()
                 if not results:
+                    # It says what wakes it, then looks whether that has rung; Ahead.ring() does the two the other way
+                    # round. So one of them sees the other.
                     runner = runner_here()
                     ahead.wake = ring if runner is None else runner.wake
                     if runner is not None:
@@ -570,14 +577,14 @@ class ThreadEngine(Controls, Engine):
         `ends_block`: at the end of a `with` block, and only if it is the last one.
         """
         deadline = inf if timeout is None else monotonic() + timeout
-        runners = self._owner  # of now, as the flush thread makes room for others before it ends
+        runners = self._own_runners  # of now, as the flush thread makes room for others before it ends
         if not ends_block:
             self.begin_to_close(cancel_pending=cancel_pending)
         elif not self.ends_block():
             return
         if self.drain(timeout):
             for runner in runners.copy().values():
-                if runner not in self._owner.copy().values():  # somebody may have opened it again
+                if runner not in self._own_runners.copy().values():  # somebody may have opened it again
                     runner.flush_thread.join(None if deadline == inf else max(0.0, deadline - monotonic()))
 
     def drain(self, timeout: float | None = None) -> bool:
@@ -621,7 +628,7 @@ class ThreadEngine(Controls, Engine):
 
     def become_owner(self, runner: ThreadRunner) -> bool:
         """Let a thread be the flush thread. False if there is one."""
-        if self._owner.setdefault(0, runner) is not runner:
+        if self._own_runners.setdefault(0, runner) is not runner:
             return False
         runner.bell = self._bell  # not before, as another one may sleep on it
         self.buffer.ends = self.closed
@@ -636,14 +643,14 @@ class ThreadEngine(Controls, Engine):
         """Let a runner run a batch. False if the owner is to do so."""
         if self.returns_futures:
             return False
-        number = len(self._owner)
+        number = len(self._own_runners)
         if len(self._running) >= number:  # the batches that have a turn keep one runner busy each
-            # There first, as it may begin at once with a batch that another one has not begun yet.
-            runner = self._owner[number] = ThreadRunner(self)
+            # Entered before it starts: it may begin at once with an earlier batch, and must be known by then.
+            runner = self._own_runners[number] = ThreadRunner(self)
             try:
                 self._start_thread(runner, _run, self._batches)
             except RuntimeError:
-                del self._owner[number]
+                del self._own_runners[number]
                 if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                     self._complained = True
                     complain("%s() runs fewer batches at once than it might", self.name)
@@ -653,7 +660,7 @@ class ThreadEngine(Controls, Engine):
 
     def ended(self, batch: Any) -> None:
         turn = batch.leave_turn()
-        if batch.runner is self._owner.get(0):
+        if batch.runner is not None and batch.runner is self.owner:
             self.turn_ended(batch, turn)  # the owner runs it, and so is not about to sleep
         else:
             self.post_news(self.turn_ended, batch, turn)
@@ -668,7 +675,8 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
     if engine is None or not engine.become_owner(runner):
         _ring(begun)
         return  # two callers have each started one
-    # Of these, the inbox is kept alive: futures that nobody holds keep the engine alive by standing in there.
+    # While it sleeps this thread keeps bell and inbox alive, and not the engine. But calls in the inbox do: so an item
+    # is answered though nobody has kept its future.
     bell, inbox = engine._bell, engine.inbox
     _ring(begun)
     step: Any = inf  # seconds to sleep, a batch to run, or None: to end
@@ -687,14 +695,16 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
                 step, rested = 0.0, False
             if step is None:
                 drains, batches = engine._drains, engine._batches
-                engine.make_room()
+                engine.make_room()  # from here on who posts starts another thread
                 batches.put(None)
-                _ring(bell)  # for the next owner; this, if somebody posted who could not see yet that it ends
+                _ring(bell)  # for the next owner
+                # Who posted before that relies on this thread. If it ends, only now is all answered for those who close
+                # or drain, as they join it.
                 if not (inbox or engine.news) or not engine.become_owner(runner):
                     for _, done in drains:
                         done()
                     break
-                step, engine._drains = 0.0, drains  # who closes waits for the end of this thread too
+                step, engine._drains = 0.0, drains
             if not (inbox or engine.buffer.waiting or engine._drains):
                 engine = None  # who drops the function must not find it kept alive by its own thread
         except BaseException as error:  # noqa: BLE001 - from outside (PyThreadState_SetAsyncExc), or no memory
@@ -741,8 +751,8 @@ def _disturbed(runner: ThreadRunner, batch: Any, error: BaseException) -> None:
         if engine is not None:
             engine.ended(batch)  # once more, if it struck just there
     elif engine is not None:
-        # It may have struck as a batch was handed over. Without a GIL that batch goes, and so fails, when the thread wakes
-        # that made it.
+        # It may have struck as a batch was handed over. Without a GIL that batch goes, and so fails, when the thread
+        # that made it wakes.
         engine.ring()
 
 
@@ -775,7 +785,7 @@ def _all() -> list[ThreadEngine]:
 def _forget_parent() -> None:
     """Begin anew in a forked child."""
     for engine in _all():
-        for runner in engine._owner.values():  # no threads here
+        for runner in engine._own_runners.values():  # no threads here
             runner.thread = None
         engine.begin_anew()
 

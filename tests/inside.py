@@ -26,7 +26,7 @@ from weakref import WeakKeyDictionary
 
 from batchify import Stats, _asyncio, _batch, _buffer, _engine, _stats, _threads
 from batchify._asyncio import LoopEngine, LoopEngines
-from batchify._batch import Batch, Call, MapCall, advise, complain
+from batchify._batch import Batch, Call, MapCall, complain, warn_of_few_callers
 from batchify._buffer import Buffer, GroupedBuffer
 from batchify._engine import Ahead, Controls, Engine
 from batchify._errors import ClosedError
@@ -35,7 +35,18 @@ from batchify._options import Options
 from batchify._stats import Tally
 from batchify._threads import FutureCall, ItemFuture, ThreadBatch, ThreadEngine, ThreadRunner
 
-__all__ = ["Batch", "Buffer", "Call", "Engine", "GroupedBuffer", "MapCall", "Options", "Tally", "advise", "complain"]
+__all__ = [
+    "Batch",
+    "Buffer",
+    "Call",
+    "Engine",
+    "GroupedBuffer",
+    "MapCall",
+    "Options",
+    "Tally",
+    "complain",
+    "warn_of_few_callers",
+]
 
 BUFFER = "_buffer.py"  # the file in which an intruder may strike
 
@@ -65,7 +76,7 @@ def engines(f: Any) -> list[Engine]:
 
 def threads_of(f: Any) -> list[threading.Thread]:
     """Return the flush threads that work for `f` now."""
-    runners = engine(f)._owner.copy().values()
+    runners = engine(f)._own_runners.copy().values()
     return [runner.flush_thread for runner in runners if hasattr(runner, "flush_thread")]  # else it is about to start
 
 
@@ -73,7 +84,7 @@ def _is_asleep(it: ThreadEngine, thread: threading.Thread) -> bool:
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
     while frame is not None:
         if frame.f_code.co_filename in (_threads.__file__, _engine.__file__, _batch.__file__, _buffer.__file__):
-            if it._owner.copy()[0].flush_thread is thread:
+            if it._own_runners.copy()[0].flush_thread is thread:
                 return frame.f_code.co_name == "_own" and it._bell.locked() and len(it.inbox) < it.wake_at
             return frame.f_code.co_name == "_run" and frame.f_locals.get("batch") is None
         frame = frame.f_back
@@ -88,7 +99,7 @@ def sleeping(f: Any) -> int:
 def sleeps(f: Any) -> bool:
     """Whether its flush thread sleeps, so that somebody would have to wake it for an item that is due at once."""
     it = engine(f)
-    return bool(len(it.inbox) < it.wake_at < inf and it._owner and it._bell.locked() and not it.news)
+    return bool(len(it.inbox) < it.wake_at < inf and it._own_runners and it._bell.locked() and not it.news)
 
 
 def sleeps_without_end(f: Any) -> bool:
@@ -109,7 +120,7 @@ def has_a_timer(f: Any) -> bool:
 def waits_for_room(f: Any) -> bool:
     """Whether its flush thread sleeps while as many batches as may be are in flight elsewhere, at an engine."""
     it = engine(f)
-    owner = it.runner
+    owner = it.owner
     waits = owner is not None and _is_asleep(it, owner.flush_thread)
     return waits and not it.has_turn and not it.news
 
@@ -123,7 +134,7 @@ def is_at_rest(f: Any) -> bool:
     """Whether nothing will happen by itself before time goes by: each of its threads sleeps or is in the function."""
     it = engine(f)
     threads = [thread for thread in threads_of(f) if thread.is_alive()]
-    owner = None if it.runner is None else it.runner.flush_thread
+    owner = None if it.owner is None else it.owner.flush_thread
     for thread in threads:
         if thread is owner and _is_asleep(it, thread):
             if it.news or (isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(1)):
@@ -729,7 +740,7 @@ def owner_ends_when_it_was_seen(f: Any) -> None:
         def __bool__(self) -> bool:
             return next(self.looks, len(self) > 0)
 
-    engine(f)._owner = Ending()
+    engine(f)._own_runners = Ending()
 
 
 def leave_the_buffer_of(instance: object, *, to: object, method: Any) -> None:
@@ -908,7 +919,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
     made: dict[str, Callable[[Any], Any]] = {
         "inbox": Box,
         "news": Box,
-        "_owner": owners,
+        "_own_runners": owners,
         "runners": owners,
         "_running": owners,
         "_lent": owners,
@@ -920,7 +931,7 @@ def other_threading(*, complain: Callable[..., object], switch: Callable[[], obj
         Engine: "inbox news runners _running _lent maps wake_at has_leavers tracks",
         Runner: "awaits thread cannot_lend",
         ThreadBatch: "runner turn",
-        ThreadEngine: "_owner closed returns_futures",
+        ThreadEngine: "_own_runners closed returns_futures",
         ItemFuture: "call",
         Tally: "changing version answered failed cancelled running in_flight",
     }
@@ -965,7 +976,9 @@ def begin_anew() -> None:
 
 def remembers_a_thread() -> bool:
     """Whether a function remembers a thread; when all have ended, none should."""
-    return any(it._owner or it.runners or it.maps or it._running or it._lent or it._drains for it in _threads._all())
+    return any(
+        it._own_runners or it.runners or it.maps or it._running or it._lent or it._drains for it in _threads._all()
+    )
 
 
 def close_what_is_left() -> None:
@@ -1146,7 +1159,7 @@ def news_of_which_an_owner_that_comes_does_not_hear() -> Block:
 
     def twice(let: Callable[..., bool]) -> Callable[..., bool]:
         def run(it: Any, *args: Any) -> bool:
-            return (bool(it._owner) and let(it, *args)) or bool(it._owner)
+            return (bool(it._own_runners) and let(it, *args)) or bool(it._own_runners)
 
         return run
 

@@ -141,7 +141,7 @@ def test_private_name_is_noticed_however_it_is_reached() -> None:
 from batchify._buffer import Buffer
 from batchify import _threads
 f._self_engine.close()
-monkeypatch.setattr(f, "_next", print)
+monkeypatch.setattr(f, "_starting", print)
 patch("batchify._threads.monotonic")
 self._self_engine = 1
 """

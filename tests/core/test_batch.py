@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from .. import inside
-from ..inside import Options, advise, complain
+from ..inside import Options, complain, warn_of_few_callers
 
 
 class Counted(inside.Tally):
@@ -233,7 +233,9 @@ def test_generator_that_never_ends_is_left_when_every_item_is_answered(caplog: p
 
 
 @pytest.mark.parametrize(
-    "say", [partial(advise, "f", 1, 2, 0.1), partial(complain, "f() raised")], ids=["advise", "complain"]
+    "say",
+    [partial(warn_of_few_callers, "f", 1, 2, 0.1), partial(complain, "f() raised")],
+    ids=["warn_of_few_callers", "complain"],
 )
 def test_log_handler_that_raises_disturbs_nobody(say: Callable[[], None]) -> None:
     said: list[str] = []

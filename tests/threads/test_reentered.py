@@ -210,7 +210,8 @@ def test_finalizer_at_any_line_of_the_flush_thread_is_answered(form: str, action
         with suppress(ValueError, ClosedError):
             f(1)
         f.close()
-        until(lambda: not any(thread.is_alive() for thread in inside.threads_of(f)))  # one may have ended just now
+        for thread in inside.threads_of(f):
+            thread.join()  # it may be about to end
         assert intruder.error is None or type(intruder.error) in (ClosedError, ValueError), (
             lines.where
         )  # it had company
