@@ -11,6 +11,15 @@ import pytest
 from .kit import KINDS, Coroutines, Kit, Threads
 
 
+# What keeps a test from running in several threads at once, by pytest-run-parallel. Such a test runs alone.
+SHARED = {
+    "caplog": "hears what others log",
+    "kit": "has one event loop, and the functions of one test",
+    "threads": "has the functions of one test",
+    "coroutines": "has one event loop, and the functions of one test",
+}
+
+
 def pytest_configure() -> None:
     # A job in the background of a shell ignores Ctrl-C, and so would the programs that tests start and interrupt.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -19,8 +28,9 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if "caplog" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.thread_unsafe(reason="hears what others log"))
+        for fixture, reason in SHARED.items():
+            if fixture in getattr(item, "fixturenames", ()):
+                item.add_marker(pytest.mark.thread_unsafe(reason=reason))
 
 
 def pytest_collection_finish() -> None:

@@ -16,7 +16,7 @@ from batchify import BufferFullError, ClosedError
 from .. import inside
 from ..intruder import ALL_OPTIONS, at_each_line, ctrl_c
 from ..kit import negate
-from ..tools import Gated, batched, until
+from ..tools import Gated, batched
 
 pytestmark = [pytest.mark.thread_unsafe(reason="traces its thread"), pytest.mark.usefixtures("no_collector")]
 
