@@ -10,7 +10,6 @@ import pytest
 
 from .kit import KINDS, Coroutines, Kit, Threads
 
-
 # What keeps a test from running in several threads at once, by pytest-run-parallel. Such a test runs alone.
 SHARED = {
     "caplog": "hears what others log",
