@@ -720,15 +720,19 @@ def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> No
     batch: ThreadBatch | None = None
     while runner.thread is not None:  # else it has left; or the function forked, and this is the child
         try:
-            batch = None  # not the last one, which would be kept alive
             batch = batches.get()
             if batch is not None:
                 batch.run(batch.engine.function, runner)
+                batch, engine = None, runner.engine()  # not to keep alive what this ran last
+                if engine is not None and engine.returns_futures:
+                    engine.ring()  # without a GIL a batch whose future was dropped goes when the thread wakes that made it
+                del engine
             else:
                 batches.put(None)
                 runner.leave()
         except BaseException as error:  # noqa: BLE001 - as in _own()
             _disturbed(runner, batch, error)
+            batch = None
             if getattr(runner.engine(), "_batches", None) is not batches:
                 batches.put(None)  # once more, as it may have struck just after that was taken
 

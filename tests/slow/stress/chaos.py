@@ -34,7 +34,7 @@ from typing import Any
 import batchify
 
 from ... import inside
-from ...tools import until
+from ...tools import HAS_GIL, until
 from .equal import Equal
 from .history import CallRecord, History, Planned, Rules, Violation, check, check_stats, owner_of, verdict
 from .load import Caller, Function, LoopCaller, run_loop, settle
@@ -139,8 +139,10 @@ class World:
     def join(self, threads: Sequence[threading.Thread]) -> None:
         for thread in threads:
             while thread.is_alive():
-                thread.join(0.02 if None in self.timeouts else None)
+                thread.join(0.02 if None in self.timeouts or not HAS_GIL else None)
                 self.flush_if_needed()
+                if not HAS_GIL:  # then a future that was dropped may go with the next collection only
+                    gc.collect()
 
     def flush_if_needed(self) -> None:
         if None in self.timeouts:
