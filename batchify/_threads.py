@@ -725,7 +725,7 @@ def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> No
                 batch.run(batch.engine.function, runner)
                 batch, engine = None, runner.engine()  # not to keep alive what this ran last
                 if engine is not None and engine.returns_futures:
-                    engine.ring()  # without a GIL a batch whose future was dropped goes when the thread wakes that made it
+                    engine.ring()  # without a GIL a batch whose future was dropped goes when who made the batch wakes
                 del engine
             else:
                 batches.put(None)
