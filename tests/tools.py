@@ -1,6 +1,7 @@
 """What several test files need."""
 
 import gc
+import itertools
 import re
 import subprocess
 import sys
@@ -16,6 +17,15 @@ import batchify
 batched: Callable[..., Callable[[Callable[[list[Any]], Any]], batchify.BatchedFunction[Any, Any]]] = batchify.batched
 
 HAS_GIL: bool = getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+_collections = itertools.count()
+
+
+def collect() -> None:
+    """Free what is garbage; where there is no GIL, and this takes long, not each time."""
+    if HAS_GIL or not next(_collections) % 16:
+        gc.collect()
 
 
 def until(condition: Callable[[], bool]) -> None:

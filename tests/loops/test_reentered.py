@@ -5,7 +5,6 @@ may hear nothing, the next call works. `asyncio.run` turns the first Ctrl-C into
 """
 
 import asyncio
-import gc
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -19,7 +18,7 @@ from batchify import BatchError, ClosedError
 from ..intruder import ALL_OPTIONS, Lines, at_each_line, ctrl_c
 from ..kit import HandLoop, anegate, move, run, settle
 from ..tools import batched as batched_untyped
-from ..tools import run_script
+from ..tools import collect, run_script
 
 pytestmark = [pytest.mark.thread_unsafe(reason="traces its thread"), pytest.mark.usefixtures("no_collector")]
 batched: Callable[..., Any] = batched_untyped
@@ -225,7 +224,7 @@ def go_on_after_ctrl_c(loop: asyncio.AbstractEventLoop, f: Any, where: str) -> N
     loop.run_until_complete(f.aclose())
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
-    gc.collect()  # the tasks, among which asyncio looks for those of the next loop
+    collect()  # the tasks, among which asyncio looks for those of the next loop
 
 
 # Interrupted before its first step, a task leaves a coroutine that nobody awaited, of which Python tells.
@@ -281,7 +280,7 @@ def test_ctrl_c_at_any_line_while_an_item_waits_out_its_timeout_spares_the_next_
                 loop.run_until_complete(turns(10))
         assert loop.run_until_complete(next_call()) == -2, lines.where
         loop.close()
-        gc.collect()
+        collect()
 
 
 def test_ctrl_c_at_any_line_as_answers_come_home_to_a_loop_spares_the_next_call() -> None:
