@@ -167,9 +167,9 @@ class World:
         self.functions.clear()
         self.violations += check(self.history)
         gc.collect()
-        # Not who is known but not alive: Python forgets no thread in whose start() Ctrl-C struck.
-        alive = lambda: [thread.name for thread in threading.enumerate() if thread.is_alive()]  # noqa: E731
-        until(lambda: not any("batchify flush thread" in name for name in alive()))
+        for thread in threading.enumerate():
+            if "batchify flush thread" in thread.name:
+                until(lambda: not thread.is_alive())  # noqa: B023 - Python forgets none in whose start() Ctrl-C struck
 
 
 # The kinds of rounds
