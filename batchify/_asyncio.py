@@ -34,7 +34,7 @@ from ._stats import Stats, Tally
 
 get_runner = current.get
 loop_of = attrgetter("loop")
-_live: "weakref.WeakSet[LoopEngines]" = weakref.WeakSet()
+_live: "weakref.WeakKeyDictionary[LoopEngines, None]" = weakref.WeakKeyDictionary()
 # Strong references to the engines where something waits, but that no timer and no task holds.
 _held: "set[LoopEngine]" = set()
 
@@ -502,7 +502,7 @@ class LoopEngines(Controls):
         self.blocks: list[None] = []
         self.aio = aio_of(name, takes, LoopEngines.submit)
         self.begin_anew()
-        _live.add(self)
+        _live[self] = None
 
     def begin_anew(self) -> None:
         self.tally = Tally()
@@ -613,11 +613,21 @@ class LoopEngines(Controls):
         return sum(pending for pending, _ in waiting), sum(left for _, left in waiting)
 
 
+_known: "list[weakref.ref[LoopEngines]]" = []  # before a fork
+
+
+def _begin_to_fork() -> None:
+    global _known
+    _known = _live.keyrefs()
+
+
 def _forget_parent() -> None:
-    """Begin anew in a forked child."""
-    for engines in _live:
-        engines.begin_anew()
+    """Begin anew in a forked child; as in _threads."""
+    for reference in _known:
+        engines = reference()
+        if engines is not None:
+            engines.begin_anew()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(before=_begin_to_fork, after_in_child=_forget_parent)

@@ -690,7 +690,7 @@ def _own(runner: ThreadRunner, begun: LockType) -> None:
             while isinstance(step := engine.next(monotonic(), rested=rested), ThreadBatch):
                 if engine.options.concurrency == 1 or not engine.give_to_a_runner(step):
                     step.run(engine.function, runner)
-                if runner.thread is None:
+                if engine.owner is not runner:
                     return  # the function forked, and this is the child
                 step, rested = 0.0, False
             if step is None:
@@ -718,7 +718,8 @@ def _run(runner: ThreadRunner, batches: "SimpleQueue[ThreadBatch | None]") -> No
     """Be one of several that run batches."""
     runner.enter()
     batch: ThreadBatch | None = None
-    while runner.thread is not None:  # else it has left; or the function forked, and this is the child
+    # Until it leaves; or the function has forked, and this is the child.
+    while runner.thread is not None:
         try:
             batch = batches.get()
             if batch is not None:
@@ -786,12 +787,27 @@ def _all() -> list[ThreadEngine]:
     return [engine for reference in _live.keyrefs() if (engine := reference()) is not None]
 
 
+_known: "list[weakref.ref[ThreadEngine]]" = []  # before a fork
+
+
+def _begin_to_fork() -> None:
+    global _known
+    _known = _live.keyrefs()
+
+
 def _forget_parent() -> None:
-    """Begin anew in a forked child."""
-    for engine in _all():
-        for runner in engine._own_runners.values():  # no threads here
-            runner.thread = None
-        engine.begin_anew()
+    """Begin anew in a forked child.
+
+    It touches no dictionary that others use: without a GIL another thread may have locked that as this one forked, and
+    nobody unlocks it here.
+    """
+    runner = current_runner.get()
+    if runner is not None:
+        runner.thread = None  # who forks inside a function is outside from now on
+    for reference in _known:
+        engine = reference()
+        if engine is not None:
+            engine.begin_anew()
 
 
 def _drain_all() -> None:
@@ -813,7 +829,7 @@ def _close_all() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
+    os.register_at_fork(before=_begin_to_fork, after_in_child=_forget_parent)
 atexit.register(_close_all)
 with suppress(RuntimeError):  # it is too late, or this is a subinterpreter
     threading._register_atexit(_drain_all)  # type: ignore[attr-defined]
