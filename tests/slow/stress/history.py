@@ -26,6 +26,7 @@ moment = count(1).__next__  # atomic, like list.append(): so a history needs no 
 Outcome = Literal["result", "error", "cancelled", "left", "refused"]
 
 
+DEEP = 16  # from so many batches that wait on one stack on, the next one begins with the awaited item
 REASONS = {"full", "timeout", "flush", "close", "nested", "isolate"}
 
 
@@ -392,8 +393,10 @@ def _check_order(history: History, rules: Mapping[str, Rules]) -> Iterator[Viola
                 continue
             if batch.raised and call.outcome in ("cancelled", "left"):
                 continue  # its half was not run, as its loop was closed, and that of its neighbour may have been
-            # What runs on a lent turn may come before the halves of the batch that lent it.
-            apart = of_owner.concurrency > 1 or (of_owner.isolate and batch.number in lent)
+            # What runs on a lent turn may come before the halves of the batch that lent it, and deep within others
+            # before all that waits.
+            may_overtake = lent.get(batch.number, 0) > (0 if of_owner.isolate else DEEP)
+            apart = of_owner.concurrency > 1 or may_overtake
             number = batch.number if apart else 0
             key = (call.submitter, batch.buffer, of_owner.group(token), number)
             before = latest.get(key)
@@ -436,16 +439,16 @@ def _lends(batch: BatchRecord, at: float, waits: Mapping[int, list[Wait]]) -> bo
     return any(wait.began < at < wait.ended for wait in waits.get(batch.number, ()))
 
 
-def _on_lent_turns(history: History) -> set[int]:
-    """Return the numbers of batches that began while another one of their buffer waited inside."""
+def _on_lent_turns(history: History) -> dict[int, int]:
+    """Return, by the numbers of batches that began while others of their buffer waited inside, how many these were."""
     waits = _waits(history)
     running: defaultdict[str, list[BatchRecord]] = defaultdict(list)
-    found: set[int] = set()
+    found: dict[int, int] = {}
     for batch in sorted(history.batches, key=lambda batch: batch.began):
         there = running[batch.buffer]
         there[:] = [other for other in there if other.ended > batch.began]
-        if any(_lends(other, batch.began, waits) for other in there):
-            found.add(batch.number)
+        if lenders := sum(_lends(other, batch.began, waits) for other in there):
+            found[batch.number] = lenders
         there.append(batch)
     return found
 
