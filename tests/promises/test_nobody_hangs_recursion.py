@@ -14,7 +14,10 @@ import pytest
 from ..kit import Threads, anegate, batched, move, run, settle
 from ..tools import until
 
-pytestmark = pytest.mark.thread_unsafe(reason="changes the recursion limit of all")
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="changes the recursion limit of all"),
+    pytest.mark.usefixtures("no_collector"),  # as for what others do at each collection there may be no room
+]
 
 
 @contextmanager

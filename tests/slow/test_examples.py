@@ -3,12 +3,17 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 
+from ..tools import HAS_GIL
 from .servers import EXAMPLES, check, http
 
-pytestmark = pytest.mark.thread_unsafe(reason="programs of their own")
+pytestmark = [
+    pytest.mark.thread_unsafe(reason="programs of their own"),
+    pytest.mark.skipif(not HAS_GIL and not find_spec("sklearn"), reason="there is no scikit-learn for this Python"),
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
