@@ -343,9 +343,9 @@ class LoopEngine(Engine):
 
     def start(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None = None, awaited: Any = None) -> None:
         """Start a task for a _turn(), which takes a batch as late as can be."""
-        turn: list[int] = []
         if lender is not None:
-            turn = lender.turn = lender.turn or [id(lender)]
+            lender.turn = lender.turn or [id(lender)]
+            lender.turn.append(0)
         steps = self._turn(loop, now, lender, awaited)
         # Up to its _begun(), so that it hears of all that happens before its task's first step: it may be cancelled, or
         # the loop closed, of which Python would complain.
@@ -356,8 +356,6 @@ class LoopEngine(Engine):
         task._log_destroy_pending = False  # type: ignore[attr-defined]  # if the loop is closed, its owner wanted that
         if lender is None:
             self._starting = task
-        else:
-            turn.append(0)
 
     async def _turn(self, loop: AbstractEventLoop, now: float, lender: LoopBatch | None, awaited: Any) -> None:
         """Run the batch that is due; or on the turn of a `lender` the next one on the way to a call that is `awaited`.

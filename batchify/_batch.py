@@ -188,14 +188,15 @@ class Batch:
     @property
     def has_lent(self) -> bool:
         """Whether another batch has its turn. Any thread may ask."""
-        return self.turn is not None and id(self) in self.turn[:-1]
+        turn = self.turn
+        return turn is not None and id(self) in turn[:-1]
 
     def leave_turn(self) -> list[int] | None:
         """Return who goes on with its turn, as this has ended."""
-        turn, self.turn = self.turn, None
-        if turn is not None:
-            turn.remove(id(self))
-        return turn
+        if self.turn is not None:
+            with suppress(ValueError):  # it is told so once more, perhaps, after an exception from elsewhere
+                self.turn.remove(id(self))
+        return self.turn
 
     # Running the function
 

@@ -288,8 +288,9 @@ class Engine:
         """Let a batch have no turn any more. `turn`: who goes on with that."""
         self._running.pop(id(batch), None)
         self._lent.pop(id(batch), None)
-        if turn and turn[0] in self._lent:
-            self._running[turn[0]] = self._lent.pop(turn[0])
+        for first in (turn or [])[:1]:  # a copy, as another thread may end that one now
+            if first in self._lent:
+                self._running[first] = self._lent.pop(first)
 
     # Batches
 

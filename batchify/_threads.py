@@ -263,8 +263,8 @@ class ThreadRunner(Runner):
             _take_frames(40)  # or what is taken might be cut short
             batch = engine.lend(call, self)
             if batch is not None:
+                self.depth += 1
                 try:
-                    self.depth += 1
                     batch.lender = self
                     if self.batch is not None:
                         self.batch.turn = batch.turn = self.batch.turn or [id(self.batch)]
@@ -272,6 +272,7 @@ class ThreadRunner(Runner):
                     batch.run(engine.function, self)
                 except BaseException as error:  # a recursion limit, before it began
                     batch.fail(error)
+                    engine.ended(batch)  # once more, if it struck just there
                     raise
                 finally:
                     self.depth -= 1
@@ -326,6 +327,7 @@ class ThreadBatch(Batch):
         # get an error, and not to hang.
         before = runner_here()
         runner = ThreadRunner(engine) if before is None else before
+        beneath, runner.batch = runner.batch, self
         engine.runners[id(self)] = self.runner = runner
         self.enter = runner.context.copy().run  # for what an iterator calls as its results are read
         token = runner.enter()
@@ -338,6 +340,7 @@ class ThreadBatch(Batch):
         finally:
             current_runner.reset(token)
             engine.runners.pop(id(self), None)
+            runner.batch = beneath
             if runner is not before:
                 runner.leave()
 
@@ -585,7 +588,7 @@ class ThreadEngine(Controls, Engine):
         if self.drain(timeout):
             for runner in runners.copy().values():
                 if runner not in self._own_runners.copy().values():  # somebody may have opened it again
-                    runner.flush_thread.join(None if deadline == inf else max(0.0, deadline - monotonic()))
+                    runner.flush_thread.join(min(max(0.0, deadline - monotonic()), TIMEOUT_MAX))
 
     def drain(self, timeout: float | None = None) -> bool:
         """Wait until what was accepted so far is answered. False if this must not wait for it here."""
@@ -649,8 +652,10 @@ class ThreadEngine(Controls, Engine):
             runner = self._own_runners[number] = ThreadRunner(self)
             try:
                 self._start_thread(runner, _run, self._batches)
-            except RuntimeError:
+            except BaseException as error:
                 del self._own_runners[number]
+                if not isinstance(error, RuntimeError):  # no memory
+                    raise
                 if not self._complained and main_thread().is_alive():  # else, from Python 3.12 on, none can be started
                     self._complained = True
                     complain("%s() runs fewer batches at once than it might", self.name)
@@ -660,12 +665,14 @@ class ThreadEngine(Controls, Engine):
 
     def ended(self, batch: Any) -> None:
         turn = batch.leave_turn()
-        if batch.runner is not None and batch.runner is self.owner:
-            self.turn_ended(batch, turn)  # the owner runs it, and so is not about to sleep
+        if batch.runner is not None and batch.runner is self.owner and id(batch) not in self.runners:
+            self.turn_ended(batch, turn)  # the owner has called the function, and so is not about to sleep
         else:
             self.post_news(self.turn_ended, batch, turn)
         if batch.lender is not None:
             batch.lender.wake()
+        for each in self.held_up_by(at_all=True) if turn else ():  # the one that has the turn back now may be another
+            each.wake()
 
 
 def _own(runner: ThreadRunner, begun: LockType) -> None:

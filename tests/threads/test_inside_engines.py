@@ -3,7 +3,7 @@ functions, and a future that is never completed is noticed.
 """
 
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import pytest
@@ -263,3 +263,48 @@ def test_batch_lends_its_turn_though_a_returned_future_still_has_the_one_that_wa
         assert f("impatient") == "impatient"
         assert f("waits") == "leaf"
         engine.set_result(["slow"])
+
+
+def test_callback_of_a_returned_future_lends_one_turn_however_often_it_gives_up() -> None:
+    engines: dict[int, Future[list[int]]] = {}
+
+    def function(items: list[int]) -> "Future[list[int]]":
+        engines[items[0]] = Future()
+        return engines[items[0]]
+
+    def give_up_often(_: object) -> None:
+        for item in (1, 2, 3):
+            wait([f.submit(item)], timeout=0.01)
+
+    f = batched(batch_size=1)(function)
+    first = f.submit(0)
+    first.add_done_callback(give_up_often)
+    until(lambda: 0 in engines)
+    in_threads(engines[0].set_result, [[0]])
+    assert engines.keys() == {0, 1}
+    for item in (1, 2, 3):
+        until(lambda: item in engines)  # noqa: B023 - run at once
+        engines[item].set_result([item])
+    f.close()
+    assert f.stats.in_flight == 0
+
+
+def test_callback_that_lends_the_turn_of_another_function_takes_none_of_the_one_beneath() -> None:
+    engines: list[Future[list[int]]] = []
+
+    def engine_of(_: list[int]) -> "Future[list[int]]":
+        engines.append(Future())
+        return engines[-1]
+
+    def function(items: list[int]) -> list[int]:
+        if items == [0]:
+            engines[0].set_result([0])  # here the callback gives up
+            assert f(1) == 1
+            engines[1].set_result([1])
+        return items
+
+    with batched(batch_size=1)(engine_of) as g, batched(batch_size=1)(function) as f:
+        first = g.submit(0)
+        first.add_done_callback(lambda _: wait([g.submit(1)], timeout=0.01))
+        until(lambda: len(engines) == 1)
+        assert f(0) == 0

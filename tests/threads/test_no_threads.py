@@ -102,3 +102,21 @@ def test_subinterpreter_without_threads_refuses_calls_clearly_and_runs_coroutine
     assert len(refused) == 4
     assert all(re.match(r"f\(\) cannot start its flush thread: .*thread.*interpreter", line) for line in refused)
     assert works == "[1, 2] 0"
+
+
+def test_runner_that_there_is_no_memory_to_start_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    start, errors = threading.Thread.start, [MemoryError()]
+
+    def start_or_fail(thread: threading.Thread) -> None:
+        if len(inside.threads_of(f)) == 2 and errors:  # the second one is the first runner
+            raise errors.pop()
+        start(thread)
+
+    f = batched(batch_size=1, concurrency=2)(lambda items: items)
+    monkeypatch.setattr(threading.Thread, "start", start_or_fail)
+    with pytest.raises(MemoryError):
+        f(1)
+    assert not errors
+    assert f(2) == 2
+    f.close()
+    assert f.stats.in_flight == 0

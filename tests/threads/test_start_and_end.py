@@ -300,3 +300,11 @@ def test_close_with_a_time_limit_does_not_wait_longer_for_a_thread_that_has_answ
     assert runner.is_alive()
     gate.set()
     until(lambda: not runner.is_alive())
+
+
+@pytest.mark.parametrize("what", ["drain", "close"])
+def test_time_limit_may_be_longer_than_any_wait_of_python(what: str) -> None:
+    f = batched(batch_size=1)(lambda items: items)
+    assert f(1) == 1
+    getattr(f, what)(timeout=1e10)
+    f.close()

@@ -41,7 +41,7 @@ _sleeping = internals.WaitSet("sleep")
 
 class OwnedRLock(tool.RLock):
     def _is_owned(self) -> bool:
-        return self._own_runners is not None and self._own_runners is internals.current_scheduler().me()
+        return self._owner is not None and self._owner is internals.current_scheduler().me()
 
     def release(self) -> None:
         scheduler = internals.current_scheduler()
@@ -80,6 +80,9 @@ class Queue:
 class Thread(tool.Thread):
     started: "list[Thread]"  # of this schedule
     running: ClassVar[dict[int, "Thread"]] = {}
+
+    def join(self, _: float | None = None) -> None:
+        super().join()
 
     _ident: int | None = None
 

@@ -101,7 +101,7 @@ class Thread:
         State.current.started.append(self)
         State.current.more.release()
 
-    def join(self) -> None:
+    def join(self, _: float | None = None) -> None:
         self.ended.wait()
 
 
