@@ -430,7 +430,8 @@ class Engine:
                     reference = weakref.ref(batch)
                     for call in calls:
                         call.batch = reference
-                (self._running if awaited is None else self._lent)[id(batch)] = entries[0].arrival
+                # Where functions return futures, one may wait inside while a turn is free for its thread alone.
+                (self._running if awaited is None or self.has_turn else self._lent)[id(batch)] = entries[0].arrival
                 arrivals = list(map(arrival_of, calls))
                 # Last, since it is not undone.
                 if self.tally.begin(reason, len(entries), arrivals, now, self.options.timeout):

@@ -258,7 +258,7 @@ class ThreadRunner(Runner):
                 mine = mine or (engine, call)
             elif not lender.has_lent:  # else it looks again when it has its turn back
                 lender.wake()
-        if mine is not None and not self.has_lent:
+        if mine is not None and (mine[0].has_turn or not self.has_lent):
             engine, call = mine
             _take_frames(40)  # or what is taken might be cut short
             batch = engine.lend(call, self)
@@ -266,7 +266,7 @@ class ThreadRunner(Runner):
                 self.depth += 1
                 try:
                     batch.lender = self
-                    if self.batch is not None:
+                    if self.batch is not None and id(batch) in engine._lent:
                         self.batch.turn = batch.turn = self.batch.turn or [id(self.batch)]
                         batch.turn.append(id(batch))
                     batch.run(engine.function, self)

@@ -308,3 +308,24 @@ def test_callback_that_lends_the_turn_of_another_function_takes_none_of_the_one_
         first.add_done_callback(lambda _: wait([g.submit(1)], timeout=0.01))
         until(lambda: len(engines) == 1)
         assert f(0) == 0
+
+
+def test_function_that_returns_futures_takes_turns_that_are_free_while_it_waits_inside() -> None:
+    engines: dict[int, Future[list[int]]] = {}
+
+    def function(items: list[int]) -> "Future[list[int]]":
+        future: Future[list[int]] = Future()
+        if items == [0]:
+            wait([f.submit(1), f.submit(2)])
+        if items[0] in (1, 2):
+            engines[items[0]] = future
+            if len(engines) == 2:  # an engine that answers the one only when it has the other
+                for item, each in engines.items():
+                    each.set_result([item])
+        else:
+            future.set_result(items)
+        return future
+
+    with batched(batch_size=1, concurrency=3)(function) as f:
+        assert f(-1) == -1  # from now on one thread runs all
+        assert f(0) == 0
