@@ -11,7 +11,6 @@ A coroutine function has an engine for each event loop it is called on, whose ow
 """
 
 import asyncio
-import os
 import weakref
 from _thread import get_ident
 from asyncio import AbstractEventLoop, BaseEventLoop, Future, _get_running_loop, current_task, get_running_loop
@@ -27,7 +26,7 @@ from types import coroutine
 from typing import Any
 
 from ._batch import Batch, Call, MapCall
-from ._engine import Ahead, Controls, Engine
+from ._engine import Ahead, Controls, Engine, begin_anew_in_children
 from ._inside import Runner, current, here
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
 from ._stats import Stats, Tally
@@ -611,21 +610,4 @@ class LoopEngines(Controls):
         return sum(pending for pending, _ in waiting), sum(left for _, left in waiting)
 
 
-_known: "list[weakref.ref[LoopEngines]]" = []  # before a fork
-
-
-def _begin_to_fork() -> None:
-    global _known
-    _known = _live.keyrefs()
-
-
-def _forget_parent() -> None:
-    """Begin anew in a forked child; as in _threads."""
-    for reference in _known:
-        engines = reference()
-        if engines is not None:
-            engines.begin_anew()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_begin_to_fork, after_in_child=_forget_parent)
+begin_anew_in_children(_live)

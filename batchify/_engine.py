@@ -7,6 +7,7 @@ is harmless, and callers take no lock of ours.
 What is the same for threads and event loops is written here once. They differ in how one waits.
 """
 
+import os
 import sys
 import weakref
 from _thread import allocate_lock
@@ -21,7 +22,7 @@ from typing import Any
 from ._batch import Batch, Call, MapCall, is_sound, warn_of_few_callers
 from ._buffer import Buffer, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
-from ._inside import Runner, here
+from ._inside import Runner, current, here
 from ._options import CHECKS, NO_CONSTANTS, Options, Takes
 from ._stats import Reason, Tally
 
@@ -565,3 +566,28 @@ class Ahead:
         self._engine.maps.discard(self)
         for call in self.calls:
             self._engine.withdraw(call)
+
+
+def begin_anew_in_children(live: "weakref.WeakKeyDictionary[Any, None]") -> None:
+    """Let what lives then begin_anew() in each forked child.
+
+    A child touches no dictionary that others use: without a GIL another thread may have locked that as this one forked,
+    and nobody unlocks it there.
+    """
+    known: list[weakref.ref[Any]] = []
+
+    def list_them() -> None:
+        nonlocal known
+        known = live.keyrefs()
+
+    def begin_anew() -> None:
+        runner = current.get()
+        if runner is not None:
+            runner.thread = None  # who forks inside a function is outside from now on
+        for reference in known:
+            of_parent = reference()
+            if of_parent is not None:
+                of_parent.begin_anew()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(before=list_them, after_in_child=begin_anew)

@@ -15,7 +15,6 @@ The flush thread of a function is the owner of its buffer, and runs its batches:
 
 import atexit
 import concurrent.futures.thread  # noqa: F401 - before we register: at exit Python goes from the last one to the first
-import os
 import sys
 import threading
 import warnings
@@ -34,7 +33,7 @@ from typing import Any
 
 from ._batch import Batch, Call, complain, is_future
 from ._buffer import EqualCalls
-from ._engine import Ahead, Controls, Engine
+from ._engine import Ahead, Controls, Engine, begin_anew_in_children
 from ._errors import BatchError, ClosedError, WaitsForItselfError
 from ._inside import Runner, here, waits_for_itself
 from ._inside import current as current_runner
@@ -794,29 +793,6 @@ def _all() -> list[ThreadEngine]:
     return [engine for reference in _live.keyrefs() if (engine := reference()) is not None]
 
 
-_known: "list[weakref.ref[ThreadEngine]]" = []  # before a fork
-
-
-def _begin_to_fork() -> None:
-    global _known
-    _known = _live.keyrefs()
-
-
-def _forget_parent() -> None:
-    """Begin anew in a forked child.
-
-    It touches no dictionary that others use: without a GIL another thread may have locked that as this one forked, and
-    nobody unlocks it here.
-    """
-    runner = current_runner.get()
-    if runner is not None:
-        runner.thread = None  # who forks inside a function is outside from now on
-    for reference in _known:
-        engine = reference()
-        if engine is not None:
-            engine.begin_anew()
-
-
 def _drain_all() -> None:
     """Answer what was accepted until the main thread has ended. Twice, as functions pass items to each other."""
     global _ending
@@ -835,8 +811,7 @@ def _close_all() -> None:
         engine.close()
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_begin_to_fork, after_in_child=_forget_parent)
+begin_anew_in_children(_live)
 atexit.register(_close_all)
 with suppress(RuntimeError):  # it is too late, or this is a subinterpreter
     threading._register_atexit(_drain_all)  # type: ignore[attr-defined]
