@@ -139,9 +139,8 @@ class Engine:
         # Whether calls may wait whose callers said that they left; else none need be asked. Where there is no owner,
         # who leaves writes it.
         self.has_leavers = False
-        self._hint = (
-            0  # the size to warn_of_few_callers about, not as the batch is taken, since a log handler may call in
-        )
+        # The size to warn of. Not as the batch is taken, since a log handler may call in.
+        self._hint = 0
         self._barrier = allocate_lock()  # taken by the owner alone
 
     # Anybody, at any time
