@@ -30,7 +30,12 @@ ALL_OPTIONS: dict[str, Any] = {
 
 
 class Intruder:
-    """Does something when its thread comes to the n-th line of the package, or of one of its files."""
+    """Does something when its thread comes to the n-th line of the package, or of one of its files.
+
+    Who sets its `trace` keeps that for as long as the thread may be traced. Python 3.11 makes a frame object before it
+    calls a trace function; if a collection comes there, and a finalizer is where this strikes and ends the tracing, then
+    Python calls what is freed, and crashes.
+    """
 
     def __init__(self, at: int, action: Callable[[], object], file: str = "") -> None:
         self.at, self.action, self.line = at, action, 0
@@ -56,8 +61,8 @@ class Intruder:
 
     @contextmanager
     def on_this_thread(self) -> Iterator[None]:
-        before = sys.gettrace()
-        sys.settrace(self.trace)
+        trace, before = self.trace, sys.gettrace()  # each `self.trace` is an object of its own
+        sys.settrace(trace)
         try:
             yield
         finally:

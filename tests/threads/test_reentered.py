@@ -201,7 +201,8 @@ def test_finalizer_at_any_line_of_the_flush_thread_is_answered(form: str, action
         f = batched(batch_size=2, timeout=0.0)(function)
         futures: list[Any] = []
         intruder = lines.intruder_doing(intrusion(action, f, futures))
-        threading.settrace(intruder.trace)
+        trace = intruder.trace
+        threading.settrace(trace)
         with suppress(ClosedError):
             futures.append(f.submit(0))
         threading.settrace(None)
@@ -234,7 +235,8 @@ def test_who_left_takes_no_place_of_those_who_come_later_at_any_line_of_the_flus
             for call in later:
                 inside.post(f, call)
 
-        threading.settrace(lines.intruder_doing(one_leaves_and_two_come).trace)
+        trace = lines.intruder_doing(one_leaves_and_two_come).trace
+        threading.settrace(trace)
         inside.post(f, first)
         threading.settrace(None)
         f.close()
