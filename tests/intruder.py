@@ -33,7 +33,7 @@ class Intruder:
     """Does something when its thread comes to the n-th line of the package, or of one of its files.
 
     Who sets its `trace` keeps that for as long as the thread may be traced. Python 3.11 makes a frame object before it
-    calls a trace function; if a collection comes there, and a finalizer is where this strikes and ends the tracing, then
+    calls a trace function. If a collection comes there, and this strikes in a finalizer and so ends the tracing, then
     Python calls what is freed, and crashes.
     """
 
