@@ -297,13 +297,15 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     def __repr__(self) -> str:
         return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
-    def _self_columns(self, items: Any, more: tuple[Any, ...], named: dict[str, Any]) -> tuple[Any, Mapping[str, Any]]:
-        """Return the items of a map, and its constants."""
-        bind = self._self_engine.takes.bind
-        _, constants = bind(items, *more, **named)
-        if self._self_engine.takes.columns > 1:
-            items = (bind(*each, **named)[0] for each in zip(items, *more))  # noqa: B905 - as map() does
-        return items, constants
+    def _self_read(
+        self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
+    ) -> tuple[Any, Mapping[str, Any], bool]:
+        """Return the items of a map, its constants, and whether it is known how many items there are."""
+        takes = self._self_engine.takes
+        found, constants = takes.bind(items, *more, **named)
+        columns = found if takes.columns > 1 else (found,)
+        sized = all(hasattr(each, "__len__") for each in columns)
+        return zip(*columns) if takes.columns > 1 else found, constants, sized  # noqa: B905 - as map() does
 
 
 class BatchedFunction(Blocking, _Batched[T, R, P]):
@@ -326,7 +328,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
         Args:
             item: One entry of the list that the function gets.
             *args: One entry of each further list that it gets.
-            **kwargs: Keyword-only arguments of the function. Only calls with the same ones share a batch.
+            **kwargs: What is the same for a whole batch. Only calls with equal ones share a batch.
 
         Returns:
             The result of this item.
@@ -381,8 +383,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        found, constants = self._self_columns(items, more, kwargs)
-        sized = all(hasattr(each, "__len__") for each in (items, *more))
+        found, constants, sized = self._self_read(items, more, kwargs)
         return self._self_engine.map(iter(found), self._self_owner, constants, chunked=sized)
 
 
@@ -441,7 +442,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             TypeError: `items` is not iterable.
             ClosedError: `aclose()` was called before.
         """
-        found, constants = self._self_columns(items, more, kwargs)
+        found, constants, _ = self._self_read(items, more, kwargs)
         return self._self_engine.map(found, self._self_owner, constants)
 
     if not TYPE_CHECKING:
@@ -553,11 +554,13 @@ def _bound_weakly(function: Callable[..., Any], reference: "weakref.ref[object]"
 
 def _of_items(function: Callable[..., Any], takes: Takes) -> Callable[..., Any]:
     """Return a function of one list, of items, that passes each column as a list of its own."""
-    if takes.columns == 1:
+    if takes.columns == 1 and not takes.unnamed:
         return function
 
     def run(items: list[Any], /, **constants: Any) -> Any:
-        return function(*map(list, zip(*items, strict=True)), **constants)
+        columns = map(list, zip(*items, strict=True)) if takes.columns > 1 else [items]
+        unnamed = [constants.pop(name, default) for name, default in takes.unnamed.items()]
+        return function(*columns, *unnamed, **constants)
 
     return run
 
@@ -614,8 +617,9 @@ def batched(
     caller. If the function raises, each caller of that batch gets a copy of the error.
 
     Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
-    the item is the tuple of both, and a default is that of one item; type checkers check up to three. Keyword-only
-    parameters are the same for a whole batch: only calls with equal ones, which must be hashable, share it.
+    and the item is the tuple of both; type checkers check up to three. Parameters that have a default (but for the
+    first one) or are keyword-only are no lists, but the same for a whole batch: only calls with equal ones, which must
+    be hashable, share it.
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
@@ -677,8 +681,8 @@ def batched(
         methods, `BatchedMethod`.
 
     Raises:
-        TypeError: (On decorating) the function takes no list by position, or `*args` or `**kwargs`; an option is of
-            the wrong type, or lacks the one that it needs.
+        TypeError: (On decorating) the function takes no list by position, or `*args`; an option is of the wrong type,
+            or lacks the one that it needs.
         ValueError: (On decorating) an option is out of its range.
     """
     decorate: Any = partial(_decorate, Options(**locals()))

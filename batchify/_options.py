@@ -28,15 +28,17 @@ def given(item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 class Takes(NamedTuple):
     """What the function takes.
 
-    `columns` lists, each of one entry per item, and perhaps `constants` beside them. What a call passes becomes the
-    item, which is a tuple if there are several columns, and the constants by `bind(*args, **kwargs)`, which may raise
-    a TypeError. It is not asked where the call is `plain`: one positional argument, which is the item. What else takes
-    the same arguments is made by `define(body, doc)(use)`.
+    `columns` lists, each of one entry per item, and perhaps `constants` beside them, of which those that are `unnamed`
+    must be passed by position; it has their defaults. What a call passes becomes the item, which is a tuple if there
+    are several columns, and the constants by `bind(*args, **kwargs)`, which may raise a TypeError. It is not asked
+    where the call is `plain`: one positional argument, which is the item. What else takes the same arguments is made
+    by `define(body, doc)(use)`.
     """
 
     columns: int
     constants: bool
     plain: bool
+    unnamed: Mapping[str, Any]
     bind: Callable[..., tuple[Any, Mapping[str, Any]]]
     define: Callable[..., Callable[[Any], Callable[..., Any]]]
 
@@ -118,7 +120,9 @@ class Options:
         if self.group_by is not None:
             by = self.group_by(*item) if several else self.group_by(item)
             call.key = frozenset((by,))
-        if constants:
+        if takes is not None and takes.constants:
+            for constant, value in constants.items():
+                _check_hashable(name, constant, value)
             call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
 
 
@@ -132,6 +136,15 @@ def constants_of(key: Any) -> dict[str, Any]:
     """Return the keyword arguments of the function for the items of the group of that key."""
     ((_, named, _),) = key
     return dict(named)
+
+
+def _check_hashable(name: str, constant: str, value: object) -> None:
+    try:
+        hash(value)
+    except TypeError as error:
+        raise TypeError(
+            f"{name}(): {constant} must be hashable, since only calls with an equal one share a batch: {error}"
+        ) from None
 
 
 def _is_number(value: object) -> bool:

@@ -32,9 +32,22 @@ def name_of(function: Callable[..., Any]) -> str:
 
 
 def is_method(function: Callable[..., Any]) -> bool:
-    """Whether a function that takes several parameters by position takes an instance first: if written in a class."""
-    columns = sum(parameter.kind in _POSITIONAL for parameter in _parameters(function))
-    return _class_around(function) != "" and columns != 1  # with one it is meant to be static
+    """Whether a function takes an instance first: if written in a class, unless one list is all that it must be given.
+
+    Such a one is meant to be static; but not where that is called `self`, as it forgot its list.
+    """
+    takes = [each for each in _parameters(function) if each.kind in _POSITIONAL]
+    needed = sum(each.default is each.empty for each in takes)
+    return _class_around(function) != "" and (needed > 1 or not takes or takes[0].name in ("self", "cls"))
+
+
+def _count_columns(parameters: list[Parameter]) -> int:
+    """Return how many are lists with an entry per item: the first one, and those by position that have no default.
+
+    The others stay as they are for a whole batch: of a model's `predict(rows, raw_score=False)` only `rows` is a list.
+    """
+    needed = (each.default is each.empty or each is parameters[0] for each in parameters if each.kind in _POSITIONAL)
+    return sum(needed)
 
 
 def _class_around(function: Callable[..., Any]) -> str:
@@ -48,17 +61,18 @@ def _class_around(function: Callable[..., Any]) -> str:
 def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
     everything = _parameters(function)
-    kinds = [parameter.kind for parameter in everything[method:]]
-    columns, constants = sum(kind in _POSITIONAL for kind in kinds), kinds.count(Parameter.KEYWORD_ONLY)
-    if not columns or columns + constants < len(kinds):
+    mine = everything[method:]
+    columns = _count_columns(mine)
+    if not columns or any(each.kind is Parameter.VAR_POSITIONAL for each in mine):
         must = "the instance and one parameter or more" if method else "one parameter or more"
         raise TypeError(
-            f"{name}() must take {must} by position, each a list with one entry per item, and may take keyword-only "
-            f"ones, each the same for a whole batch; it takes {Signature(everything)}"
+            f"{name}() must take {must} by position, each a list with one entry per item, and may take others that "
+            f"have a default or are keyword-only, each the same for a whole batch; it takes {Signature(everything)}"
         )
     define = partial(_define, name, parameters=everything, columns=columns, method=method)
     bind = define("{use}({item}{constants})")(lambda item, constants=NO_CONSTANTS: (item, constants))
-    return Takes(columns, bool(constants), len(kinds) == 1, partial(bind, None) if method else bind, define)
+    unnamed = {each.name: each.default for each in mine[columns:] if each.kind is Parameter.POSITIONAL_ONLY}
+    return Takes(columns, len(mine) > columns, len(mine) == 1, unnamed, partial(bind, None) if method else bind, define)
 
 
 def _define(
@@ -72,19 +86,18 @@ def _define(
     itself, where it counts the instance too.
     """
     names = [each.name for each in parameters]
-    use = "_".join(["use", *names])  # so no parameter has this name
-    constants = ", ".join(f"{each!r}: {each}" for each in names[method + columns :])
+    use = "_".join(["use", *names])  # so no parameter has this name, nor one that begins so
+    constants = ", ".join(_as_constant(each, use) for each in parameters[method + columns :])
     text = body.format(
         use=use,
         item=f"({', '.join(names[method : method + columns])})",  # a tuple, or the only one itself
         constants=f", {{{constants}}}" if constants else "",
         owner=names[0] if method else None,
     )
-    space: dict[str, Any] = {f"_{each.name}_": each.default for each in parameters} | {"doc": doc}
-    takes = list(_nameless(parameters, method=method))
-    for position, each in enumerate(takes):
-        if each.default is not Parameter.empty:
-            takes[position] = each.replace(default=_Text(f"_{each.name}_"))
+    space: dict[str, Any] = {f"{use}_{each.name}": each.default for each in parameters} | {"doc": doc}
+    takes = [
+        each if each.default is each.empty else each.replace(default=_Text(f"{use}_{each.name}")) for each in parameters
+    ]
     function = f"def entry{Signature(takes)}: return {text}"
     told = f"entry.__qualname__, entry.__doc__ = {name!r}, doc"
     exec(f"def make({use}):\n {function}\n {told}\n return entry", space)  # noqa: S102 - names of parameters
@@ -99,11 +112,16 @@ class _Text(str):
     __repr__ = str.__str__
 
 
-def _nameless(parameters: list[Parameter], *, method: bool) -> list[Parameter]:
-    """Return parameters as those of one item, which alone has no name that would fit it."""
-    if len(parameters) > method + 1:
-        return parameters
-    return [each.replace(kind=Parameter.POSITIONAL_ONLY) for each in parameters]
+def _as_constant(parameter: Parameter, use: str) -> str:
+    """Return the code of a parameter's entry in the dictionary of what is the same for a whole batch."""
+    name = parameter.name
+    if parameter.kind is Parameter.VAR_KEYWORD:
+        return f"**{name}"
+    entry = f"{name!r}: {name}"
+    with suppress(Exception):
+        hash(parameter.default)
+        return entry
+    return f"**({{{entry}}} if {name} is not {use}_{name} else {{}})"  # else no call could share a batch
 
 
 def is_coroutine_function(function: Callable[..., Any]) -> bool:
@@ -120,10 +138,9 @@ def as_coroutine_code(code: CodeType) -> CodeType:
 def signature_of_one_item(function: Callable[..., Any], *, method: bool) -> Signature:
     """Return the signature of the decorated function: each list becomes one item."""
     signature = inspect.signature(_annotated(function, _evaluated))
-    parameters = _nameless(list(signature.parameters.values()), method=method)
-    for position, each in enumerate(parameters[method:], method):
-        if each.kind in _POSITIONAL:
-            parameters[position] = each.replace(annotation=_entry(each.annotation))
+    parameters = list(signature.parameters.values())
+    for position in range(method, method + _count_columns(parameters[method:])):
+        parameters[position] = parameters[position].replace(annotation=_entry(parameters[position].annotation))
     return signature.replace(parameters=parameters, return_annotation=_entry(signature.return_annotation))
 
 

@@ -206,4 +206,4 @@ class Says:
 def test_whatever_can_be_called_is_known_by_its_signature(function: Any) -> None:
     with batched(batch_size=2)(function) as f:
         assert f(4) == "8"
-    assert str(inspect.signature(f)) == "(xs: int, /) -> str"
+    assert str(inspect.signature(f)) == "(xs: int) -> str"

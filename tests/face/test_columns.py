@@ -1,14 +1,19 @@
-"""Parameters by position are columns, with one entry per item; keyword-only ones are constants of a whole batch.
+"""The first parameter, and those by position without a default, are columns, with one entry per item.
+
+All others are constants of a whole batch.
 
 Wrong arguments raise what Python itself would say of the user's function.
 """
 
 import asyncio
 import inspect
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+from batchify import batched as typed_batched
 
 from ..kit import Coroutines, Kit, batched, echo
 
@@ -17,7 +22,7 @@ def pairs(xs: list[int], ys: list[int]) -> list[tuple[int, int]]:
     return list(zip(xs, ys, strict=True))
 
 
-def scaled(xs: list[int], ys: list[int] = 7, *, model: str = "small") -> list[str]:  # type: ignore[assignment]
+def scaled(xs: list[int], ys: list[int], *, model: str = "small") -> list[str]:
     return [f"{model} {x} {y}" for x, y in zip(xs, ys, strict=True)]
 
 
@@ -32,9 +37,7 @@ def test_columns_are_lists_of_one_entry_per_item(kit: Kit) -> None:
     assert kit.calls == [(([1, 3], [2, 4]), {}), (([5, 7], [6, 8]), {})]
 
 
-def test_column_default_is_used_for_each_item(kit: Kit) -> None:
-    f = kit(scaled, batch_size=2, timeout=None)
-    assert kit.outcomes([kit.submit(f, 1), kit.submit(f, 2, 3)]) == ["small 1 7", "small 2 3"]
+def test_default_of_the_first_column_is_one_item(kit: Kit) -> None:
     g = kit(lambda xs=5: xs, batch_size=1)
     assert kit.outcomes([kit.submit(g), kit.start(g), kit.submit(g, 4), kit.start(g, 4)]) == [5, 5, 4, 4]
 
@@ -54,30 +57,29 @@ def test_columns_and_constants_may_be_passed_by_name(kit: Kit) -> None:
     f, g, h = (kit(function, batch_size=1) for function in (echo, embed, scaled))
     assert kit.outcome(kit.start(g, model="large", texts=1)) == ("large", 1)
     assert kit.outcome(kit.start(h, model="m", ys=2, xs=1)) == "m 1 2"
-    error = kit.outcome(kit.start(f, xs=1))
-    assert type(error) is TypeError
-    assert "positional-only" in str(error)
+    assert kit.outcomes([kit.start(f, xs=1), kit.submit(f, xs=2)]) == [1, 2]  # as FastAPI and other injectors do
+    assert list(kit.map(h, [1, 2], ys=[3, 4])) == ["small 1 3", "small 2 4"]
 
 
 def test_positional_only_columns_cannot_be_passed_by_name(kit: Kit) -> None:
-    def f(xs: Any, /, ys: Any = 2, *, z: int = 3) -> list[Any]:
+    def f(xs: Any, /, ys: Any, *, z: int = 3) -> list[Any]:
         return [(x, y, z) for x, y in zip(xs, ys, strict=True)]
 
     f.__qualname__ = "f"
     g = kit(f, batch_size=1)
     assert kit.outcome(kit.start(g, 1, ys=5, z=6)) == (1, 5, 6)
     with pytest.raises(TypeError) as expected:
-        f(xs=1)  # type: ignore[call-arg]
-    assert str(kit.outcome(kit.start(g, xs=1))) == str(expected.value)
+        f(xs=1, ys=2)  # type: ignore[call-arg]
+    assert str(kit.outcome(kit.start(g, xs=1, ys=2))) == str(expected.value)
 
 
 def test_columns_and_constants_may_have_any_name(kit: Kit) -> None:
-    def f(items: Any, self: Any, item: Any = 3, *, of: Any = 4, args: Any = 5, bind: Any = 6, _item_: Any = 7) -> Any:
+    def f(items: Any, self: Any, item: Any, *, of: Any = 4, args: Any = 5, bind: Any = 6, _item_: Any = 7) -> Any:
         return [(*each, of, args, bind, _item_) for each in zip(items, self, item, strict=True)]
 
     g = kit(f, batch_size=1)
     everything = {"items": 1, "self": 2, "item": 0, "of": 0, "args": 0, "bind": 0, "_item_": 0}
-    assert kit.outcome(kit.start(g, 1, 2)) == (1, 2, 3, 4, 5, 6, 7)
+    assert kit.outcome(kit.start(g, 1, 2, 3)) == (1, 2, 3, 4, 5, 6, 7)
     with asyncio.Runner() as runner:
         assert runner.run(g.aio(**everything)) == (1, 2, 0, 0, 0, 0, 0)
     if kit.kind == "threads":
@@ -110,11 +112,10 @@ def test_columns_of_a_generator_function(kit: Kit) -> None:
 def test_map_takes_an_iterable_for_each_column(kit: Kit) -> None:
     f = kit(scaled, batch_size=3)
     assert list(kit.map(f, range(5), iter("abcd"), model="m")) == ["m 0 a", "m 1 b", "m 2 c", "m 3 d"]
-    assert list(kit.map(f, (x for x in [1, 2]))) == ["small 1 7", "small 2 7"]
-    with pytest.raises(TypeError, match="is not iterable"):
+    with pytest.raises(TypeError, match=r"not iterable|must support iteration"):
         list(kit.map(f, [1], 2))
     with pytest.raises(TypeError, match="is not iterable"):
-        list(kit.map(f, 1))
+        list(kit.map(kit(embed, batch_size=3), 1))
 
 
 def test_map_of_an_async_iterable_takes_constants(coroutines: Coroutines) -> None:
@@ -156,11 +157,88 @@ def test_unhashable_constant_fails_its_own_call_only(kit: Kit) -> None:
     first = kit.submit(f, 1)
     error = kit.outcome(kit.start(f, 2, model=[]))
     assert type(error) is TypeError
-    assert "unhashable type: 'list'" in str(error)  # newer Pythons say more
-    with pytest.raises(TypeError, match="unhashable type: 'dict'"):
+    said = r"^embed\(\): model must be hashable, since only calls with an equal one share a batch: unhashable type: "
+    assert re.search(f"{said}'list'", str(error))
+    with pytest.raises(TypeError, match=f"{said}'dict'"):
         kit.submit(f, 2, model={})
     assert kit.outcomes([first, kit.submit(f, 3)]) == [("small", 1), ("small", 3)]
     assert f.stats.accepted == 2
+
+
+# Parameters by position that have a default: as models have them
+
+
+class Booster:
+    """Like those of LightGBM and XGBoost."""
+
+    def predict(
+        self,
+        rows: Any,
+        raw_score: bool = False,
+        leaves: Any = (),
+        options: dict[str, int] = {},  # noqa: B006
+        **more: Any,
+    ) -> list[Any]:
+        return [(row, raw_score, leaves, options, more) for row in rows]
+
+
+class Encoder:
+    """Like that of sentence-transformers."""
+
+    def encode(
+        self, sentences: Any, prompt: str | None = None, batch_size: int = 32, *, truncate: int = 9
+    ) -> list[Any]:
+        return [(sentence, prompt, batch_size, truncate) for sentence in sentences]
+
+
+def test_positional_parameters_with_a_default_are_no_columns(kit: Kit) -> None:
+    predict, encode = kit(Booster().predict, batch_size=2), kit(Encoder().encode, batch_size=2)
+    assert list(kit.map(predict, [1, 2])) == Booster().predict([1, 2])
+    assert list(kit.map(encode, "ab")) == Encoder().encode("ab")
+    assert list(kit.map(predict, [1, 2], True, leaves=3, threads=4)) == Booster().predict([1, 2], True, 3, threads=4)
+    assert kit.outcome(kit.start(encode, "a", "query: ", truncate=1)) == ("a", "query: ", 32, 1)
+    assert kit.outcome(kit.submit(encode, sentences="a", batch_size=2)) == ("a", None, 2, 9)
+
+
+def test_positional_parameters_with_a_default_are_the_same_for_a_whole_batch(kit: Kit) -> None:
+    f = kit(Encoder().encode, batch_size=2, timeout=None)
+    calls = [kit.submit(f, 1), kit.submit(f, 2, "query: "), kit.submit(f, 3, None), kit.submit(f, 4, prompt="query: ")]
+    assert [prompt for _, prompt, _, _ in kit.outcomes(calls)] == [None, "query: ", None, "query: "]
+    assert kit.batches == [[1, 3], [2, 4]]
+
+
+def test_default_that_is_unhashable_is_no_error_if_it_is_left_alone(kit: Kit) -> None:
+    f = kit(Booster().predict, batch_size=2, timeout=None)
+    assert kit.outcomes([kit.submit(f, 1), kit.submit(f, 2)]) == [(1, False, (), {}, {}), (2, False, (), {}, {})]
+    with pytest.raises(TypeError, match=r"^Booster\.predict\(\): options must be hashable"):
+        kit.submit(f, 3, options={"a": 1})
+
+
+def test_positional_only_parameters_with_a_default_are_passed_by_position(kit: Kit) -> None:
+    def f(xs: Any, y: Any = [], z: Any = 2, /, *, w: Any = 3) -> list[Any]:  # noqa: B006
+        return [(x, y, z, w) for x in xs]
+
+    g = kit(f, batch_size=1)
+    assert kit.outcomes([kit.start(g, 1), kit.submit(g, 1, (), 4, w=5)]) == [(1, [], 2, 3), (1, (), 4, 5)]
+
+
+def test_method_is_told_by_the_parameters_that_must_be_passed(kit: Kit) -> None:
+    class C:
+        @typed_batched(batch_size=2)
+        def of_an_instance(this, xs: list[int], plus: int = 1) -> list[int]:  # noqa: N805
+            return [x + plus for x in xs]
+
+        @typed_batched(batch_size=2)
+        def static(xs: list[int], plus: int = 1) -> list[int]:  # noqa: N805
+            return [x + plus for x in xs]
+
+        @typed_batched(batch_size=2)
+        def with_default(self, xs: list[int] = 3) -> list[int]:  # type: ignore[assignment]
+            return xs
+
+    c: Any = C()
+    assert [c.of_an_instance(1), c.of_an_instance(1, 2)] == [2, 3]
+    assert [c.static(1, 3), c.static(1), c.with_default()] == [4, 2, 3]
 
 
 # Wrong arguments
@@ -204,12 +282,12 @@ def test_wrong_arguments_of_two_columns_raise_what_python_would_say(
 
 @pytest.mark.parametrize(
     ("args", "constants"),
-    [((), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1,), {"xs": 2}), ((1,), {"model": 2}), ((), {"xs": 1})],
+    [((), {}), ((1, 2), {}), ((1, 2, 3), {}), ((1,), {"xs": 2}), ((1,), {"model": 2}), ((), {"ys": 1})],
 )
 def test_wrong_arguments_of_one_column_raise_what_python_would_say(
     kit: Kit, args: tuple[Any, ...], constants: dict[str, Any]
 ) -> None:
-    def f(xs: Any, /) -> Any:
+    def f(xs: Any) -> Any:
         return xs
 
     f.__qualname__ = "f"
@@ -245,7 +323,7 @@ def test_wrong_arguments_of_a_method_raise_what_python_would_say(kit: Kit) -> No
 
 def test_signature_and_annotations_of_columns(kit: Kit) -> None:
     f = kit(scaled, batch_size=2)
-    assert str(inspect.signature(f)) == "(xs: int, ys: int = 7, *, model: str = 'small') -> str"
+    assert str(inspect.signature(f)) == "(xs: int, ys: int, *, model: str = 'small') -> str"
     assert f.__annotations__ == {"xs": int, "ys": int, "model": str, "return": str}
     f = kit(embed, batch_size=2)
     assert str(inspect.signature(f)).startswith("(texts: Any, *, model: Any = 'small')")
@@ -303,7 +381,7 @@ def test_weight_and_group_by_get_an_entry_of_each_column(kit: Kit) -> None:
         return y
 
     f = kit(scaled, batch_size=9, timeout=None, weight=weigh, max_weight=8, group_by=lambda x, y: x % 2)
-    handles = [kit.submit(f, 1), kit.submit(f, 2, 7), kit.submit(f, 3, 1), kit.submit(f, 4, ys=1)]
+    handles = [kit.submit(f, 1, 7), kit.submit(f, 2, 7), kit.submit(f, 3, 1), kit.submit(f, 4, ys=1)]
     kit.outcomes(handles)
     assert asked == [(1, 7), (2, 7), (3, 1), (4, 1)]
     assert kit.batches == [[1, 3], [2, 4]]

@@ -292,7 +292,12 @@ def both(xs: list[int], ys: list[str], *, model: str = "m", size: int) -> Future
 
 
 @batched(batch_size=2)
-def column_with_default(xs: list[int], ys: list[str] | None = None) -> list[float]:
+def any_keywords(xs: list[int], /, **more: int) -> list[float]:
+    raise NotImplementedError
+
+
+@batched(batch_size=2)
+def option_by_position(xs: list[int], raw_score: bool = False) -> list[float]:
     raise NotImplementedError
 
 
@@ -315,7 +320,10 @@ assert_type(both(1, "a", size=1), float)
 assert_type(both(1, "a", model="k", size=1), float)
 assert_type(both.submit(1, "a", size=1), Future[float])
 assert_type(both.map([1], ["a"], size=1), Generator[float, None, None])
-assert_type(column_with_default(1, "a"), float)
+assert_type(any_keywords(1, threads=2), float)  # mypy finds it only where no keyword can be the column's name
+assert_type(option_by_position(1), float)
+assert_type(option_by_position(1, True), float)
+assert_type(option_by_position.map([1], raw_score=True), Generator[float, None, None])
 
 from_list(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 from_list(1, model="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -340,8 +348,10 @@ both(1, "a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 both(1, "a", size="k")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 both(1, 2, size=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 
-# What types cannot say yet: that this is right (the column has a default) and that (it may be passed by name).
-column_with_default(1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+option_by_position(1, "a")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+# What types cannot say yet: that these are right (a column may be passed by its name).
+from_list(xs=1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 two(1, ys="a")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 # And that these are wrong.
 two.map([1], [2])
