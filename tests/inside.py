@@ -19,11 +19,13 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from math import inf
+from pathlib import Path
 from types import FrameType
 from typing import Any
 from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
+import batchify
 from batchify import Stats, _asyncio, _batch, _buffer, _engine, _stats, _threads
 from batchify._asyncio import LoopEngine, LoopEngines
 from batchify._batch import Batch, Call, MapCall, complain, warn_of_few_callers
@@ -49,6 +51,7 @@ __all__ = [
 ]
 
 BUFFER = "_buffer.py"  # the file in which an intruder may strike
+_OURS = (str(Path(batchify.__file__).parent), str(Path(threading.__file__).parent))  # and the standard library
 
 Block = AbstractContextManager[Any]
 Fault = Callable[[], Block]
@@ -149,11 +152,14 @@ def is_at_rest(f: Any) -> bool:
 
 
 def _is_in_the_function(thread: threading.Thread) -> bool:
+    """Whether it runs code that is neither ours nor the standard library's, and so no longer sees to answers."""
     frame: FrameType | None = sys._current_frames().get(thread.ident or 0)
-    inner = frame
+    is_users = False
     while frame is not None:
-        if frame.f_code.co_name == "run" and frame.f_code.co_filename == _threads.__file__:
-            return inner is not frame
+        file = frame.f_code.co_filename
+        if frame.f_code.co_name == "run" and file == _threads.__file__:
+            return is_users
+        is_users = is_users or not file.startswith(_OURS)
         frame = frame.f_back
     return False
 
