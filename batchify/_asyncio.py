@@ -452,9 +452,9 @@ class LoopEngine(Engine):
 class LoopAhead(Ahead):
     """What a map has read that a task iterates."""
 
-    def __init__(self, engine: LoopEngine, constants: Mapping[str, Any]) -> None:
+    def __init__(self, engine: LoopEngine, constants: Mapping[str, Any], *, returns_errors: bool) -> None:
         self.bell, self.room = asyncio.Event(), asyncio.Event()
-        super().__init__(engine, constants, self.bell.set)
+        super().__init__(engine, constants, self.bell.set, returns_errors=returns_errors)
 
     async def read(self, items: AsyncIterable[Any]) -> None:
         """Read all items; in a task of its own."""
@@ -568,15 +568,23 @@ class LoopEngines(Controls):
             self._of(get_running_loop()).withdraw(call)
 
     def map(
-        self, items: Iterable[Any] | AsyncIterable[Any], owner: object, constants: Mapping[str, Any] = NO_CONSTANTS
+        self,
+        items: Iterable[Any] | AsyncIterable[Any],
+        owner: object,
+        constants: Mapping[str, Any] = NO_CONSTANTS,
+        *,
+        returns_errors: bool = False,
     ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
-        return self._map(aiter(items) if isinstance(items, AsyncIterable) else iter(items), owner, constants)
+        read = aiter(items) if isinstance(items, AsyncIterable) else iter(items)
+        return self._map(read, owner, constants, returns_errors)
 
-    async def _map(self, items: Any, _owner: object, constants: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
+    async def _map(
+        self, items: Any, _owner: object, constants: Mapping[str, Any], returns_errors: bool
+    ) -> AsyncGenerator[Any, None]:
         """`_owner`: kept alive, as its method must answer."""
         loop, reader = get_running_loop(), None
-        ahead = LoopAhead(self._of(loop), constants)
+        ahead = LoopAhead(self._of(loop), constants, returns_errors=returns_errors)
         if hasattr(items, "__anext__"):
             # One task reads all items, while this waits for results: a result must not wait for the next item to come,
             # and a generator must not find itself in another task at each of its steps (timeouts and cancel scopes

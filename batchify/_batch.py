@@ -261,7 +261,7 @@ class Batch:
         """Answer every call that has no answer yet with its own copy of the error, or run it again in a half."""
         error = self.error = _without_our_frame(error)
         for entries in self.to_answer:
-            isolate = self.engine.options.isolate and issubclass(type(error), Exception)
+            isolate = any(kind in type(error).__mro__ for kind in self.engine.options.isolated)
             if isolate and len(entries) > 1 and self.engine.tally is self._tally:  # else see _answer()
                 both, middle = list(entries), len(entries) // 2  # of a deque there are no slices
                 self._conclude((), (both[:middle], both[middle:]))
@@ -386,12 +386,11 @@ class Batch:
 
     def _look_up(self, results: Mapping[Any, Any], item: Any) -> Any:
         try:
-            result = results.get(item, _MISSING)
+            return results[item]  # so a defaultdict answers
+        except KeyError:
+            return MissingResultError(f"{self.engine.name}() returned a mapping without a value for this item", item)
         except BaseException as error:  # noqa: BLE001 - that it cannot be hashed or compared is this item's matter alone
             return _without_our_frame(error)
-        if result is not _MISSING:
-            return result
-        return MissingResultError(f"{self.engine.name}() returned a mapping without a value for this item")
 
     def _broken(self, kind: type[Exception], returned: str, accepts: str = "") -> list[Any]:
         """Return, for each entry, the error that says which rule the function broke."""

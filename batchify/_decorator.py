@@ -14,7 +14,7 @@ from functools import partial
 from inspect import Signature
 from operator import attrgetter
 from types import CodeType, FunctionType, GenericAlias, MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, Self, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Self, TypeVar, cast, overload
 
 from . import _signature
 from ._options import CHECKS, MISSING, Options, Takes, given
@@ -33,16 +33,32 @@ if TYPE_CHECKING:
 else:
     from wrapt import BaseObjectProxy as _Wrapper
 
+_put = _Wrapper.__setattr__  # past our own, since a method is made anew at each access
+
 S_co = TypeVar("S_co", covariant=True)
 F_co = TypeVar("F_co", bound=Callable[..., Any], covariant=True)
 
 
-def _found_in(attribute: str) -> Callable[[X], X]:
-    """Let a method be what an object has in that attribute, so that no step stands between a caller and the engine.
+def _found(method: X) -> X:
+    """Let `__call__` be what an object has as `_self_call`, so that no step stands between a caller and the engine.
 
-    Python looks for `__call__` in the class alone. What is decorated gives types and documentation, and is not run.
+    Python looks for it in the class alone. What is decorated gives types and documentation, and is not run.
     """
-    return lambda method: cast("Any", property(attrgetter(attribute), doc=method.__doc__))
+    return cast("X", property(attrgetter("_self_call"), doc=method.__doc__))
+
+
+if TYPE_CHECKING:
+    _replaceable = property
+else:
+
+    class _replaceable:  # noqa: N801 - as property
+        """Like a property, but a test may put something else in its place, and take that back."""
+
+        def __init__(self, get: Callable[[Any], Any]) -> None:
+            self._get, self.__doc__ = get, get.__doc__
+
+        def __get__(self, instance: Any, owner: type) -> Any:
+            return self if instance is None else self._get(instance)
 
 
 class _Decorated(_Wrapper):
@@ -54,9 +70,8 @@ class _Decorated(_Wrapper):
     # What pickle is to see. Names that begin so stay here; wrapt passes all others on to the function.
     _self_list_function: Any
     _self_of_class = False
-    # Of a bound method: whose it is, which all calls that wait keep alive, and under what name it is found there.
-    _self_owner: Any = None
-    _self_attribute: str
+    # Of a bound method: what it was made of, and whose it is, which all calls that wait keep alive.
+    _self_bound_to: tuple[Any, Any] = None, None
 
     # What inspect asks a function for; a callable object has none of it.
     __defaults__ = None
@@ -67,7 +82,9 @@ class _Decorated(_Wrapper):
         # Python calls as any method, this one directly.
         __getattribute__ = object.__getattribute__
         __str__ = object.__str__
-        # Not that of the function: cloudpickle would take this for it, and leave the decorator behind.
+        # Not those of the function: two that batch the same one are two, and none is it. cloudpickle would take this
+        # for the function, and leave the decorator behind.
+        __eq__, __ne__, __hash__ = object.__eq__, object.__ne__, object.__hash__
         __class__ = property(type)
 
         def __init_subclass__(cls) -> None:
@@ -75,6 +92,26 @@ class _Decorated(_Wrapper):
             # In each class itself: Python makes an empty one where it is missing, as soon as somebody asks the class.
             if sys.version_info < (3, 14):
                 cls.__annotations__ = vars(_Decorated)["__annotations__"]
+
+        def __setattr__(self, name: str, value: object) -> None:
+            refused = self._self_cannot_set(name)
+            if refused:
+                raise AttributeError(f"{name_of(self.__wrapped__)}(): {refused}")
+            super().__setattr__(name, value)
+
+    def _self_cannot_set(self, name: str) -> str:
+        """Return why not; empty if it can. wrapt would set the rest on the function, where it has no effect."""
+        if name == "__wrapped__":
+            return "the list function (__wrapped__) is fixed; for a test, replace what it uses, or what is decorated"
+        if self._self_bound_to[1] is not None and name not in _OPTIONS and not name.startswith("_self_"):
+            return f"a method is made anew at each access, so {name} would be lost; replace the method as a whole"
+        if not name.startswith(("_self_", "__")) and not hasattr(self, name):
+            return f"it has no {name}; what may be set is {' and '.join(CHECKS)}"
+        return ""
+
+    def __dir__(self) -> list[str]:
+        names = {*dir(type(self)), *dir(self.__wrapped__)}
+        return sorted(name for name in names if not name.startswith("_self_"))
 
     @property
     def __name__(self) -> str:
@@ -97,8 +134,9 @@ class _Decorated(_Wrapper):
         return restore(*copy.deepcopy(arguments, memo))  # type: ignore[no-any-return]
 
     def __reduce_ex__(self, protocol: object) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        if self._self_owner is not None:
-            return getattr, (self._self_owner, self._self_attribute)
+        method, owner = self._self_bound_to
+        if owner is not None:
+            return getattr, (owner, method._self_attribute)
         return _restored, (self._self_list_function, self._self_options, self._self_of_class)
 
     if not TYPE_CHECKING:
@@ -111,10 +149,11 @@ def _refuse(option: str, self: _Decorated, _: object) -> None:
     raise AttributeError(f"{name_of(self.__wrapped__)}(): {option} is fixed when the function is decorated")
 
 
-_FIXED = {each.name for each in fields(Options)} - CHECKS.keys()
+_OPTIONS = {each.name for each in fields(Options)}
+_FIXED = _OPTIONS - CHECKS.keys()
 for _option in _FIXED:
-    # wrapt would set it on the function, where it has no effect.
-    setattr(_Decorated, _option, property(None, partial(_refuse, _option)))
+    _read = attrgetter(f"_self_options.{_option}")
+    setattr(_Decorated, _option, property(_read, partial(_refuse, _option)))
 
 
 class _Access:
@@ -197,24 +236,53 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
         # Before Python 3.13 a ParamSpec has no default, so Generic's own would insist on it.
         __class_getitem__ = classmethod(GenericAlias)
 
-    # How an engine is asked: what each object has of its own under these names. See Takes.define().
-    _self_bodies: dict[str, str]
-    _self_aio: Any = None
-    _self_submit: Any
+    # How an engine is asked by a call (None: by its `aio`) and by `submit`. See Takes.define().
+    _self_bodies: tuple[str | None, str]
+    _self_submit: Any  # takes the instance first, of a method
+    _self_call: Any
 
-    def __init__(self, function: Any, access: _Access, entries: Any, owner: Any = None, attribute: str = "") -> None:
+    def __init__(self, function: Any, of: Any, entries: Any = None) -> None:
+        # Of an _Access; or of a BatchedMethod and its instance, as a MethodType is made of these.
+        method = owner = None
+        if entries is None:
+            method, owner = function, of
+            found = method._self_engines.get(id(owner))
+            if found is None or found[0]() is not owner:
+                found = method._self_begin_for(owner)
+            function, (of, entries) = method.__wrapped__.__get__(owner, type(owner)), found[1]
         super().__init__(function)  # type: ignore[call-arg]
-        self._self_engine = engine = access.engine
-        self._self_owner, self._self_attribute = owner, attribute
-        for name, entry in entries:
-            if owner is None:
-                setattr(self, name, entry)
-            else:  # not as `submit`: a copy of that would go on passing items to the original
-                setattr(self, f"_self_{name.removeprefix('_self_')}", MethodType(entry, owner))
-        if engine.aio is not None:
-            self._self_aio = MethodType(engine.aio, (engine, owner))
+        engine = of.engine
+        _put(self, "_self_engine", engine)
+        _put(self, "_self_bound_to", (method, owner))
+        call, submit = entries
+        _put(self, "_self_submit", submit)
+        if owner is None:  # not of a method: a copy of it would go on passing items to the original
+            _put(self, "submit", submit)  # the same in a step less
+        elif call is not None:
+            call = MethodType(call, owner)
+        _put(self, "_self_call", MethodType(engine.aio, (engine, owner)) if call is None else call)
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> object:
+            # So weakref.WeakMethod and signals can bind it again. Nothing else has these, though what it batches may.
+            if name in ("__func__", "__self__"):
+                if self._self_bound_to[1] is None:
+                    raise AttributeError(f"{self!r} is no bound method, and has no {name}")
+                return self._self_bound_to[name == "__self__"]
+            return super().__getattr__(name)
+
+    def __eq__(self, other: object) -> bool:
+        return self._self_engine is other._self_engine if isinstance(other, _Batched) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._self_engine)
 
     @property
+    def _self_options(self) -> Options:  # type: ignore[override]
+        return self._self_engine.options  # type: ignore[no-any-return]
+
+    @_replaceable
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
         """A coroutine function: awaits an item's result from any event loop, and does not block it.
 
@@ -222,14 +290,12 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
         an `async def` function it is the same as a call. Cancelling takes the item out of the buffer; if it is in a
         batch already, only its answer is dropped. Raises what a call would raise, a `WaitsForItselfError` included.
         """
-        if self._self_aio is None:
-            engine = self._self_engine
-            if engine.aio is None:
-                from ._asyncio import aio_of, submit_to_thread  # asyncio is imported when it is needed
+        engine = self._self_engine
+        if engine.aio is None:
+            from ._asyncio import aio_of, submit_to_thread  # asyncio is imported when it is needed
 
-                engine.aio = aio_of(f"{engine.name}.aio", engine.takes, submit_to_thread)
-            self._self_aio = MethodType(engine.aio, (engine, self._self_owner))
-        return self._self_aio  # type: ignore[no-any-return]
+            engine.aio = aio_of(f"{engine.name}.aio", engine.takes, submit_to_thread)
+        return MethodType(engine.aio, (engine, self._self_bound_to[1]))
 
     async def aclose(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
         """Refuse what comes, from anywhere, and wait until what was accepted is answered.
@@ -297,6 +363,10 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     def __repr__(self) -> str:
         return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
 
+    def _self_given(self, item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        owner = self._self_bound_to[1]
+        return given(item, args) if owner is None else (owner, *given(item, args))
+
     def _self_read(
         self, items: Any, more: tuple[Any, ...], named: dict[str, Any]
     ) -> tuple[Any, Mapping[str, Any], bool]:
@@ -315,13 +385,9 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
     """
 
     _self_engine: ThreadEngine
-    _self_call: Callable[Concatenate[T, P], R]
-    _self_bodies = {  # noqa: RUF012
-        "_self_call": "{use}.engine.call({item}{constants})",
-        "submit": "{use}.engine.submit({item}, {owner}{constants})",
-    }
+    _self_bodies = "{use}.engine.call({item}{constants})", "{use}.engine.submit({item}, {owner}{constants})"
 
-    @_found_in("_self_call")
+    @_found
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
         """Block until the item is answered.
 
@@ -341,7 +407,7 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        return self._self_call(item, *args, **kwargs)
+        return self._self_call(item, *args, **kwargs)  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
@@ -360,9 +426,20 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
-        return self._self_submit(*given(item, args), **kwargs)  # type: ignore[no-any-return]  # of methods; see __init__
+        # Of a method, or where a test has put another one in place of that which a function has of its own.
+        return self._self_submit(*self._self_given(item, args), **kwargs)  # type: ignore[no-any-return]
 
-    def map(self, items: Iterable[T], /, *more: Iterable[Any], **kwargs: Any) -> Generator[R, None, None]:
+    @overload
+    def map(
+        self, items: Iterable[T], /, *more: Iterable[Any], return_exceptions: Literal[False] = False, **kwargs: Any
+    ) -> Generator[R, None, None]: ...
+    @overload
+    def map(
+        self, items: Iterable[T], /, *more: Iterable[Any], return_exceptions: bool, **kwargs: Any
+    ) -> Generator[R | Exception, None, None]: ...
+    def map(
+        self, items: Iterable[T], /, *more: Iterable[Any], return_exceptions: bool = False, **kwargs: Any
+    ) -> Generator[Any, None, None]:
         """Pass many items, from one thread. Other callers' items may join the batches.
 
         What it reads does not count against `max_pending`.
@@ -370,11 +447,14 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
         Args:
             items: Read at most two batches ahead of the results; one item at a time if it has no length.
             *more: For a function of several columns, the entries of the others; ends with the shortest, as `map` does.
+            return_exceptions: Whether an item's error stands in the place of its result, as in `asyncio.gather`, and
+                the rest goes on.
             **kwargs: As in a call.
 
         Returns:
-            A lazy iterator over the results, in order. The first error is raised where its result would stand and ends
-            it; what was read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
+            A lazy iterator over the results, in order. The first error is raised where its result would stand, with a
+            note that says which item it was, and ends it; so does, in any case, what reading `items` raises. What was
+            read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
             the items end, what waits is made due, other callers' items too; with `group_by` and no timeout also
             when its next result is that of an item whose group nothing will fill. Inside a function, a result that
             cannot come before its own batch has ended raises a `WaitsForItselfError`.
@@ -384,7 +464,8 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
         found, constants, sized = self._self_read(items, more, kwargs)
-        return self._self_engine.map(iter(found), self._self_owner, constants, chunked=sized)
+        owner = self._self_bound_to[1]
+        return self._self_engine.map(iter(found), owner, constants, chunked=sized, returns_errors=return_exceptions)
 
 
 class BatchedCoroutineFunction(_Batched[T, R, P]):
@@ -395,12 +476,12 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
     """
 
     _self_engine: "LoopEngines"
-    _self_bodies = {"submit": "{use}.engine.submit({item}, {owner}{constants}).future"}  # noqa: RUF012
+    _self_bodies = None, "{use}.engine.submit({item}, {owner}{constants}).future"
 
-    @_found_in("_self_aio")
+    @_found
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
         """Await the item's result. Cancelling takes the item out of the buffer; see `submit`."""
-        return self._self_aio(item, *args, **kwargs)  # type: ignore[no-any-return]
+        return self._self_call(item, *args, **kwargs)  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
@@ -421,17 +502,37 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             BufferFullError: `max_pending` items wait.
             ClosedError: `aclose()` was called before.
         """
-        return self._self_submit(*given(item, args), **kwargs)  # type: ignore[no-any-return]  # of methods; see __init__
+        # Of a method, or where a test has put another one in place of that which a function has of its own.
+        return self._self_submit(*self._self_given(item, args), **kwargs)  # type: ignore[no-any-return]
 
+    @overload
     def map(
-        self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], **kwargs: Any
-    ) -> AsyncGenerator[R, None]:
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        /,
+        *more: Iterable[Any],
+        return_exceptions: Literal[False] = False,
+        **kwargs: Any,
+    ) -> AsyncGenerator[R, None]: ...
+    @overload
+    def map(
+        self, items: Iterable[T] | AsyncIterable[T], /, *more: Iterable[Any], return_exceptions: bool, **kwargs: Any
+    ) -> AsyncGenerator[R | Exception, None]: ...
+    def map(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        /,
+        *more: Iterable[Any],
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> AsyncGenerator[Any, None]:
         """Pass many items, from one task, as `BatchedFunction.map` does from one thread.
 
         Args:
             items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
                 so that no result waits for the next item to come.
             *more: For a function of several columns, the entries of the others. All of these must be synchronous then.
+            return_exceptions: As there.
             **kwargs: As in a call.
 
         Returns:
@@ -443,7 +544,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             ClosedError: `aclose()` was called before.
         """
         found, constants, _ = self._self_read(items, more, kwargs)
-        return self._self_engine.map(found, self._self_owner, constants)
+        return self._self_engine.map(found, self._self_bound_to[1], constants, returns_errors=return_exceptions)
 
     if not TYPE_CHECKING:
 
@@ -487,13 +588,9 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
             instance = type(instance) if owner is None else owner
         elif instance is None:
             return self
-        found = self._self_engines.get(id(instance))
-        if found is None or found[0]() is not instance:
-            found = self._begin(instance)
-        function = self.__wrapped__.__get__(instance, type(instance))
-        return self._self_kind(function, *found[1], instance, self._self_attribute)
+        return self._self_kind(self, instance)
 
-    def _begin(self, instance: object) -> tuple["weakref.ref[object]", Any]:
+    def _self_begin_for(self, instance: object) -> tuple["weakref.ref[object]", Any]:
         engines, key = self._self_engines, id(instance)
         kind = instance if isinstance(instance, type) else type(instance)
         name = f"{kind.__name__}.{self._self_attribute}"
@@ -601,7 +698,7 @@ def batched(
     max_weight: float | None = None,
     group_by: Callable[..., Hashable] | None = None,
     dedupe: bool = False,
-    isolate: bool = False,
+    isolate: bool | type[Exception] | tuple[type[Exception], ...] = False,
     concurrency: int = 1,
     max_pending: int | None = None,
     on_batch: Callable[[BatchReport], object] | None = None,
@@ -653,8 +750,9 @@ def batched(
             for all their callers, who get the very same object, and count once for `batch_size`. Items must be
             hashable. Nothing is remembered from batch to batch.
         isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
-            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. What the
-            function does must be safe to do twice.
+            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. Or a type of
+            exception, or a tuple of types, for which alone that is done: not for one that says that the service is
+            busy. What the function does must be safe to do twice.
         concurrency: Most batches in flight at once, but for those that wait inside and have lent their turn. With more
             than 1, a `def` function that blocks runs in so many threads, if so many are needed, and one that returns
             futures still in one. On an event loop a batch that has lent its turn goes on as soon as its own answer is
@@ -712,20 +810,22 @@ def _decorate(options: Options, function: Any, /) -> Any:
         from ._asyncio import LoopEngines  # asyncio is imported when it is needed
 
         kind, make_engine = BatchedCoroutineFunction, LoopEngines
-    bodies = {each: takes.define(body, getattr(kind, each, kind).__doc__) for each, body in kind._self_bodies.items()}
+    call, submit = kind._self_bodies
+    make_call = call and takes.define(call, kind.__call__.__doc__)
+    make_submit = takes.define(submit, kind.submit.__doc__)
 
     def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
         access = _Access(make_engine(_of_items(run, takes), name, options, takes))
         # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
         weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
-        return access, [(entry, make(access)) for entry, make in bodies.items()]
+        return access, (make_call and make_call(access), make_submit(access))
 
     made: _Decorated
     if method:
         made = BatchedMethod(function, kind, begin, of_class=of_class)
+        made._self_options = options
     else:
         made = kind(function, *begin(function, name, options))
-    made._self_options = options
     made._self_list_function = _findable(function, function, "_self_list_function")
     return made
 

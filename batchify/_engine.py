@@ -474,8 +474,13 @@ class Engine:
 class Ahead:
     """What a map has read and not yielded yet: at most two batches of items."""
 
-    def __init__(self, engine: Engine, constants: Mapping[str, Any], ring: Callable[[], object]) -> None:
+    def __init__(
+        self, engine: Engine, constants: Mapping[str, Any], ring: Callable[[], object], *, returns_errors: bool
+    ) -> None:
         self._engine = engine
+        self._returns_errors = returns_errors  # in the place of their results
+        self._taken = 0  # results
+        self._broken: MapCall | None = None  # stands for an item that was not there, and is the last one
         self._ask = partial(engine.ask, constants=constants)
         self.wake = ring
         self.has_rung = False  # since it began to read on
@@ -502,20 +507,19 @@ class Ahead:
     def put(self, items: Iterable[Any]) -> int:
         """Let items wait. Return how many they were; what they raise is raised behind the results of those before."""
         calls: list[MapCall] = []
-        failed: list[MapCall] = []  # in place of an item that was not there
         try:
             for item in items:
                 call = MapCall()
                 call.item, call.bell = item, self
                 calls.append(call)
         except Exception as error:  # noqa: BLE001 - whatever they raise
-            failed.append(MapCall())
-            failed[0].error = error
+            self._broken = MapCall()
+            self._broken.error = error
         sound = [call for call in calls if is_sound(call, self._ask)] if self._engine.asks else calls
         try:
             if sound:
                 self._engine.put(sound, waits=True)
-            self.calls.extend((*calls, *failed))
+            self.calls.extend(calls if self._broken is None else (*calls, self._broken))
         except BaseException:  # it was closed, perhaps; what was read before is answered all the same
             for call in calls:
                 self._engine.withdraw(call)
@@ -538,10 +542,19 @@ class Ahead:
                 break
             results.append(calls.popleft().value)
         if not results and calls and hasattr(calls[0], "error"):  # or a result that has come just now
-            results.append(calls.popleft().outcome())
+            results.append(self._outcome(calls.popleft()))
+        self._taken += len(results)
         if not results:
             self.make_due()
         return results
+
+    def _outcome(self, call: MapCall) -> Any:
+        if call.error is not None and call is not self._broken:
+            if self._returns_errors:
+                return call.error
+            with suppress(Exception):  # its type may forbid that
+                call.error.add_note(f"{self._engine.name}() was mapped: this is of item {self._taken}, counted from 0")
+        return call.outcome()
 
     def make_due(self) -> None:
         """See to it that the next answer comes, as the map is going to sleep."""

@@ -22,7 +22,14 @@ class ResultCountError(BatchError):
 
 
 class MissingResultError(BatchError, LookupError):
-    """Raised when the function returned a mapping that has no value under the caller's own item."""
+    """Raised when the function returned a mapping that has no value under the caller's own item: `item`.
+
+    Of a function of several columns the item is the tuple of its entries.
+    """
+
+    def __init__(self, message: str = "", item: Any = None) -> None:
+        super().__init__(message)
+        self.item = item
 
 
 class WaitsForItselfError(BatchError):

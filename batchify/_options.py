@@ -53,7 +53,7 @@ class Options:
     max_weight: float | None = None
     group_by: Callable[..., Hashable] | None = None
     dedupe: bool = False
-    isolate: bool = False
+    isolate: bool | type[Exception] | tuple[type[Exception], ...] = False
     concurrency: int = 1
     max_pending: int | None = None
     on_batch: Callable[[BatchReport], object] | None = None
@@ -69,9 +69,11 @@ class Options:
             awaited = iscoroutinefunction(function) or iscoroutinefunction(type(function).__call__)
             if function is not None and (not callable(function) or awaited):
                 raise TypeError(f"{name}(): {option} must be a function, and no coroutine function, got {function!r}")
-        for option in ("dedupe", "isolate"):
-            if type(getattr(self, option)) is not bool:
-                raise TypeError(f"{name}(): {option} must be True or False, got {getattr(self, option)!r}")
+        if type(self.dedupe) is not bool:
+            raise TypeError(f"{name}(): dedupe must be True or False, got {self.dedupe!r}")
+        if not all(isinstance(kind, type) and issubclass(kind, Exception) for kind in self.isolated):
+            must = "True, False, a type of Exception, or a tuple of such types"
+            raise TypeError(f"{name}(): isolate must be {must}, got {self.isolate!r}")
         if (self.weight is None) != (self.max_weight is None):
             one, other = ("max_weight", "weight") if self.weight is None else ("weight", "max_weight")
             raise TypeError(f"{name}(): {one} needs {other}: what an item weighs, and the most that a batch may weigh")
@@ -85,6 +87,13 @@ class Options:
     def full_error(self, name: str) -> BufferFullError:
         """Return the error of a call that finds `max_pending` items waiting."""
         return BufferFullError(f"{name}() is full: max_pending={self.max_pending} items wait")
+
+    @property
+    def isolated(self) -> tuple[Any, ...]:
+        """Which types of errors let a batch be run again in halves."""
+        if isinstance(self.isolate, tuple):
+            return self.isolate
+        return (Exception if self.isolate is True else self.isolate,) if self.isolate is not False else ()
 
     @property
     def fills_by_groups(self) -> bool:

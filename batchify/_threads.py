@@ -534,7 +534,13 @@ class ThreadEngine(Controls, Engine):
         return batch
 
     def map(
-        self, items: Iterator[Any], _owner: object, constants: Mapping[str, Any], *, chunked: bool
+        self,
+        items: Iterator[Any],
+        _owner: object,
+        constants: Mapping[str, Any],
+        *,
+        chunked: bool,
+        returns_errors: bool = False,
     ) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead.
 
@@ -543,7 +549,7 @@ class ThreadEngine(Controls, Engine):
         """
         bell = allocate_lock()  # free, so the first sleep ends at once, and there is one look more
         ring = partial(_ring, bell)
-        ahead = Ahead(self, constants, ring)
+        ahead = Ahead(self, constants, ring, returns_errors=returns_errors)
         try:
             while ahead.reads(items, one_by_one=not chunked):
                 results = ahead.take()

@@ -13,6 +13,7 @@ from ..kit import Kit, batched, echo
 
 COUNT = "must be an int of at least 1, got"
 FUNCTION = "must be a function, and no coroutine function, got"
+ISOLATE = "True, False, a type of Exception, or a tuple of such types"
 
 
 async def later(x: object) -> int:
@@ -61,7 +62,10 @@ LATER = Later()
         ({"max_pending": "9"}, TypeError, f"max_pending {COUNT} '9'"),
         ({"max_pending": math.inf}, TypeError, f"max_pending {COUNT} inf"),
         ({"dedupe": 1}, TypeError, "dedupe must be True or False, got 1"),
-        ({"isolate": None}, TypeError, "isolate must be True or False, got None"),
+        *[
+            ({"isolate": wrong}, TypeError, f"isolate must be {ISOLATE}, got {wrong!r}")
+            for wrong in (None, 1, "yes", [ValueError], SystemExit, BaseException, int, (ValueError, 1), ValueError())
+        ],
         ({"group_by": "size"}, TypeError, f"group_by {FUNCTION} 'size'"),
         ({"group_by": later}, TypeError, f"group_by {FUNCTION} {later!r}"),
         ({"on_batch": later}, TypeError, f"on_batch {FUNCTION} {later!r}"),

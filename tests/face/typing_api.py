@@ -142,6 +142,7 @@ async def from_coroutines() -> None:
     created: Coroutine[Any, Any, float] = coroutine(3)
     await created
     assert_type(coroutine.map([1, 2]), AsyncGenerator[float, None])
+    assert_type(coroutine.map([1, 2], return_exceptions=True), AsyncGenerator[float | Exception, None])
     assert_type([result async for result in coroutine.map(from_async_iterable())], list[float])
     async with coroutine as opened:
         assert_type(opened, BatchedCoroutineFunction[int, float])
@@ -324,6 +325,8 @@ assert_type(any_keywords(1, threads=2), float)  # mypy finds it only where no ke
 assert_type(option_by_position(1), float)
 assert_type(option_by_position(1, True), float)
 assert_type(option_by_position.map([1], raw_score=True), Generator[float, None, None])
+assert_type(from_list.map([1], return_exceptions=True), Generator[float | Exception, None, None])
+assert_type(from_list.map([1], return_exceptions=False), Generator[float, None, None])
 
 from_list(1, 2)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 from_list(1, model="k")  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
@@ -565,6 +568,8 @@ batched(batch_size=2, weight=str)  # type: ignore[arg-type]  # pyright: ignore[r
 batched(batch_size=2, max_weight="1")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, group_by=list)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, dedupe="yes")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+batched(batch_size=2, isolate=(ValueError, KeyError))
+batched(batch_size=2, isolate=SystemExit)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, isolate=None)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, concurrency=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 batched(batch_size=2, max_pending=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

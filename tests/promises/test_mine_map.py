@@ -53,9 +53,9 @@ class Way:
         self.kit = kit
         self.asynchronous = asynchronous
 
-    def map(self, f: Any, items: Iterable[Any]) -> Any:
+    def map(self, f: Any, items: Iterable[Any], **options: Any) -> Any:
         """Return an iterator over `f.map()`, which can be closed."""
-        results = f.map(asynchronous(items) if self.asynchronous else items)
+        results = f.map(asynchronous(items) if self.asynchronous else items, **options)
         return Results(self.kit, results) if isinstance(self.kit, Coroutines) else results
 
     def collect(self, f: Any, items: Iterable[Any]) -> Any:
@@ -289,10 +289,56 @@ def test_map_raises_an_error_that_is_a_result_in_its_place(way: Way) -> None:
     f = way.kit(lambda items: [item if item > 0 else ValueError("no") for item in items], batch_size=2, timeout=None)
     results = way.map(f, iter([1, 2, 3, *range(0, -50, -1)]))
     assert [next(results) for _ in range(3)] == [1, 2, 3]
-    with pytest.raises(ValueError, match=r"^no$"):
+    with pytest.raises(ValueError, match=r"^no\n"):
         next(results)
     way.kit.settle(f)
     assert f.stats.pending == 0
+    way.nothing_is_left(f)
+
+
+def test_error_that_a_map_raises_says_of_which_item_it_is(way: Way) -> None:
+    f = way.kit(lambda items: [1 // items[0]], batch_size=1)
+    with pytest.raises(ZeroDivisionError) as raised:
+        list(way.map(f, [1, -1, 0, 1]))
+    assert raised.value.__notes__ == ["<lambda>() was mapped: this is of item 2, counted from 0"]
+
+
+def test_map_that_returns_exceptions_goes_on_behind_them(way: Way) -> None:
+    f = way.kit(lambda items: [item if item % 5 else ValueError(item) for item in items], batch_size=4, timeout=None)
+    results = list(way.map(f, range(50), return_exceptions=True))
+    assert [result for result in results if isinstance(result, int)] == [item for item in range(50) if item % 5]
+    errors = {place: result for place, result in enumerate(results) if not isinstance(result, int)}
+    assert {place: (type(error), error.args) for place, error in errors.items()} == {
+        place: (ValueError, (place,)) for place in range(0, 50, 5)
+    }
+    assert all(not hasattr(error, "__notes__") for error in errors.values())
+    way.nothing_is_left(f)
+
+
+def test_map_that_returns_exceptions_gives_each_item_of_a_failed_batch_its_own(way: Way) -> None:
+    f = way.kit(lambda items: [1 // item for item in items], batch_size=2, timeout=None)
+    first, second, *rest = way.map(f, [1, 0, 1, -1], return_exceptions=True)
+    assert [type(first), type(second), rest] == [ZeroDivisionError, ZeroDivisionError, [1, -1]]
+    assert first is not second
+
+
+def test_map_that_returns_exceptions_returns_those_of_options(way: Way) -> None:
+    f = way.kit(echo, batch_size=2, group_by=lambda x: 1 // (x - 3))
+    *results, last = way.map(f, [1, 2, 4, 3], return_exceptions=True)
+    assert (results, type(last)) == ([1, 2, 4], ZeroDivisionError)
+
+
+def test_map_that_returns_exceptions_raises_what_its_items_raise(way: Way) -> None:
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("of the items")
+
+    f = way.kit(batch_size=2)
+    results = way.map(f, items(), return_exceptions=True)
+    assert next(results) == -1
+    with pytest.raises(ValueError, match=r"^of the items$") as raised:
+        next(results)
+    assert not hasattr(raised.value, "__notes__")
     way.nothing_is_left(f)
 
 

@@ -6,6 +6,7 @@ n items in, n results out, in order; and what the function may return for them.
 import asyncio
 import concurrent.futures
 import itertools
+import pickle
 from collections import UserDict, defaultdict
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -255,12 +256,25 @@ def test_mapping_without_the_item_fails_its_own_caller_only(kit: Kit) -> None:
     assert two == "y"
 
 
-def test_mapping_is_not_added_to(kit: Kit) -> None:
-    returned = defaultdict(list, {2: ["y"]})
-    one, two = kit.answers(lambda _: returned, 1, 2)
-    assert isinstance(one, MissingResultError)
-    assert two == ["y"]
-    assert list(returned) == [2]
+def test_missing_result_says_which_item_it_was(kit: Kit) -> None:
+    one, _ = kit.answers(lambda _: {2: "y"}, 1, 2)
+    assert (one.item, one.args) == (1, ("<lambda>() returned a mapping without a value for this item",))
+    there_and_back = pickle.loads(pickle.dumps(one))
+    assert (there_and_back.item, str(there_and_back)) == (1, str(one))
+    f = kit(lambda xs, ys: {(1, 2): "y"}, batch_size=1)
+    assert kit.outcome(kit.start(f, 3, 4)).item == (3, 4)
+
+
+def test_mapping_is_asked_as_python_asks_it(kit: Kit) -> None:
+    class Missing(dict[int, str]):
+        def __missing__(self, item: int) -> str:
+            if item == 3:
+                raise ValueError(item)
+            return f"made for {item}"
+
+    assert kit.answers(lambda _: defaultdict(list, {2: ["y"]}), 1, 2) == [[], ["y"]]
+    one, two, three = kit.answers(lambda _: Missing({2: "y"}), 1, 2, 3)
+    assert [one, two, type(three)] == ["made for 1", "y", ValueError]
 
 
 def test_mapping_and_an_item_without_a_hash_fail_its_own_caller_only(kit: Kit) -> None:

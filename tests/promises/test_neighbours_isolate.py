@@ -41,6 +41,21 @@ def test_isolate_gives_the_error_to_the_caller_of_a_bad_item_only(kit: Kit, bad:
     assert (f.stats.failed, f.stats.answered) == (len(bad), 8 - len(bad))
 
 
+@pytest.mark.parametrize("isolate", [LookupError, (ValueError, LookupError), KeyError])
+def test_isolate_of_some_types_lets_others_alone(kit: Kit, isolate: Any) -> None:
+    def function(xs: list[Any]) -> list[Any]:
+        if "busy" in xs:
+            raise ConnectionError("429")
+        return [{}[x] if x == "bad" else x for x in xs]
+
+    f = kit(function, batch_size=4, timeout=None, isolate=isolate)
+    *good, bad = kit.outcomes(kit.submits(f, [1, 2, 3, "bad"]))
+    assert (good, type(bad)) == ([1, 2, 3], KeyError)
+    before = len(kit.batches)
+    assert {type(error) for error in kit.outcomes(kit.submits(f, [1, 2, 3, "busy"]))} == {ConnectionError}
+    assert len(kit.batches) == before + 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 8, 13])
 def test_isolate_costs_2n_minus_1_calls_at_most(kit: Kit, size: int) -> None:
     def refuse(xs: list[int]) -> list[int]:

@@ -52,7 +52,7 @@ WAYS_CUT_OFF = tuple(way for way in WAYS_THERE if way not in ("inside", "generat
 
 def _isolates_by_type() -> bool:
     try:
-        batchify.batched(batch_size=1, isolate=Planned)(lambda items: items)  # type: ignore[arg-type]
+        batchify.batched(batch_size=1, isolate=Planned)(lambda items: items)
     except TypeError:  # not in this version
         return False
     return True
