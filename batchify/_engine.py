@@ -20,7 +20,7 @@ from math import inf
 from typing import Any
 
 from ._batch import Batch, Call, MapCall, is_sound, warn_of_few_callers
-from ._buffer import Buffer, GroupedBuffer, arrival_of
+from ._buffer import Buffer, EqualCalls, GroupedBuffer, arrival_of
 from ._errors import ClosedError, own_copy
 from ._inside import Runner, current, here
 from ._options import CHECKS, NO_CONSTANTS, Options, Takes
@@ -184,6 +184,15 @@ class Engine:
 
     def run_alone(self, call: Any) -> None:
         """Run a call at once, past the buffer."""
+
+    def batch_of_one(self, call: Any) -> Any:
+        """Return a batch of a call that was never in the buffer."""
+        now = call.arrival = self.now()
+        entry = EqualCalls(call) if self.options.dedupe else call
+        batch = self.make_batch(self, [entry], "nested", now)
+        with self.tally:
+            self.tally.begin("nested", 1, [now], now)
+        return batch
 
     def ask(self, call: Call, constants: Mapping[str, Any] = NO_CONSTANTS) -> None:
         """Find out what options want to know of a call. Calls functions of the user's."""

@@ -32,7 +32,6 @@ from time import monotonic
 from typing import Any
 
 from ._batch import Batch, Call, complain, is_future
-from ._buffer import EqualCalls
 from ._engine import Ahead, Controls, Engine, begin_anew_in_children
 from ._errors import BatchError, ClosedError, WaitsForItselfError
 from ._inside import Runner, here, waits_for_itself
@@ -494,12 +493,7 @@ class ThreadEngine(Controls, Engine):
         return ends or holds_up_others or (self.is_looking and runner is self.owner)
 
     def run_alone(self, call: Call) -> None:
-        now = call.arrival = self.now()
-        entry = EqualCalls(call) if self.options.dedupe else call
-        batch = ThreadBatch(self, [entry], "nested", now)
-        with self.tally:
-            self.tally.begin("nested", 1, [now], now)
-        batch.run(self.function, runner_here() or ThreadRunner(self))
+        self.batch_of_one(call).run(self.function, runner_here() or ThreadRunner(self))
 
     def lend(self, call: Call, runner: ThreadRunner) -> ThreadBatch | None:
         """Return a batch that this runner is to run on its own turn, on the way to that call. None if there is none."""

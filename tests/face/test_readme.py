@@ -1,4 +1,4 @@
-"""Every Python block of the README and of the page on calls from inside runs, in order, and prints what follows it."""
+"""Every Python block of the README and of two pages of docs/ runs, in order, and prints what follows it."""
 
 import contextlib
 import io
@@ -16,7 +16,7 @@ def blocks_of(page: str) -> list[tuple[str, str]]:
     return re.findall(r"```(\w+)\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(("page", "outputs"), [("README.md", 6), ("docs/inside.md", 2)])
+@pytest.mark.parametrize(("page", "outputs"), [("README.md", 6), ("docs/inside.md", 2), ("docs/testing.md", 2)])
 def test_page_runs_and_prints_the_output_it_shows(page: str, outputs: int) -> None:
     namespace: dict[str, object] = {"__name__": "page"}
     compared = 0
