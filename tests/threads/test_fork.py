@@ -222,9 +222,10 @@ def test_batch_that_fails_in_a_forked_child_is_not_isolated_there() -> None:
 # The threads of a child get the identifiers that threads of its parent had.
 
 FORKED_WHILE_A_FUTURE_IS_ANSWERED = """
-        entered, let_on = threading.Event(), threading.Event()
-        answered = batched(batch_size=1)(lambda items: items)
+        added, entered, let_on = threading.Event(), threading.Event(), threading.Event()
+        answered = batched(batch_size=1)(lambda items: [added.wait()])
         answered.submit(1).add_done_callback(lambda _: (entered.set(), let_on.wait()))
+        added.set()  # else the callback might be called here
         entered.wait()
         forked = fork(child)
         let_on.set()
