@@ -81,9 +81,9 @@ def test_waiting_call_keeps_its_instance_alive(how: str) -> None:
         results_of_map = one.scale.map(["x"])
         threading.Thread(target=lambda: results.extend(results_of_map)).start()
     elif how == "aio":
-        coroutine = one.scale.aio("x")
-        threading.Thread(target=lambda: results.append(asyncio.run(awaited(coroutine)))).start()
-        del coroutine
+        awaits = awaited(one.scale.aio("x"))
+        threading.Thread(target=lambda steps: results.append(asyncio.run(steps)), args=(awaits,)).start()
+        del awaits
     else:
         threading.Thread(target=lambda call: results.append(call("x")), args=(one.scale,)).start()
     until(lambda: gone() is None or one_of(gone).scale.stats.pending == 1)

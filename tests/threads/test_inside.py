@@ -205,7 +205,10 @@ def exit_instead(*_: object) -> None:
 def test_thread_of_a_function_that_calls_it_elsewhere_is_answered_there(
     threads: Threads, monkeypatch: pytest.MonkeyPatch, where: str, how: str
 ) -> None:
+    passed = threading.Event()  # all items: what happens then may close it
+
     def function(items: list[int]) -> list[int]:
+        passed.wait()
         return [f(item + 1) if item < 0 else item for item in items]
 
     actions: dict[str, Callable[[], Any]] = {
@@ -231,6 +234,7 @@ def test_thread_of_a_function_that_calls_it_elsewhere_is_answered_there(
     if where != "on_batch":
         futures[0].add_done_callback(act if where == "a callback" else exit_instead)
     futures += [f.submit(2), f.submit(3)]
+    passed.set()
     assert threads.outcomes(futures[:2]) == [1, 2]
     threads.until(lambda: bool(outcome))
     f.close()
