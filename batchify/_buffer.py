@@ -158,7 +158,7 @@ class Buffer:
             return "flush"
         timeout = self._options.timeout
         if timeout is not None and oldest + timeout <= now:
-            return "timeout"
+            return "timeout" if timeout else "free"
         return None if awaited is None else "nested"
 
 

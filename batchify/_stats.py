@@ -9,7 +9,7 @@ from threading import RLock, get_ident
 from time import sleep
 from typing import Literal
 
-Reason = Literal["full", "timeout", "flush", "close", "nested", "isolate"]
+Reason = Literal["full", "timeout", "free", "flush", "close", "nested", "isolate"]
 
 # So many batches in a row must look alike before it is said that there are too few callers.
 _ALIKE = 50
@@ -67,9 +67,10 @@ class Stats:
         refused: Items that found `max_pending` others waiting, and so were not accepted: load that was shed.
         batches: Calls of the function.
         sizes: How many batches there were of each size.
-        reasons: How many batches were taken because they were `full`, past their `timeout`, by `flush`, by `close`
-            (which exit and dropping the function imply), to `isolate` what made a larger one fail, or `nested`: it was
-            not due, but somebody inside a function waited for it.
+        reasons: How many batches were taken because they were `full`, past their `timeout`, or, with a timeout of 0,
+            because the function was `free`; by `flush`, by `close` (which exit and dropping the function imply), to
+            `isolate` what made a larger one fail, or `nested`: it was not due, but somebody inside a function waited
+            for it.
         sizes_by_reason: How many batches of each size there were for each reason.
         waited: Seconds that items waited until their batch was taken, all together.
         longest_wait: Seconds that the item waited that waited longest.
@@ -182,7 +183,7 @@ class Tally:
                 soon = timeout and oldest - self.ended_at <= timeout
                 self._alike = self._alike + 1 if soon and callers == self._last_size else 0
                 self._last_size = callers
-            elif reason in ("full", "flush", "close"):
+            elif reason not in ("nested", "isolate"):
                 self._alike = 0
             if self._alike < _ALIKE or self._said:
                 return False

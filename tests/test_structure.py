@@ -16,8 +16,9 @@ pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is no
 PACKAGE = Path(batchify.__file__).parent
 TESTS = Path(__file__).parent
 ROWS = [
-    "prometheus",  # imported by users only
-    "otel",  # so is this
+    "testing",  # imported by users only
+    "prometheus",  # so is this
+    "otel",  # and this
     "__init__",
     "_processor",
     "_decorator",
@@ -36,11 +37,11 @@ ROWS = [
 ONLY = {
     "wrapt": {"_decorator"},
     "inspect": {"_decorator", "_signature", "_options"},
-    "asyncio": {"_asyncio", "_decorator"},
+    "asyncio": {"_asyncio", "_decorator", "testing"},
     "monotonic": {"_asyncio", "_threads"},
     "Thread": {"_threads"},
     "allocate_lock": {"_threads", "_engine"},
-    "RLock": {"_stats"},
+    "RLock": {"_stats", "testing"},
     "prometheus_client": {"prometheus"},
     "opentelemetry": {"otel"},
 }

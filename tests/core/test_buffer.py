@@ -106,13 +106,13 @@ def test_items_join_as_long_as_no_turn_is_free(options: dict[str, Any]) -> None:
 @PLAIN_AND_ALL
 def test_timeout_0_makes_all_that_waits_due(options: dict[str, Any]) -> None:
     engine, calls = filled(3.0, timeout=0.0, **options)
-    assert look(engine, 3.0) == (calls, "timeout")
+    assert look(engine, 3.0) == (calls, "free")
 
 
 @PLAIN_AND_ALL
 def test_timeout_0_makes_due_whatever_the_clock_says(options: dict[str, Any]) -> None:
     engine, calls = filled(1000.0, timeout=0.0, **options)
-    assert look(engine, 3.0) == (calls, "timeout")
+    assert look(engine, 3.0) == (calls, "free")
 
 
 @PLAIN_AND_ALL
@@ -235,9 +235,9 @@ def test_group_whose_oldest_item_has_waited_longest_goes_first() -> None:
     engine, calls = filled(2.0, 1.0, 3.0, 1.5, 0.5, keys="ababc", timeout=0.0)
     taken = [look(engine, 9.0) for _ in range(4)]
     assert taken == [
-        ([calls[4]], "timeout"),
-        ([calls[1], calls[3]], "timeout"),
-        ([calls[0], calls[2]], "timeout"),
+        ([calls[4]], "free"),
+        ([calls[1], calls[3]], "free"),
+        ([calls[0], calls[2]], "free"),
         math.inf,
     ]
 
@@ -557,7 +557,7 @@ def test_dedupe_keeps_equal_items_of_two_groups_apart() -> None:
     groups = iter("ab")
     engine = engine_with(dedupe=True, batch_size=9, timeout=0.0, group_by=lambda _: next(groups))
     calls = values(engine, 1, 1)
-    assert [look(engine, 0.0) for _ in range(2)] == [([calls[0]], "timeout"), ([calls[1]], "timeout")]
+    assert [look(engine, 0.0) for _ in range(2)] == [([calls[0]], "free"), ([calls[1]], "free")]
 
 
 @pytest.mark.parametrize("says_so", [True, False])
@@ -672,5 +672,5 @@ def test_items_and_keys_are_hashed_once_in_their_caller() -> None:
     engine = engine_with(dedupe=True, group_by=lambda _: Counted(), batch_size=9, timeout=0.0)
     calls = values(engine, Counted(), Counted(), 5)
     assert Counted.hashed == 2 + 3
-    assert look(engine, 0.0) == (calls, "timeout")
+    assert look(engine, 0.0) == (calls, "free")
     assert Counted.hashed == 2 + 3

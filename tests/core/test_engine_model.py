@@ -180,7 +180,8 @@ class EngineAgainstList(RuleBasedStateMachine):
             return "close"
         if arrival <= self.flushed_at:
             return "flush"
-        return "timeout" if self.due_at(arrival) <= self.now else ""
+        why = "timeout" if self.options.timeout else "free"
+        return why if self.due_at(arrival) <= self.now else ""
 
     def expected(self) -> list[tuple[list[Entry], str]]:
         """The batch that is to come, and why; one of them, if there are two that came at the same moment."""

@@ -130,7 +130,7 @@ def test_aio_of_itself_in_a_loop_of_its_own_is_answered() -> None:
 
     with batched(batch_size=2)(function) as f:
         assert asyncio.run(f.aio(1)) == 1
-    assert f.stats.reasons == {"timeout": 2}
+    assert f.stats.reasons == {"free": 2}
 
 
 def test_aio_works_with_eager_tasks_and_in_debug_mode() -> None:

@@ -126,7 +126,7 @@ def test_turn_is_lent_from_when_somebody_inside_asks_for_an_answer(way: str) -> 
     runs = asyncio.Event()
     f = batched(batch_size=2)(function)
     assert run(f(0)) == 1
-    assert f.stats.reasons == {"timeout": 1, "nested": 1}
+    assert f.stats.reasons == {"free": 1, "nested": 1}
 
 
 @pytest.mark.parametrize("way", ["await", *ASKS])

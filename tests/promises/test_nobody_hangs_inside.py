@@ -103,7 +103,7 @@ def test_item_passed_inside_waits_its_turn_and_joins_full_batches(kit: Kit) -> N
     assert kit.outcome(kit.start(f, 0)) == 0
     assert kit.outcomes(futures) == [1, 2, 3, 4, 5]
     assert kit.batches == [[0], [1, 2], [3, 4], [5]]
-    assert (kit.most, f.stats.reasons) == (1, {"full": 2, "timeout": 2})
+    assert (kit.most, f.stats.reasons) == (1, {"full": 2, "free": 2})
 
 
 @pytest.mark.parametrize("way", ["call", "submit", "map"])
@@ -142,7 +142,7 @@ def test_function_that_waits_for_what_it_submits_gets_full_batches_level_by_leve
     assert kit.outcome(kit.start(f, 1)) == 15
     assert kit.batches == [[1], [2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
     # A map that has no more items makes due what it has read.
-    assert f.stats.reasons == {"timeout": 1, "full": 3, "flush" if way == "map" else "nested": 1}
+    assert f.stats.reasons == {"free": 1, "full": 3, "flush" if way == "map" else "nested": 1}
     assert never_two_at_once(kit)
     kit.until_idle(f)
     kit.consistent(f)
@@ -179,12 +179,12 @@ def test_lent_turn_goes_to_what_stands_before_the_awaited_item_in_its_group_and_
     assert never_two_at_once(kit)
 
 
-@pytest.mark.parametrize("reason", ["full", "timeout", "flush", "close", "nested"])
+@pytest.mark.parametrize("reason", ["full", "free", "flush", "close", "nested"])
 def test_lent_batch_is_reported_by_the_reason_for_which_it_was_due_or_else_as_nested(kit: Kit, reason: str) -> None:
     def function(xs: list[int]) -> Steps:
         if xs != [0]:
             return xs
-        f.timeout = 0.0 if reason == "timeout" else None
+        f.timeout = 0.0 if reason == "free" else None
         if reason == "close":
             yield (begin.wait,)
             return [(yield f, 1)]
@@ -224,7 +224,7 @@ def test_turn_is_not_lent_where_another_one_is_free(kit: Kit) -> None:
     kit.settle(f)
     assert kit.batches == [[0]]
     assert kit.outcomes([kit.submit(f, 2), first]) == [2, 1]
-    assert f.stats.reasons == {"timeout": 1, "full": 1}
+    assert f.stats.reasons == {"free": 1, "full": 1}
 
 
 def test_turns_are_lent_where_all_of_them_wait(kit: Kit) -> None:

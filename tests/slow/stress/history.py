@@ -27,7 +27,7 @@ Outcome = Literal["result", "error", "cancelled", "left", "refused"]
 
 
 DEEP = 16  # from so many batches that wait on one stack on, the next one begins with the awaited item
-REASONS = {"full", "timeout", "flush", "close", "nested", "isolate"}
+REASONS = {"full", "timeout", "free", "flush", "close", "nested", "isolate"}
 
 
 def answer(token: int) -> int:
