@@ -22,7 +22,7 @@ from typing import Any
 from ._errors import MissingResultError, ResultCountError, own_copy, traceback_of
 from ._inside import Runner
 from ._options import constants_of, label_of
-from ._stats import BatchReport, Reason
+from ._stats import BatchReport, Observer, Reason
 
 # These have a length or an order, but it is not that of the items.
 _NOT_RESULTS = (str, bytes, bytearray, memoryview, set, frozenset)
@@ -164,6 +164,7 @@ class Batch:
     enter: Any = call_directly
     error: BaseException | None = None  # of the whole batch
     _report: Any = None  # what on_batch is to be told, but for what is known at the end
+    _hook: Any = None  # what is told it: on_batch, or what that returned as it heard that this began
 
     def __init__(self, engine: Any, entries: Sequence[Any], reason: Reason, now: float) -> None:
         self.engine = engine
@@ -171,7 +172,7 @@ class Batch:
         self._began, self._reason, self._size = now, reason, len(entries)
         self._constants = constants_of(entries[0].key) if engine.grouped else {}
         if engine.options.on_batch is not None:
-            calls = self.calls(entries)
+            calls, self._hook = self.calls(entries), engine.options.on_batch
             self._report = partial(
                 BatchReport,
                 name=engine.name,
@@ -180,6 +181,7 @@ class Batch:
                 group=label_of(entries[0].key, constants=engine.grouped),
                 waits=tuple([now - call.arrival if call.arrival < now else 0.0 for call in calls]),
                 contexts=tuple([call.context for call in calls]),
+                weight=sum([entry.weight for entry in entries]) if engine.options.weight is not None else None,
             )
         # A list of one list: who pops it is the one to answer. pop() is atomic, so a future that calls back twice, on
         # two threads, is heard once.
@@ -200,9 +202,22 @@ class Batch:
 
     # Running the function
 
+    def say_that_it_begins(self) -> None:
+        """Let an observer hear so, in the context in which the function is about to run."""
+        if isinstance(self._hook, Observer) and not _reporting.get():
+            known = self._report.keywords
+            try:
+                self._hook = self.enter(
+                    self._hook.begin, known["name"], known["size"], known["reason"], known["contexts"]
+                )
+            except BaseException:  # noqa: BLE001 - as in _tell_hook()
+                complain("on_batch of %s() raised", self.engine.name)
+
     async def run_async(self, function: Callable[[list[Any]], Any]) -> None:
         """Call a function that is awaited or is an async generator; in a task of the batch's own."""
         try:
+            if self._hook is not None:
+                self.say_that_it_begins()
             value = function([entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is CoroutineType or not hasattr(type(value), "__aiter__"):
                 value = await value
@@ -340,20 +355,21 @@ class Batch:
             raise
 
     def _tell_hook(self) -> None:
-        report, self._report = self._report, None
+        report, self._report, hook, self._hook = self._report, None, self._hook, None
         # Not in the midst of another report, if that calls a batched function, or a finalizer does: it may hold a lock
         # that it would want once more, and there would be no end to its calls.
         if _reporting.get():
             return
         engine, token = self.engine, _reporting.set(True)
         try:
-            engine.options.on_batch(
+            hook(
                 report(
                     batch_size=engine.options.batch_size,
                     duration=engine.now() - self._began,
                     pending=len(engine.buffer),
                     in_flight=engine.tally.in_flight,
                     error=self.error,
+                    refused=engine.tally.newly_refused(),
                 )
             )
         except BaseException:  # noqa: BLE001 - the callers of the batch must have their answers all the same

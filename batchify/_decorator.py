@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, Self, Type
 from . import _signature
 from ._options import CHECKS, MISSING, Options, Takes, given
 from ._signature import name_of
-from ._stats import BatchReport, Stats
+from ._stats import BatchReport, Observer, Stats
 from ._threads import ThreadEngine
 from ._typing import Decorator, K, P, R, T, X
 
@@ -816,6 +816,8 @@ def _decorate(options: Options, function: Any, /) -> Any:
 
     def begin(run: Callable[..., Any], name: str, options: Options) -> tuple[_Access, Any]:
         access = _Access(make_engine(_of_items(run, takes), name, options, takes))
+        if isinstance(options.on_batch, Observer):
+            options.on_batch.watch(access.engine)
         # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
         weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
         return access, (make_call and make_call(access), make_submit(access))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import inf
 from threading import RLock, get_ident
 from time import sleep
-from typing import Literal
+from typing import Any, Literal
 
 Reason = Literal["full", "timeout", "free", "flush", "close", "nested", "isolate"]
 
@@ -35,6 +35,8 @@ class BatchReport:
         error: What the function raised, or the error that its results were; None if it kept the rules. An exception
             that it returned for one item is not among these.
         contexts: The `contextvars` context of each caller, in the order of the items.
+        weight: What its items weigh together; None without `weight`.
+        refused: Items that found `max_pending` others waiting, and were refused, since the last report.
     """
 
     name: str
@@ -48,6 +50,29 @@ class BatchReport:
     in_flight: int
     error: BaseException | None
     contexts: tuple[Context, ...]
+    weight: float | None = None
+    refused: int = 0
+
+
+Hook = Callable[[BatchReport], object]
+
+
+class Observer:
+    """An `on_batch` that hears of more than the end of a batch."""
+
+    def watch(self, engine: Any) -> None:
+        """Hear of a new buffer, whose `name`, `stats` and `tally` may be asked at any time; it is to be held weakly."""
+
+    def begin(self, name: str, size: int, reason: Reason, contexts: Sequence[Context]) -> Hook:  # noqa: ARG002
+        """Hear that a batch begins, in the context in which it will run; return what is called with its report.
+
+        What is known so far is as in the report.
+        """
+        return self
+
+    def __call__(self, report: BatchReport) -> None:
+        """Hear that a batch has ended."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +143,7 @@ class Tally:
         self.version = object()  # another one after each change
         self.running = self.in_flight = self.answered = self.failed = self.cancelled = 0
         self._refused: Counter[int] = Counter()  # by thread, which alone changes its own
+        self._told = 0  # of these
         self.waited = self.longest_wait = 0.0
         self._batches: defaultdict[tuple[Reason, int], int] = defaultdict(int)  # by reason and size
         self.ended_at = -inf  # when the last batch ended that was taken by timeout
@@ -153,6 +179,16 @@ class Tally:
     def refuse(self) -> None:
         """Count an item that was not accepted. Any thread may call."""
         self._refused[get_ident()] += 1
+
+    @property
+    def refused(self) -> int:
+        return sum(dict(self._refused).values())
+
+    def newly_refused(self) -> int:
+        """Return how many were refused since this was asked last."""
+        with self.lock:
+            before, self._told = self._told, self.refused
+            return self._told - before
 
     def leave(self, number: int) -> None:
         """Count calls whose callers have left."""
@@ -215,7 +251,7 @@ class Tally:
             answered=self.answered,
             failed=self.failed,
             cancelled=self.cancelled + left,
-            refused=sum(dict(self._refused).values()),
+            refused=self.refused,
             batches=sum(sizes.values()),
             sizes=dict(sorted(sizes.items())),
             reasons={reason: sum(counts.values()) for reason, counts in by_reason.items()},

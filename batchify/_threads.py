@@ -296,6 +296,8 @@ class ThreadBatch(Batch):
             # not those of the others.
             self.enter = runner.context.copy().run
             self.runner = runner
+            if self._hook is not None:
+                self.say_that_it_begins()
             value = self.enter(function, [entry.item for entry in self.to_answer[0]], **self._constants)
             if type(value) is not list and is_future(value):
                 # From now on the future alone holds this, so that it goes with it.

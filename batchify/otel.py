@@ -3,24 +3,29 @@
 Needs the extra `otel`. It is imported by whoever uses it, never by the rest of batchify.
 """
 
+import contextvars
+from collections.abc import Callable, Sequence
+from functools import partial
 from time import time_ns
 
 from opentelemetry import trace
-from opentelemetry.context import Context
+from opentelemetry.context import Context, attach
 
-from ._stats import BatchReport
+from ._stats import BatchReport, Observer, Reason
 
 
-class OpenTelemetryObserver:
+class OpenTelemetryObserver(Observer):
     """Makes a span `batch <function>` of each batch: `@batched(batch_size=64, on_batch=OpenTelemetryObserver())`.
 
-    The span begins when the batch was taken, and ends with it. A batch has as many parents as callers, and a span at
-    most one; so it is the root of a trace of its own, linked to the span that was current where each item was passed
-    in, once to each. (The SDK keeps the last 128 links, if `OTEL_SPAN_LINK_COUNT_LIMIT` does not say otherwise.)
+    The span begins and ends with the batch, and is current while the function runs: so the spans of a database's
+    driver are its children. Nothing else of its callers' contexts is seen there. A batch has as many parents as
+    callers, and a span at most one; so it is the root of a trace of its own, linked to the span that was current
+    where each item was passed in, once to each. (The SDK keeps the last 128 links, if `OTEL_SPAN_LINK_COUNT_LIMIT`
+    does not say otherwise.)
 
     Its attributes have the names in `BatchReport` behind `batchify.`: `function`, `size`, `batch_size`, `reason`,
-    `longest_wait` in seconds, `pending`, `in_flight`. A batch with an error has the status of one, `error.type`, and
-    the exception as an event.
+    `longest_wait` in seconds, `pending`, `in_flight`, and `weight` where there is one. A batch with an error has
+    the status of one, `error.type`, and the exception as an event.
 
     One observer may serve many functions. It is pickled as one on the global provider of the other side; with a
     provider of its own, if that can be pickled.
@@ -33,26 +38,41 @@ class OpenTelemetryObserver:
         self._provider = tracer_provider
         self._tracer = trace.get_tracer("batchify", tracer_provider=tracer_provider)
 
+    def begin(
+        self, name: str, size: int, reason: Reason, contexts: Sequence[contextvars.Context]
+    ) -> Callable[[BatchReport], None]:
+        """Start the span of one batch, and make it current here; return what ends it."""
+        span = self._start(name, size, reason, contexts)
+        attach(trace.set_span_in_context(span, Context()))  # for good: this context is the batch's own
+        return partial(self._end, span)
+
     def __call__(self, report: BatchReport) -> None:
         """Make the span of one batch, which has just ended."""
         end = time_ns()
-        callers = [context.run(trace.get_current_span).get_span_context() for context in report.contexts]
+        started = end - round(report.duration * 1e9)
+        self._end(self._start(report.name, report.size, report.reason, report.contexts, started), report)
+
+    def _start(
+        self, name: str, size: int, reason: str, contexts: Sequence[contextvars.Context], moment: int | None = None
+    ) -> trace.Span:
+        callers = [context.run(trace.get_current_span).get_span_context() for context in contexts]
         distinct = {(caller.trace_id, caller.span_id): caller for caller in callers if caller.is_valid}
-        span = self._tracer.start_span(
-            f"batch {report.name}",
+        return self._tracer.start_span(
+            f"batch {name}",
             context=Context(),  # not that of this thread, which may be an engine's
-            attributes={
-                "batchify.function": report.name,
-                "batchify.size": report.size,
-                "batchify.batch_size": report.batch_size,
-                "batchify.reason": report.reason,
-                "batchify.longest_wait": max(report.waits),
-                "batchify.pending": report.pending,
-                "batchify.in_flight": report.in_flight,
-            },
+            attributes={"batchify.function": name, "batchify.size": size, "batchify.reason": reason},
             links=[trace.Link(caller) for caller in distinct.values()],
-            start_time=end - round(report.duration * 1e9),
+            start_time=moment,
         )
+
+    def _end(self, span: trace.Span, report: BatchReport) -> None:
+        end = time_ns()
+        span.set_attribute("batchify.batch_size", report.batch_size)
+        span.set_attribute("batchify.longest_wait", max(report.waits))
+        span.set_attribute("batchify.pending", report.pending)
+        span.set_attribute("batchify.in_flight", report.in_flight)
+        if report.weight is not None:
+            span.set_attribute("batchify.weight", report.weight)
         try:
             if report.error is not None:
                 span.set_attribute("error.type", type(report.error).__qualname__)

@@ -4,11 +4,14 @@ Needs the extra `prometheus`. It is imported by whoever uses it, never by the re
 """
 
 import threading
-from weakref import WeakKeyDictionary
+from collections import Counter as Sums
+from typing import Any
+from weakref import WeakKeyDictionary, WeakSet
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
-from ._stats import BatchReport
+from ._stats import BatchReport, Observer
 
 _ITEMS = [2**n for n in range(11)]
 # The library's own begin at 5 ms, where many a batch has ended.
@@ -19,8 +22,20 @@ _lock = threading.Lock()
 _metrics: "WeakKeyDictionary[CollectorRegistry, _Metrics]" = WeakKeyDictionary()
 
 
-class _Metrics:
+class _Metrics(Collector):
+    """The metrics of one registry, and a collector, before them, that asks the functions at each scrape."""
+
     def __init__(self, to: CollectorRegistry) -> None:
+        self.engines: WeakSet[Any] = WeakSet()
+        self.names: set[str] = set()  # of these, and of those that have gone
+        to.register(self)
+        try:
+            self._make(to)
+        except BaseException:
+            to.unregister(self)
+            raise
+
+    def _make(self, to: CollectorRegistry) -> None:
         by = ["function"]
         self.size = Histogram("batchify_batch_size", "Items in a batch", by, registry=to, buckets=_ITEMS)
         self.full = Counter("batchify_full_batches_total", "Batches taken because they were full", by, registry=to)
@@ -30,22 +45,50 @@ class _Metrics:
         name, text = "batchify_batch_duration_seconds", "Seconds from taking a batch until its results were there"
         self.duration = Histogram(name, text, by, registry=to, buckets=_SECONDS)
         # livesum: of several processes that are scraped together, the sum over those alive.
-        name, text = "batchify_pending_items", "Items that waited when the last batch ended"
+        name, text = "batchify_pending_items", "Items that wait"
         self.pending = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
-        name, text = "batchify_in_flight_batches", "Other batches that were running when the last one ended"
+        name, text = "batchify_running_items", "Items in a batch whose callers have no answer yet"
+        self.running = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
+        name, text = "batchify_in_flight_batches", "Batches that are running"
         self.in_flight = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
+        name, text = "batchify_refused_items_total", "Items refused since max_pending others waited"
+        self.refused = Counter(name, text, by, registry=to)
+
+    def describe(self) -> list[Metric]:
+        return []
+
+    def collect(self) -> list[Metric]:
+        """Bring up to date what the metrics behind this one are about to show."""
+        with _lock:
+            engines, names = list(self.engines), self.names.copy()
+        pending, running, in_flight = Sums[str](), Sums[str](), Sums[str]()
+        for engine in engines:
+            stats, name = engine.stats, engine.name
+            pending[name] += stats.pending
+            running[name] += stats.running
+            in_flight[name] += stats.in_flight
+            self.refused.labels(name).inc(engine.tally.newly_refused())
+        for name in names:
+            self.pending.labels(name).set(pending[name])
+            self.running.labels(name).set(running[name])
+            self.in_flight.labels(name).set(in_flight[name])
+        return []
 
 
-class PrometheusObserver:
+class PrometheusObserver(Observer):
     """Counts batches in a registry of `prometheus_client`: `@batched(batch_size=64, on_batch=PrometheusObserver())`.
 
     Histograms: `batchify_batch_size`, `batchify_item_wait_seconds`, `batchify_batch_duration_seconds`. Counters:
-    `batchify_full_batches_total`, `batchify_failed_batches_total`. Gauges, as they were when the last batch ended:
-    `batchify_pending_items`, `batchify_in_flight_batches`. They have one label, `function`.
+    `batchify_full_batches_total`, `batchify_failed_batches_total`, `batchify_refused_items_total`. Gauges, right at the
+    moment of the scrape, also before the first batch has ended: `batchify_pending_items`, `batchify_running_items`,
+    `batchify_in_flight_batches`. They have one label, `function`.
+
+    Of several processes that are scraped together (`PROMETHEUS_MULTIPROC_DIR`) no function can be asked: there, gauges
+    and refused items are as they were when the last batch ended, without `batchify_running_items`.
 
     One observer may serve many functions; several on one registry share its metrics. Buffers of functions of one
-    name, of instances and of event loops are counted together; but in a gauge each replaces what another one said. The
-    waits of items whose batch was split to `isolate` are counted once, sizes and durations with each part.
+    name, of instances and of event loops are counted together. The waits of items whose batch was split to
+    `isolate` are counted once, sizes and durations with each part.
 
     It is pickled as one on the default registry of the other side; with a registry of its own, if that can be pickled.
 
@@ -63,6 +106,12 @@ class PrometheusObserver:
                 _metrics[registry] = _Metrics(registry)
             self._metrics = _metrics[registry]
 
+    def watch(self, engine: Any) -> None:
+        """Show its figures at each scrape, as long as it lives."""
+        with _lock:
+            self._metrics.engines.add(engine)
+            self._metrics.names.add(engine.name)
+
     def __call__(self, report: BatchReport) -> None:
         """Count one batch."""
         metrics, function = self._metrics, report.name
@@ -73,6 +122,7 @@ class PrometheusObserver:
         metrics.failed.labels(function).inc(report.error is not None)
         metrics.pending.labels(function).set(report.pending)
         metrics.in_flight.labels(function).set(report.in_flight)
+        metrics.refused.labels(function).inc(report.refused)
         wait = metrics.wait.labels(function)
         for seconds in report.waits if report.reason != "isolate" else ():
             wait.observe(seconds)

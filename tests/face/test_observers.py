@@ -5,7 +5,7 @@ import io
 import math
 import pickle
 from collections.abc import Sequence
-from contextvars import Context, copy_context
+from contextvars import Context, ContextVar, copy_context
 from pathlib import Path
 from typing import Any, ClassVar
 from uuid import uuid4
@@ -22,11 +22,12 @@ from rich.console import Console
 from rich.progress import track
 from tqdm import tqdm
 
-from batchify import BatchReport
+from batchify import BatchReport, BufferFullError
 from batchify.otel import OpenTelemetryObserver
 from batchify.prometheus import PrometheusObserver
 
-from ..tools import batched, in_threads, run_script
+from ..kit import Kit
+from ..tools import batched, collect, in_threads, run_script
 
 
 def a_report(
@@ -73,7 +74,7 @@ def test_prometheus_shows_every_figure_in_base_units_by_function() -> None:
     registry = CollectorRegistry()
     observe = PrometheusObserver(registry)
     observe(a_report(waits=[0.5, 0.25, 0.0], duration=2.0, reason="full", pending=7, in_flight=3))
-    observe(a_report(waits=[0.125], duration=0.25, pending=5, in_flight=2, error=ValueError("no")))
+    observe(a_report(waits=[0.125], duration=0.25, pending=5, in_flight=2, error=ValueError("no"), refused=4))
     shown = scraped(registry)
     assert {series: value for series, value in shown.items() if "_bucket{" not in series} == {
         'batchify_batch_size_count{function="f"}': 2,
@@ -86,6 +87,7 @@ def test_prometheus_shows_every_figure_in_base_units_by_function() -> None:
         'batchify_batch_duration_seconds_sum{function="f"}': 2.25,
         'batchify_pending_items{function="f"}': 5,
         'batchify_in_flight_batches{function="f"}': 2,
+        'batchify_refused_items_total{function="f"}': 4,
     }
     assert [shown[f'batchify_batch_size_bucket{{function="f",le="{le}"}}'] for le in ("1.0", "2.0", "4.0")] == [1, 1, 2]
     assert shown['batchify_item_wait_seconds_bucket{function="f",le="0.0001"}'] == 1
@@ -199,7 +201,7 @@ def test_prometheus_observer_when_pickled_counts_in_the_default_registry_of_the_
 
 
 def test_prometheus_observer_with_its_own_registry_cannot_be_pickled() -> None:
-    with pytest.raises(TypeError, match="pickle"):
+    with pytest.raises((TypeError, AttributeError, pickle.PicklingError), match="pickle"):
         pickle.dumps(PrometheusObserver(CollectorRegistry()))
 
 
@@ -210,7 +212,7 @@ def test_prometheus_gauges_of_several_processes_are_summed(tmp_path: Path) -> No
         from batchify import BatchReport
         from batchify.prometheus import PrometheusObserver
 
-        PrometheusObserver()(BatchReport("f", 1, 64, "timeout", None, (0.0,), 0.0, 7, 3, None, ()))
+        PrometheusObserver()(BatchReport("f", 1, 64, "timeout", None, (0.0,), 0.0, 7, 3, None, (), None, 5))
     """
     for _ in range(2):
         run_script(script)
@@ -220,6 +222,48 @@ def test_prometheus_gauges_of_several_processes_are_summed(tmp_path: Path) -> No
     assert shown['batchify_batch_size_count{function="f"}'] == 2
     assert shown['batchify_pending_items{function="f"}'] == 14
     assert shown['batchify_in_flight_batches{function="f"}'] == 6
+    assert shown['batchify_refused_items_total{function="f"}'] == 10
+
+
+def test_prometheus_shows_what_waits_at_the_scrape_while_the_first_batch_hangs(kit: Kit) -> None:
+    registry = CollectorRegistry()
+    f = kit(gated=True, batch_size=2, max_pending=3, on_batch=PrometheusObserver(registry))
+    figures = ("pending_items", "running_items", "in_flight_batches", "refused_items_total")
+
+    def shown() -> list[float]:
+        found = scraped(registry)
+        return [found[f'batchify_{figure}{{function="negate"}}'] for figure in figures]
+
+    assert shown() == [0, 0, 0, 0]
+    handles = [kit.busy(f, 0), *kit.submits(f, [1, 2, 3])]
+    for _ in range(2):
+        with pytest.raises(BufferFullError):
+            kit.submit(f, 4)
+        assert shown()[:3] == [3, 1, 1]
+    assert shown()[3] == 2
+    kit.go_on(9)
+    kit.outcomes(handles)
+    kit.until_idle(f)
+    assert shown() == [0, 0, 0, 2]
+
+
+def test_prometheus_adds_up_the_buffers_of_one_name_and_forgets_those_that_are_gone(kit: Kit) -> None:
+    registry = CollectorRegistry()
+    observe = PrometheusObserver(registry)
+
+    class Model:
+        run = batched(batch_size=9, timeout=None, on_batch=observe)(kit.wrap(lambda self, xs: xs))
+
+    models = [Model(), Model()]
+    handles = [kit.submit(model.run, item) for model in models for item in range(3)]
+    assert scraped(registry)['batchify_pending_items{function="Model.run"}'] == 6
+    kit.flush(models[0].run)
+    kit.flush(models[1].run)
+    kit.outcomes(handles)
+    models.clear()
+    collect()
+    assert scraped(registry)['batchify_pending_items{function="Model.run"}'] == 0
+    assert scraped(registry)['batchify_batch_size_count{function="Model.run"}'] == 2
 
 
 # OpenTelemetry
@@ -291,6 +335,44 @@ def test_otel_span_is_linked_to_the_spans_of_callers_in_coroutines() -> None:
         assert linked(span) == identities(callers)
 
 
+def test_otel_span_is_current_while_the_function_runs(kit: Kit) -> None:
+    recorder = Recorder()
+    who: ContextVar[str] = ContextVar("who", default="nobody")
+
+    def function(items: list[int]) -> list[str]:
+        with recorder.span("SELECT"):  # as the driver of a database does
+            return [who.get() for _ in items]
+
+    f = kit(function, batch_size=2, timeout=None, on_batch=recorder.observe)
+    who.set("a caller")
+    with recorder.span("caller"):
+        assert kit.outcomes([kit.submit(f, 1), kit.submit(f, 2)]) == ["nobody"] * 2
+    kit.until_idle(f)
+    (span,), (query,), callers = (recorder.ended(name) for name in ("batch function", "SELECT", "caller"))
+    assert query.parent is not None
+    assert query.parent == span.context
+    assert linked(span) == identities(callers)
+    assert not trace.get_current_span().get_span_context().is_valid
+    kit.outcomes(kit.submits(f, [3, 4]))
+    kit.until_idle(f)
+    assert [each.parent for each in recorder.ended("SELECT")] == [
+        each.context for each in recorder.ended("batch function")
+    ]
+
+
+def test_otel_that_cannot_start_a_span_harms_nobody(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:
+    class Fails(OpenTelemetryObserver):
+        def begin(self, *_: object) -> Any:
+            raise ValueError("no span")
+
+    recorder = Recorder()
+    f = kit(tens, batch_size=2, timeout=None, on_batch=Fails(recorder.provider))
+    assert kit.outcomes([kit.submit(f, 1), kit.submit(f, 2)]) == [10, 20]
+    assert "on_batch of tens() raised" in caplog.text
+    kit.until_idle(f)
+    assert len(recorder.ended("batch tens")) == 1  # made as a whole
+
+
 def test_otel_span_is_linked_once_to_a_span_that_passed_several_items() -> None:
     recorder = Recorder()
     f = batched(batch_size=4, timeout=None, on_batch=recorder.observe)(tens)
@@ -328,7 +410,7 @@ def test_otel_span_is_as_long_as_its_batch_and_ends_with_it(monkeypatch: pytest.
 
 def test_otel_attributes_tell_the_figures_of_the_report() -> None:
     recorder = Recorder()
-    recorder.observe(a_report("g", [0.5, 0.75, 0.25], batch_size=3, reason="full", pending=7, in_flight=2))
+    recorder.observe(a_report("g", [0.5, 0.75, 0.25], batch_size=3, reason="full", pending=7, in_flight=2, weight=4.5))
     (span,) = recorder.ended("batch g")
     assert dict(span.attributes or {}) == {
         "batchify.function": "g",
@@ -338,6 +420,7 @@ def test_otel_attributes_tell_the_figures_of_the_report() -> None:
         "batchify.longest_wait": 0.75,
         "batchify.pending": 7,
         "batchify.in_flight": 2,
+        "batchify.weight": 4.5,
     }
     assert span.instrumentation_scope is not None
     assert span.instrumentation_scope.name == "batchify"

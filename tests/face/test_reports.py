@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from batchify import BatchReport, ResultCountError
+from batchify import BatchReport, BufferFullError, ResultCountError
 
 from .. import inside
 from ..kit import Kit
@@ -143,6 +143,34 @@ def test_report_of_a_generator_comes_after_its_last_result(kit: Kit, caplog: pyt
     kit.until(lambda: f.stats.in_flight == 0 and len(reports) == 1)
     assert (reports[0].size, reports[0].error) == (2, None)
     assert not caplog.records  # nor is one tried before
+
+
+@pytest.mark.parametrize("dedupe", [False, True])
+def test_report_says_what_the_items_weigh_together(kit: Kit, dedupe: bool) -> None:
+    reports: list[BatchReport] = []
+    options: dict[str, Any] = {"weight": lambda x: x / 4, "max_weight": 9, "dedupe": dedupe}
+    f = kit(batch_size=3, timeout=None, on_batch=reports.append, **options)
+    kit.outcomes(kit.submits(f, [1, 2, 3, 4, 4, 5, 6] if dedupe else [1, 2, 3, 4, 5, 6]))
+    kit.until_idle(f)
+    assert [report.weight for report in reports] == [1.5, 3.75]
+    g = kit(batch_size=1, on_batch=reports.append)
+    kit.outcome(kit.start(g, 1))
+    kit.until_idle(g)
+    assert reports[-1].weight is None
+
+
+def test_report_says_how_many_were_refused_since_the_last_one(kit: Kit) -> None:
+    reports: list[BatchReport] = []
+    f = kit(gated=True, batch_size=1, max_pending=1, on_batch=reports.append)
+    handles = [kit.busy(f, 0), kit.submit(f, 1)]
+    for _ in range(3):
+        with pytest.raises(BufferFullError):
+            kit.submit(f, 2)
+    kit.go_on(3)
+    kit.outcomes(handles)
+    kit.until_idle(f)
+    assert [report.refused for report in reports] == [3, 0]
+    assert f.stats.refused == 3
 
 
 def test_report_is_not_made_where_all_items_were_cancelled(kit: Kit) -> None:
