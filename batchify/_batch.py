@@ -384,13 +384,23 @@ class Batch:
         if isinstance(value, Mapping):
             return [self._look_up(value, entry.item) for entry in entries]
         # A table's entries are its columns, and a square one would pass the check of the length.
-        if isinstance(value, _NOT_RESULTS) or not hasattr(value, "__len__") or hasattr(value, "columns"):
-            if isinstance(value, CoroutineType):
-                value.close()  # else it would warn that nobody awaited it
+        is_table = hasattr(value, "columns")
+        if isinstance(value, _NOT_RESULTS) or is_table or not hasattr(value, "__len__"):
             what = "None" if value is None else type(value).__name__
             hint = "; await it first" if hasattr(type(value), "__await__") else ""
+            if isinstance(value, CoroutineType):
+                value.close()  # else it would warn that nobody awaited it
+                hint = (
+                    "; a plain function around an `async def` one hides that it must be awaited: put @batched beneath "
+                    "it, or mark it with inspect.markcoroutinefunction()"
+                )
+            if is_table:
+                hint = "; the entries of a table are its columns, so return its rows: .to_numpy(), or a list of them"
             return self._broken(TypeError, what, f": {self.accepts}{hint}")
-        count = len(value)
+        try:
+            count = len(value)
+        except TypeError:  # an array without dimensions has a __len__() too
+            return self._broken(TypeError, f"{type(value).__name__} without a length", f": {self.accepts}")
         if count == len(entries):
             results = list(islice(value, count + 1))  # bounded, since len() may lie
             count = len(results)

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, 
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import fields, replace
-from functools import partial
+from functools import partial, wraps
 from inspect import Signature
 from operator import attrgetter
 from types import CodeType, FunctionType, GenericAlias, MethodType
@@ -570,12 +570,13 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
         super().__init__(function)  # type: ignore[call-arg]
         self._self_kind, self._self_begin, self._self_of_class = kind, begin, of_class
         self._self_attribute: str = function.__name__
+        self._self_class: Any = None  # in which it is written
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C, the weak reference says whose it was.
         self._self_engines: dict[int, tuple[weakref.ref[object], Any]] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._self_attribute = name
+        self._self_attribute, self._self_class = name, owner
 
     @overload
     def __get__(self: "BatchedMethod[type[Any], F_co]", instance: object, owner: type) -> F_co: ...
@@ -611,6 +612,12 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
 
     def __call__(self: "BatchedMethod[Any, Callable[K, X]]", instance: Any, /, *args: K.args, **kwargs: K.kwargs) -> X:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
+        kind = self._self_class
+        if kind is not None and not (self._self_of_class or isinstance(instance, kind)):
+            raise TypeError(
+                f"{name_of(self.__wrapped__)}() is a method: call it of an instance of {kind.__name__}, or with one as "
+                f"its first argument, got {instance!r}"
+            )
         return self.__get__(instance, instance)(*args, **kwargs)  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -690,6 +697,24 @@ def _restored(function: Callable[..., Any], options: Options, of_class: bool) ->
     return _decorate(options, classmethod(function) if of_class else function)
 
 
+def _by_name(batched: X) -> X:
+    """Say what is wrong where the function or an option is passed by position."""
+    make: Any = batched
+
+    @wraps(make)
+    def checked(*args: object, **options: Any) -> Any:
+        if args:
+            got = ", ".join(map(repr, args))
+            raise TypeError(
+                f"batched() takes its options by name, and what it returns takes the function: write "
+                f"@batched(batch_size=8) above it; got batched({got})"
+            )
+        return make(**options)
+
+    return cast("X", checked)
+
+
+@_by_name
 def batched(
     *,
     batch_size: int,
@@ -798,6 +823,11 @@ def _decorate(options: Options, function: Any, /) -> Any:
         raise TypeError(f"{function!r} is batched already")
     name = name_of(function)
     method = of_class or (_signature.is_method(function) and not is_static)
+    if not (method or is_static) and _signature.begins_with_self(function):
+        raise TypeError(
+            f"{name}() takes `self`, but is not written in a class, where batched() would know that each instance has "
+            f"a buffer: decorate it in the class; if another decorator hides that, it lacks functools.wraps()"
+        )
     takes = _signature.takes_of(name, function, method=method)
     options.check(name)
     for option in ("weight", "group_by", "on_batch"):

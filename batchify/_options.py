@@ -124,15 +124,19 @@ class Options:
         # Each key is in a frozenset, as that asks it for its hash once, here, and remembers it. With types, since 1 and
         # True are equal, but not the same to the function.
         if self.dedupe:
-            call.item_key = frozenset(((tuple(map(type, item)) if several else type(item), item),))
+            kind = tuple(map(type, item)) if several else type(item)
+            call.item_key = _key(name, "dedupe needs items that are hashable", (kind, item))
         call.key = by = None
         if self.group_by is not None:
             by = self.group_by(*item) if several else self.group_by(item)
-            call.key = frozenset((by,))
+            call.key = _key(name, "group_by must return something hashable", by)
         if takes is not None and takes.constants:
-            for constant, value in constants.items():
-                _check_hashable(name, constant, value)
-            call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
+            try:
+                call.key = frozenset(((by, tuple(constants.items()), tuple(map(type, constants.values()))),))
+            except TypeError:
+                for constant, value in constants.items():
+                    _key(name, f"{constant} must be hashable, since only calls with an equal one share a batch", value)
+                raise
 
 
 def label_of(key: Any, *, constants: bool) -> Hashable:
@@ -147,13 +151,11 @@ def constants_of(key: Any) -> dict[str, Any]:
     return dict(named)
 
 
-def _check_hashable(name: str, constant: str, value: object) -> None:
+def _key(name: str, rule: str, value: Any) -> frozenset[Any]:
     try:
-        hash(value)
+        return frozenset((value,))
     except TypeError as error:
-        raise TypeError(
-            f"{name}(): {constant} must be hashable, since only calls with an equal one share a batch: {error}"
-        ) from None
+        raise TypeError(f"{name}(): {rule}: {error}") from error
 
 
 def _is_number(value: object) -> bool:

@@ -41,6 +41,11 @@ def is_method(function: Callable[..., Any]) -> bool:
     return _class_around(function) != "" and (needed > 1 or not takes or takes[0].name in ("self", "cls"))
 
 
+def begins_with_self(function: Callable[..., Any]) -> bool:
+    """Whether its first parameter is meant to be an instance."""
+    return [each.name for each in _parameters(function)[:1]] == ["self"]
+
+
 def _count_columns(parameters: list[Parameter]) -> int:
     """Return how many are lists with an entry per item: the first one, and those by position that have no default.
 

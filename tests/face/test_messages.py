@@ -120,6 +120,83 @@ def test_message_of_wrong_results(
     assert (type(raised), str(raised)) == (error, message.replace("...", ACCEPTED[kit.kind]))
 
 
+def test_message_of_a_table(kit: Kit) -> None:
+    class DataFrame(list[Any]):
+        columns = ()
+
+    (raised,) = kit.answers(DataFrame, 1)
+    assert type(raised) is TypeError
+    assert str(raised).endswith(
+        "; the entries of a table are its columns, so return its rows: .to_numpy(), or a list of them"
+    )
+
+
+def test_message_of_a_result_without_a_length(kit: Kit) -> None:
+    class Scalar:  # as an array without dimensions
+        def __len__(self) -> int:
+            raise TypeError("len() of unsized object")
+
+    (raised,) = kit.answers(lambda _: Scalar(), 1)
+    said = f"{kit.made[-1].__name__}() returned Scalar without a length{RETURNED}"
+    assert (type(raised), str(raised)) == (TypeError, said.replace("...", ACCEPTED[kit.kind]))
+
+
+@pytest.mark.parametrize(
+    ("option", "rule"),
+    [
+        ({"dedupe": True}, "dedupe needs items that are hashable"),
+        ({"group_by": lambda item: item}, "group_by must return something hashable"),
+    ],
+)
+def test_message_of_what_cannot_be_hashed(kit: Kit, option: dict[str, Any], rule: str) -> None:
+    f = kit(batch_size=2, timeout=None, **option)
+    with pytest.raises(TypeError, match=rf"^negate\(\): {rule}: .*unhashable type: 'list'"):
+        kit.submit(f, [])
+
+
+@pytest.mark.parametrize("args", [(embed,), (8,), (8, 0.1)], ids=["function", "one", "two"])
+def test_message_of_options_by_position(args: tuple[Any, ...]) -> None:
+    with pytest.raises(TypeError) as raised:
+        batched(*args)
+    assert str(raised.value) == (
+        "batched() takes its options by name, and what it returns takes the function: write "
+        f"@batched(batch_size=8) above it; got batched({', '.join(map(repr, args))})"
+    )
+
+
+def test_message_of_a_method_that_is_called_without_an_instance() -> None:
+    function: Any = Model.encode
+
+    class Encoder:
+        encode = batched(batch_size=2)(function)
+
+    for args in (("hi",), ("hi", 1), (Encoder,)):
+        with pytest.raises(TypeError) as raised:
+            Encoder.encode(*args)
+        assert str(raised.value) == (
+            "Model.encode() is a method: call it of an instance of Encoder, or with one as its first argument, got "
+            f"{args[0]!r}"
+        )
+
+
+def test_message_of_a_method_that_is_written_outside_of_a_class() -> None:
+    def hides(method: Any) -> Any:
+        def wrapper(self: Any, xs: list[int]) -> Any:
+            return method(self, xs)
+
+        return wrapper
+
+    functions: list[Any] = [hides(len), lambda self, xs: xs]
+    for function in functions:
+        with pytest.raises(TypeError) as raised:
+            batched(batch_size=2)(function)
+        assert str(raised.value) == (
+            f"{function.__name__}() takes `self`, but is not written in a class, where batched() would know that each "
+            "instance has a buffer: decorate it in the class; if another decorator hides that, it lacks "
+            "functools.wraps()"
+        )
+
+
 def test_message_of_a_stop_iteration(kit: Kit) -> None:
     def f(xs: list[Any]) -> list[Any]:
         return [next(iter([]))]
@@ -144,7 +221,9 @@ def test_message_of_a_coroutine_that_the_function_returned() -> None:
         f(1)
     assert str(raised.value) == (
         "<lambda>() returned coroutine; it must return one result per item, in the same order: a list or other "
-        "sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these; await it first"
+        "sequence, a mapping from item to result, an iterator, or a thread-safe future of one of these; a plain "
+        "function around an `async def` one hides that it must be awaited: put @batched beneath it, or mark it with "
+        "inspect.markcoroutinefunction()"
     )
 
 
