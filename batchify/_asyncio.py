@@ -26,7 +26,7 @@ from types import coroutine
 from typing import Any
 
 from ._batch import Batch, Call, MapCall
-from ._engine import Ahead, Controls, Engine, begin_anew_in_children
+from ._engine import Ahead, Controls, Engine, begin_anew_in_children, is_on_trio
 from ._inside import Runner, current, here
 from ._options import MISSING, NO_CONSTANTS, Options, Takes, given
 from ._stats import Stats, Tally
@@ -144,6 +144,11 @@ def submit_to_thread(engine: Any, item: Any, _: object, constants: Mapping[str, 
 
 
 def no_loop_error(name: str) -> RuntimeError:
+    if is_on_trio():
+        return RuntimeError(
+            f"{name}() needs an event loop of asyncio, and this one is trio's: there, a `def` function can be awaited "
+            f"with `await trio.to_thread.run_sync({name.removesuffix('.aio')}, item)`"
+        )
     return RuntimeError(f"{name}() is a coroutine function: call it where an event loop runs")
 
 

@@ -589,6 +589,12 @@ class Ahead:
             self._engine.withdraw(call)
 
 
+def is_on_trio() -> bool:
+    """Whether an event loop of trio's runs on this thread."""
+    trio = sys.modules.get("trio.lowlevel")
+    return trio is not None and trio.in_trio_run()
+
+
 def begin_anew_in_children(live: "weakref.WeakKeyDictionary[Any, None]") -> None:
     """Let what lives then begin_anew() in each forked child.
 

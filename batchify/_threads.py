@@ -32,7 +32,7 @@ from time import monotonic
 from typing import Any
 
 from ._batch import Batch, Call, complain, is_future
-from ._engine import Ahead, Controls, Engine, begin_anew_in_children
+from ._engine import Ahead, Controls, Engine, begin_anew_in_children, is_on_trio
 from ._errors import BatchError, ClosedError, WaitsForItselfError
 from ._inside import Runner, here, waits_for_itself
 from ._inside import current as current_runner
@@ -417,15 +417,8 @@ class ThreadEngine(Controls, Engine):
 
     def call(self, item: Any, constants: Mapping[str, Any] = NO_CONSTANTS) -> Any:
         """Block until the item is answered; return its result or raise its error."""
-        if not self._warned and _running_loop() is not None:
-            self._warned = True
-            instead = self.awaitable or f"{self.name}.aio(item)"
-            warnings.warn(
-                f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result "
-                f"is there, so that nobody on it can join the batch: use `await {instead}`",
-                RuntimeWarning,
-                stacklevel=3,  # the line of the user, who called __call__() or request(), which called this
-            )
+        if not self._warned and _is_on_a_loop():
+            self._warn(self.awaitable or f"{self.name}.aio(item)", stacklevel=4)  # who called what called this
         bell = allocate_lock()
         bell.acquire()
         call = Call()
@@ -449,6 +442,18 @@ class ThreadEngine(Controls, Engine):
             self.withdraw(call)
             raise
         return call.value if call.error is None else call.outcome()
+
+    def _warn(self, instead: str, *, stacklevel: int) -> None:
+        if not _is_in_a_notebook():  # whose every cell runs on a loop
+            if _running_loop() is None:
+                instead = f"trio.to_thread.run_sync({self.name}, item)"
+            warnings.warn(
+                f"{self.name}() was called on the thread of a running event loop. That stops the loop until the result "
+                f"is there, so that nobody on it can join the batch: use `await {instead}`",
+                RuntimeWarning,
+                stacklevel=stacklevel,  # of the user
+            )
+        self._warned = True  # if that has not raised: else the next call is refused as well
 
     def submit(self, item: Any, owner: object, constants: Mapping[str, Any] = NO_CONSTANTS) -> ItemFuture:
         """Return a future of the item's result, without blocking."""
@@ -543,6 +548,8 @@ class ThreadEngine(Controls, Engine):
         `_owner`, whose method must answer, is kept alive meanwhile.
         Not `chunked`: one at a time, since reading on may block (a socket, a queue).
         """
+        if not self._warned and _is_on_a_loop():
+            self._warn(f"asyncio.gather(*map({self.name}.aio, items))", stacklevel=3)  # who called next() of this
         bell = allocate_lock()  # free, so the first sleep ends at once, and there is one look more
         ring = partial(_ring, bell)
         ahead = Ahead(self, constants, ring, returns_errors=returns_errors)
@@ -789,6 +796,15 @@ def _running_loop() -> object:
         return None
     _running_loop = find  # from now on every call asks asyncio at once
     return find()
+
+
+def _is_on_a_loop() -> bool:
+    return _running_loop() is not None or is_on_trio()
+
+
+def _is_in_a_notebook() -> bool:
+    jupyter = sys.modules.get("ipykernel.kernelapp")
+    return jupyter is not None and jupyter.IPKernelApp.initialized()
 
 
 def _all() -> list[ThreadEngine]:

@@ -1,19 +1,22 @@
 """The flush thread is started once, by the first call, carries the function's name, and ends with the function."""
 
 import asyncio
+import sys
 import threading
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import trio
 
 from batchify import ClosedError
 
 from .. import inside
-from ..kit import Threads
+from ..kit import Threads, anegate
 from ..tools import batched, in_threads, run_script, until
 
 
@@ -238,6 +241,63 @@ def test_blocking_call_on_a_running_loop_warns_once_and_works() -> None:
             assert asyncio.run(main()) == [1, 2]
         assert len(warned) == 1
         assert warned[0].filename == __file__
+
+
+def test_map_on_a_running_loop_warns_too() -> None:
+    async def main() -> list[int]:
+        return list(f.map([1, 2]))
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        instead = r"use `await asyncio\.gather\(\*map\(<lambda>\.aio, items\)\)`$"
+        with pytest.warns(RuntimeWarning, match=f"running event loop.* {instead}") as warned:
+            assert asyncio.run(main()) == [1, 2]
+        assert len(warned) == 1
+        assert warned[0].filename == __file__
+
+
+def test_blocking_call_on_a_running_loop_is_refused_each_time_where_warnings_are_errors() -> None:
+    async def main() -> None:
+        for _ in range(3):
+            with pytest.raises(RuntimeWarning):
+                f(1)
+            with pytest.raises(RuntimeWarning):
+                list(f.map([1]))
+
+    with warnings.catch_warnings(), batched(batch_size=1)(lambda items: items) as f:
+        warnings.simplefilter("error")
+        asyncio.run(main())
+    assert f.stats.accepted == 0
+
+
+def test_blocking_call_on_the_loop_of_trio_warns_and_says_what_works_there() -> None:
+    async def main() -> None:
+        with pytest.warns(RuntimeWarning, match=r"use `await trio\.to_thread\.run_sync\(<lambda>, item\)`$"):
+            assert f(1) == 1
+        assert await trio.to_thread.run_sync(f, 2) == 2
+        for awaited in (f.aio, batched(batch_size=1)(anegate)):
+            with pytest.raises(RuntimeError) as raised:
+                await awaited(3)
+            name = raised.value.args[0].partition("(")[0]
+            assert str(raised.value) == (
+                f"{name}() needs an event loop of asyncio, and this one is trio's: there, a `def` function can be "
+                f"awaited with `await trio.to_thread.run_sync({name.removesuffix('.aio')}, item)`"
+            )
+
+    with batched(batch_size=1)(lambda items: items) as f:
+        trio.run(main)
+
+
+def test_blocking_call_in_a_notebook_does_not_warn(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def cell() -> None:
+        assert f(1) == 1
+        assert list(f.map([2])) == [2]
+
+    jupyter: Any = ModuleType("ipykernel.kernelapp")
+    jupyter.IPKernelApp = SimpleNamespace(initialized=lambda: True)  # as where a kernel runs
+    monkeypatch.setitem(sys.modules, jupyter.__name__, jupyter)
+    with warnings.catch_warnings(), batched(batch_size=1)(lambda items: items) as f:
+        warnings.simplefilter("error")
+        asyncio.run(cell())
 
 
 def test_blocking_call_on_a_running_loop_warns_if_it_is_the_very_first() -> None:
