@@ -599,9 +599,13 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
         try:
             reference = weakref.ref(instance, lambda _: engines.pop(key, None))  # and with it all access to the engine
         except TypeError:
+            remedy = f"add '__weakref__' to the __slots__ of {kind.__name__}"
+            if hasattr(kind, "__dataclass_fields__"):
+                remedy = "write @dataclass(slots=True, weakref_slot=True)"
+            elif issubclass(kind, tuple):
+                remedy = "no tuple can, so use a @dataclass(frozen=True)"
             raise TypeError(
-                f"{name}() needs an instance that can be weakly referenced, since its buffer goes with it: "
-                f"add '__weakref__' to the __slots__ of {kind.__name__}"
+                f"{name}() needs an instance that can be weakly referenced, since its buffer goes with it: {remedy}"
             ) from None
         function = _bound_weakly(self.__wrapped__, reference)
         begun = reference, self._self_begin(function, name, replace(self._self_options))
