@@ -307,7 +307,9 @@ class Engine:
 
     def claim(self, calls: list[Any]) -> list[Any]:
         """Return the calls whose callers have not left, and count the others."""
-        claimed = [call for call in calls if call.claim()]
+        # The first look claims nothing: if somebody has left, all others are put back, and may be cancelled.
+        present = [call for call in calls if not call.has_left()]
+        claimed = [call for call in present if call.claim()] if len(present) == len(calls) else present
         if len(claimed) < len(calls):
             self.tally.leave(len(calls) - len(claimed))
         return claimed

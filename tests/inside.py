@@ -139,12 +139,13 @@ def is_at_rest(f: Any) -> bool:
     threads = [thread for thread in threads_of(f) if thread.is_alive()]
     owner = None if it.owner is None else it.owner.flush_thread
     for thread in threads:
-        if thread is owner and _is_asleep(it, thread):
+        asleep = _is_asleep(it, thread)  # asked once, as it may have fallen asleep a moment later
+        if thread is owner and asleep:
             if it.news or (isinstance(it._bell, _HandLock) and not it._bell.keeps_asleep(1)):
                 return False
             if it.has_turn and it.wake_at == inf:
                 return False
-        elif not _is_asleep(it, thread) and not _is_in_the_function(thread):
+        elif not asleep and not _is_in_the_function(thread):
             return False
     if owner is not None and not it._bell.locked() and not _is_in_the_function(owner):
         return False

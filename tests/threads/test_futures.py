@@ -24,9 +24,10 @@ def test_future_can_be_cancelled_until_its_batch_runs() -> None:
     """As with every executor: who hears True knows that the function has not got the item, and never will."""
     function = Gated()
     with batched(batch_size=2, timeout=None)(function) as f:
-        waiting, *running = [f.submit(number) for number in range(3)]
+        waiting = f.submit(0)
         assert not waiting.running()
         assert waiting.cancel()
+        running = [f.submit(number) for number in (1, 2)]
         function.entered.acquire()
         for future in running:
             assert future.running()

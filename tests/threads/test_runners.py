@@ -24,7 +24,7 @@ def test_thread_is_started_only_when_all_others_are_busy(threads: Threads) -> No
     f = threads(batch_size=2, concurrency=8)
     for number in range(20):
         assert f(number) == -number
-        threads.until_idle(f)
+        threads.settle(f)
     assert len(inside.threads_of(f)) == 2
     assert len(threads.idents) == 1
 
