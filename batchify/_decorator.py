@@ -445,7 +445,8 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
         What it reads does not count against `max_pending`.
 
         Args:
-            items: Read at most two batches ahead of the results; one item at a time if it has no length.
+            items: Read at most two batches ahead of the results. From an iterator, which has no length, one item at a
+                time: such a map fills its batches only where they may wait, so pass a list, or set a timeout.
             *more: For a function of several columns, the entries of the others; ends with the shortest, as `map` does.
             return_exceptions: Whether an item's error stands in the place of its result, as in `asyncio.gather`, and
                 the rest goes on.
@@ -793,7 +794,8 @@ def batched(
             by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
             such a call, as when it calls the function itself, is not reported.
 
-    `weight` and `group_by` are called by the caller; what they raise is raised at that call alone.
+    `weight` and `group_by` are called by the caller, on its thread, beside the function and each other: what they use
+    must bear that, and a fast tokenizer does not (see docs/models.md). What they raise is raised at that call alone.
 
     Ctrl-C in a caller that blocks takes its item out and touches no other call. Where it strikes code that runs on an
     event loop, `on_batch`, or what an engine calls back on the main thread, the next call works, but calls of that very

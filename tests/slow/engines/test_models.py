@@ -166,6 +166,14 @@ def test_model_with_two_outputs_gives_each_caller_both(tmp_path: Path, monkeypat
     assert results == [(image.argmax(), image.max()) for image in images]
 
 
+def test_each_thread_has_a_tokenizer_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    component("tokenizers")
+    page = module("models.md", "A token budget", "token_budget", tmp_path, monkeypatch)
+    texts = ["one more word", "one word", "nothing known here at all"] * 5
+    with page.known:
+        assert in_threads(lambda text: page.known(page.tokens_of(text)), texts) == [2 / 3, 1.0, 0.0] * 5
+
+
 @pytest.fixture
 def padding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The recipe that pads."""
