@@ -13,7 +13,7 @@ class Receiver:
         self.received: list[Any] = []
 
     @batched(batch_size=2)
-    def receive(self, sender: list[Any], *, signal: Any, **_: Any) -> list[Any]:
+    def receive(self, sender: list[Any], *, signal: Any) -> list[Any]:
         self.received += sender
         return sender
 
