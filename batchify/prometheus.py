@@ -4,9 +4,10 @@ Needs the extra `prometheus`. It is imported by whoever uses it, never by the re
 """
 
 import threading
+import weakref
 from collections import Counter as Sums
 from typing import Any
-from weakref import WeakKeyDictionary, WeakSet
+from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
@@ -18,7 +19,7 @@ _ITEMS = [2**n for n in range(11)]
 _SECONDS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
 # A registry takes each name once, so all observers on a registry have the same metrics.
-_lock = threading.Lock()
+_lock = threading.RLock()  # since a finalizer may make one, on a thread that does
 _metrics: "WeakKeyDictionary[CollectorRegistry, _Metrics]" = WeakKeyDictionary()
 
 
@@ -26,8 +27,9 @@ class _Metrics(Collector):
     """The metrics of one registry, and a collector, before them, that asks the functions at each scrape."""
 
     def __init__(self, to: CollectorRegistry) -> None:
-        self.engines: WeakSet[Any] = WeakSet()
-        self.names: set[str] = set()  # of these, and of those that have gone
+        # Without a lock, as a finalizer or a signal handler may bring another one at any line.
+        self.engines: dict[int, weakref.ref[Any]] = {}  # by id()
+        self.names: dict[str, None] = {}  # of these, and of those that have gone
         to.register(self)
         try:
             self._make(to)
@@ -59,8 +61,7 @@ class _Metrics(Collector):
 
     def collect(self) -> list[Metric]:
         """Bring up to date what the metrics behind this one are about to show."""
-        with _lock:
-            engines, names = list(self.engines), self.names.copy()
+        engines = [engine for known in self.engines.copy().values() if (engine := known()) is not None]
         pending, running, in_flight = Sums[str](), Sums[str](), Sums[str]()
         for engine in engines:
             stats, name = engine.stats, engine.name
@@ -68,7 +69,7 @@ class _Metrics(Collector):
             running[name] += stats.running
             in_flight[name] += stats.in_flight
             self.refused.labels(name).inc(engine.tally.newly_refused())
-        for name in names:
+        for name in self.names.copy():
             self.pending.labels(name).set(pending[name])
             self.running.labels(name).set(running[name])
             self.in_flight.labels(name).set(in_flight[name])
@@ -108,9 +109,9 @@ class PrometheusObserver(Observer):
 
     def watch(self, engine: Any) -> None:
         """Show its figures at each scrape, as long as it lives."""
-        with _lock:
-            self._metrics.engines.add(engine)
-            self._metrics.names.add(engine.name)
+        key, engines = id(engine), self._metrics.engines
+        self._metrics.names[engine.name] = None
+        engines[key] = weakref.ref(engine, lambda _: engines.pop(key, None))
 
     def __call__(self, report: BatchReport) -> None:
         """Count one batch."""

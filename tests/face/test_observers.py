@@ -23,9 +23,11 @@ from rich.progress import track
 from tqdm import tqdm
 
 from batchify import BatchReport, BufferFullError
+from batchify import batched as typed_batched
 from batchify.otel import OpenTelemetryObserver
 from batchify.prometheus import PrometheusObserver
 
+from ..intruder import at_each_line
 from ..kit import Kit
 from ..tools import batched, collect, in_threads, run_script
 
@@ -245,6 +247,29 @@ def test_prometheus_shows_what_waits_at_the_scrape_while_the_first_batch_hangs(k
     kit.outcomes(handles)
     kit.until_idle(f)
     assert shown() == [0, 0, 0, 2]
+
+
+def test_prometheus_hears_of_a_buffer_in_the_midst_of_hearing_of_another_one() -> None:
+    registry = CollectorRegistry()
+    observe = PrometheusObserver(registry)
+
+    class Model:
+        @typed_batched(batch_size=9, timeout=None, on_batch=observe)
+        def run(self, xs: list[int]) -> list[int]:
+            return xs
+
+    def begin() -> None:
+        models.append(Model())
+        _ = models[-1].run
+
+    models: list[Model] = []
+    for lines in at_each_line(at_least=3):
+        models.clear()
+        with lines.intruder_doing(begin, "prometheus.py").on_this_thread():
+            begin()
+            scraped(registry)
+        assert lines.intruder is not None
+        assert lines.intruder.error is None
 
 
 def test_prometheus_adds_up_the_buffers_of_one_name_and_forgets_those_that_are_gone(kit: Kit) -> None:
