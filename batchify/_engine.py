@@ -593,8 +593,8 @@ class Ahead:
 
 def is_on_trio() -> bool:
     """Whether an event loop of trio's runs on this thread."""
-    trio = sys.modules.get("trio.lowlevel")
-    return trio is not None and trio.in_trio_run()
+    runs = getattr(sys.modules.get("trio.lowlevel"), "in_trio_run", None)  # None as well: it is being imported now
+    return runs is not None and runs()
 
 
 def begin_anew_in_children(live: "weakref.WeakKeyDictionary[Any, None]") -> None:

@@ -803,8 +803,8 @@ def _is_on_a_loop() -> bool:
 
 
 def _is_in_a_notebook() -> bool:
-    jupyter = sys.modules.get("ipykernel.kernelapp")
-    return jupyter is not None and jupyter.IPKernelApp.initialized()
+    kernel = getattr(sys.modules.get("ipykernel.kernelapp"), "IPKernelApp", None)
+    return kernel is not None and kernel.initialized()
 
 
 def _all() -> list[ThreadEngine]:
