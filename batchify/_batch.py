@@ -207,9 +207,8 @@ class Batch:
         if isinstance(self._hook, Observer) and not _reporting.get():
             known = self._report.keywords
             try:
-                self._hook = self.enter(
-                    self._hook.begin, known["name"], known["size"], known["reason"], known["contexts"]
-                )
+                begin = partial(self._hook.begin, known["name"], known["size"], known["reason"], known["contexts"])
+                self._hook = self.enter(_reported, begin)
             except BaseException:  # noqa: BLE001 - as in _tell_hook()
                 complain("on_batch of %s() raised", self.engine.name)
 
@@ -423,6 +422,15 @@ class Batch:
         rule = "it must return one result per item, in the same order"
         self.error = kind(f"{self.engine.name}() returned {returned}; {rule}{accepts}")
         return [self.error] * len(self.to_answer[0])
+
+
+def _reported(begin: Callable[[], Any]) -> Any:
+    """Call it as if in a report, so that no batch is reported that begins in its midst."""
+    token = _reporting.set(True)
+    try:
+        return begin()
+    finally:
+        _reporting.reset(token)
 
 
 def _without_our_frame(error: BaseException) -> BaseException:

@@ -272,8 +272,8 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
                 return self._self_bound_to[name == "__self__"]
             return super().__getattr__(name)
 
-    def __eq__(self, other: object) -> bool:
-        return self._self_engine is other._self_engine if isinstance(other, _Batched) else NotImplemented
+    def __eq__(self, other: Any) -> bool:
+        return self._self_engine is other._self_engine if issubclass(type(other), _Batched) else NotImplemented
 
     def __hash__(self) -> int:
         return hash(self._self_engine)
@@ -571,13 +571,12 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
         super().__init__(function)  # type: ignore[call-arg]
         self._self_kind, self._self_begin, self._self_of_class = kind, begin, of_class
         self._self_attribute: str = function.__name__
-        self._self_class: Any = None  # in which it is written
         # By id(), since instances may be equal or unhashable. An entry goes with its instance, before that id can be
         # given to another one; should it not, for Ctrl-C, the weak reference says whose it was.
         self._self_engines: dict[int, tuple[weakref.ref[object], Any]] = {}
 
     def __set_name__(self, owner: type, name: str) -> None:
-        self._self_attribute, self._self_class = name, owner
+        self._self_attribute = name
 
     @overload
     def __get__(self: "BatchedMethod[type[Any], F_co]", instance: object, owner: type) -> F_co: ...
@@ -617,11 +616,11 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
 
     def __call__(self: "BatchedMethod[Any, Callable[K, X]]", instance: Any, /, *args: K.args, **kwargs: K.kwargs) -> X:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
-        kind = self._self_class
-        if kind is not None and not (self._self_of_class or isinstance(instance, kind)):
+        name, kinds = self._self_attribute, type(instance).__mro__
+        if not (self._self_of_class or any(type(vars(kind).get(name)) is BatchedMethod for kind in kinds)):
             raise TypeError(
-                f"{name_of(self.__wrapped__)}() is a method: call it of an instance of {kind.__name__}, or with one as "
-                f"its first argument, got {instance!r}"
+                f"{name_of(self.__wrapped__)}() is a method: call it of an instance, or with one as its first "
+                f"argument, got {instance!r}"
             )
         return self.__get__(instance, instance)(*args, **kwargs)  # type: ignore[no-any-return]
 

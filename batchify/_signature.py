@@ -74,9 +74,13 @@ def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
             f"{name}() must take {must} by position, each a list with one entry per item, and may take others that "
             f"have a default or are keyword-only, each the same for a whole batch; it takes {Signature(everything)}"
         )
+    unnamed = {each.name: each.default for each in mine[columns:] if each.kind is Parameter.POSITIONAL_ONLY}
+    if unnamed and mine[-1].kind is Parameter.VAR_KEYWORD:
+        raise TypeError(f"{name}() cannot have both positional-only parameters with a default and **{mine[-1].name}")
+    if any(each.name == "return_exceptions" for each in mine[columns:]):
+        raise TypeError(f"{name}() cannot have a parameter return_exceptions, which is one of its map()")
     define = partial(_define, name, parameters=everything, columns=columns, method=method)
     bind = define("{use}({item}{constants})")(lambda item, constants=NO_CONSTANTS: (item, constants))
-    unnamed = {each.name: each.default for each in mine[columns:] if each.kind is Parameter.POSITIONAL_ONLY}
     return Takes(columns, len(mine) > columns, len(mine) == 1, unnamed, partial(bind, None) if method else bind, define)
 
 
@@ -100,6 +104,7 @@ def _define(
         owner=names[0] if method else None,
     )
     space: dict[str, Any] = {f"{use}_{each.name}": each.default for each in parameters} | {"doc": doc}
+    space[f"{use}_ordered"] = lambda named: dict(sorted(named.items()))  # so those in another order are equal
     takes = [
         each if each.default is each.empty else each.replace(default=_Text(f"{use}_{each.name}")) for each in parameters
     ]
@@ -121,7 +126,7 @@ def _as_constant(parameter: Parameter, use: str) -> str:
     """Return the code of a parameter's entry in the dictionary of what is the same for a whole batch."""
     name = parameter.name
     if parameter.kind is Parameter.VAR_KEYWORD:
-        return f"**{name}"
+        return f"**{use}_ordered({name})"
     entry = f"{name!r}: {name}"
     with suppress(Exception):
         hash(parameter.default)

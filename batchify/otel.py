@@ -7,9 +7,10 @@ import contextvars
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import time_ns
+from typing import Any
 
 from opentelemetry import trace
-from opentelemetry.context import Context, attach
+from opentelemetry.context import Context, attach, detach, get_current
 
 from ._stats import BatchReport, Observer, Reason
 
@@ -43,8 +44,8 @@ class OpenTelemetryObserver(Observer):
     ) -> Callable[[BatchReport], None]:
         """Start the span of one batch, and make it current here; return what ends it."""
         span = self._start(name, size, reason, contexts)
-        attach(trace.set_span_in_context(span, Context()))  # for good: this context is the batch's own
-        return partial(self._end, span)
+        context = trace.set_span_in_context(span, Context())
+        return partial(self._end, span, attached=(context, attach(context)))
 
     def __call__(self, report: BatchReport) -> None:
         """Make the span of one batch, which has just ended."""
@@ -65,8 +66,10 @@ class OpenTelemetryObserver(Observer):
             start_time=moment,
         )
 
-    def _end(self, span: trace.Span, report: BatchReport) -> None:
+    def _end(self, span: trace.Span, report: BatchReport, attached: tuple[Context, Any] | None = None) -> None:
         end = time_ns()
+        if attached is not None and get_current() is attached[0]:  # in a task, which in tests may be its caller's
+            detach(attached[1])
         span.set_attribute("batchify.batch_size", report.batch_size)
         span.set_attribute("batchify.longest_wait", max(report.waits))
         span.set_attribute("batchify.pending", report.pending)

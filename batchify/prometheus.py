@@ -3,13 +3,14 @@
 Needs the extra `prometheus`. It is imported by whoever uses it, never by the rest of batchify.
 """
 
+import os
 import threading
 import weakref
-from collections import Counter as Sums
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from ._stats import BatchReport, Observer
@@ -18,18 +19,26 @@ _ITEMS = [2**n for n in range(11)]
 # The library's own begin at 5 ms, where many a batch has ended.
 _SECONDS = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10]
 
+_GAUGES = {
+    "pending": ("batchify_pending_items", "Items that wait"),
+    "running": ("batchify_running_items", "Items in a batch whose callers have no answer yet"),
+    "in_flight": ("batchify_in_flight_batches", "Batches that are running"),
+}
+
 # A registry takes each name once, so all observers on a registry have the same metrics.
 _lock = threading.RLock()  # since a finalizer may make one, on a thread that does
 _metrics: "WeakKeyDictionary[CollectorRegistry, _Metrics]" = WeakKeyDictionary()
 
 
 class _Metrics(Collector):
-    """The metrics of one registry, and a collector, before them, that asks the functions at each scrape."""
+    """The metrics of one registry, and a collector of those that the functions are asked for at each scrape."""
 
     def __init__(self, to: CollectorRegistry) -> None:
         # Without a lock, as a finalizer or a signal handler may bring another one at any line.
         self.engines: dict[int, weakref.ref[Any]] = {}  # by id()
         self.names: dict[str, None] = {}  # of these, and of those that have gone
+        self.reported: dict[str, dict[str, int]] = {}  # by those that cannot be asked
+        self.asks = "PROMETHEUS_MULTIPROC_DIR" not in os.environ  # else another process is scraped, by files
         to.register(self)
         try:
             self._make(to)
@@ -47,33 +56,40 @@ class _Metrics(Collector):
         name, text = "batchify_batch_duration_seconds", "Seconds from taking a batch until its results were there"
         self.duration = Histogram(name, text, by, registry=to, buckets=_SECONDS)
         # livesum: of several processes that are scraped together, the sum over those alive.
-        name, text = "batchify_pending_items", "Items that wait"
-        self.pending = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
-        name, text = "batchify_running_items", "Items in a batch whose callers have no answer yet"
-        self.running = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
-        name, text = "batchify_in_flight_batches", "Batches that are running"
-        self.in_flight = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
+        if not self.asks:
+            name, text = _GAUGES["pending"]
+            self.pending = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
+            name, text = _GAUGES["in_flight"]
+            self.in_flight = Gauge(name, text, by, registry=to, multiprocess_mode="livesum")
         name, text = "batchify_refused_items_total", "Items refused since max_pending others waited"
         self.refused = Counter(name, text, by, registry=to)
 
     def describe(self) -> list[Metric]:
-        return []
+        """Return the gauges, without values."""
+        return [GaugeMetricFamily(*gauge, labels=["function"]) for gauge in _GAUGES.values()] if self.asks else []
+
+    def report(self, name: str, pending: int, in_flight: int) -> None:
+        """Keep what a report says, for where nobody can be asked."""
+        if not self.asks:
+            self.pending.labels(name).set(pending)
+            self.in_flight.labels(name).set(in_flight)
+        self.reported[name] = {"pending": pending, "in_flight": in_flight}
 
     def collect(self) -> list[Metric]:
-        """Bring up to date what the metrics behind this one are about to show."""
+        """Return the gauges as they are now, and bring up to date how many items were refused."""
         engines = [engine for known in self.engines.copy().values() if (engine := known()) is not None]
-        pending, running, in_flight = Sums[str](), Sums[str](), Sums[str]()
+        figures = self.reported.copy() | {name: dict.fromkeys(_GAUGES, 0) for name in self.names.copy()}
         for engine in engines:
-            stats, name = engine.stats, engine.name
-            pending[name] += stats.pending
-            running[name] += stats.running
-            in_flight[name] += stats.in_flight
-            self.refused.labels(name).inc(engine.tally.newly_refused())
-        for name in self.names.copy():
-            self.pending.labels(name).set(pending[name])
-            self.running.labels(name).set(running[name])
-            self.in_flight.labels(name).set(in_flight[name])
-        return []
+            stats, sums = engine.stats, figures[engine.name]
+            for figure in _GAUGES:
+                sums[figure] += getattr(stats, figure)
+            self.refused.labels(engine.name).inc(engine.tally.newly_refused())
+        gauges = self.describe()
+        for figure, gauge in zip(_GAUGES, gauges, strict=False):
+            for name, sums in figures.items():
+                if figure in sums:
+                    gauge.add_sample(gauge.name, {"function": name}, sums[figure])
+        return gauges
 
 
 class PrometheusObserver(Observer):
@@ -121,8 +137,7 @@ class PrometheusObserver(Observer):
         # By 0 as well: until then there is no series.
         metrics.full.labels(function).inc(report.reason == "full")
         metrics.failed.labels(function).inc(report.error is not None)
-        metrics.pending.labels(function).set(report.pending)
-        metrics.in_flight.labels(function).set(report.in_flight)
+        metrics.report(function, report.pending, report.in_flight)
         metrics.refused.labels(function).inc(report.refused)
         wait = metrics.wait.labels(function)
         for seconds in report.waits if report.reason != "isolate" else ():

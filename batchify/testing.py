@@ -109,7 +109,7 @@ def recorded(function: Batched) -> Iterator[list[BatchRecord]]:
 
 
 def _watched_of(function: Any) -> _Watched:
-    if not isinstance(function, BatchedMethod) and not hasattr(function, "_self_engine"):
+    if not isinstance(function, (BatchedFunction, BatchedCoroutineFunction, BatchedMethod, BatchProcessor)):
         raise TypeError(f"this is for what batched() has made, and for a BatchProcessor, got {function!r}")
     return _watch(function if isinstance(function, BatchedMethod) else function._self_engine)
 
@@ -191,10 +191,13 @@ class _Own(asyncio.Future[Any]):
     steps: Any
 
     def __await__(self) -> Generator[Any, None, Any]:
-        yield from self.steps.__await__()
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():  # the function may have heard it in its caller's stead
-            raise asyncio.CancelledError
-        return (yield from super().__await__())
+        try:
+            yield from self.steps.__await__()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the function may have heard it in its caller's stead
+                raise asyncio.CancelledError
+            return (yield from super().__await__())
+        finally:
+            del self  # an error knows this frame
 
     __iter__ = __await__

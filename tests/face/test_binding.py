@@ -378,6 +378,27 @@ def test_method_of_the_class_says_that_an_instance_must_be_asked(attribute: str)
         _ = Scaler.scale.sumbit
 
 
+def test_method_of_several_classes_is_called_of_the_instances_of_each() -> None:
+    class One:
+        @batched(batch_size=2)
+        def run(self, xs: list[int]) -> list[int]:
+            return xs
+
+    class Other:
+        run = One.run
+
+    class Overrides(One):
+        def run(self, x: int) -> int:
+            return -int(One.run(self, x))
+
+    class Later:
+        pass
+
+    Later.run = One.run  # type: ignore[attr-defined]
+    assert [One.run(kind(), 1) for kind in (One, Other, Later)] == [1, 1, 1]
+    assert Overrides().run(1) == -1
+
+
 def test_method_with_other_parameters_is_refused() -> None:
     for takes in ("", "self", "self, *, ys", "self, xs, *ys"):
         space: dict[str, Any] = {"batched": batched}

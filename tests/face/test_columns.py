@@ -222,6 +222,28 @@ def test_positional_only_parameters_with_a_default_are_passed_by_position(kit: K
     assert kit.outcomes([kit.start(g, 1), kit.submit(g, 1, (), 4, w=5)]) == [(1, [], 2, 3), (1, (), 4, 5)]
 
 
+def test_options_in_another_order_are_equal(kit: Kit) -> None:
+    def f(xs: Any, **options: Any) -> list[Any]:
+        return [(x, *options.values()) for x in xs]
+
+    g = kit(f, batch_size=2, timeout=None)
+    assert kit.outcomes([kit.submit(g, 1, a=2, b=3), kit.submit(g, 4, b=3, a=2)]) == [(1, 2, 3), (4, 2, 3)]
+
+
+def test_parameters_that_could_not_be_told_apart_are_refused() -> None:
+    def both(xs: Any, a: Any = 1, /, **options: Any) -> Any: ...
+    def taken(xs: Any, *, return_exceptions: bool = False) -> Any: ...
+
+    for function, message in (
+        (both, "cannot have both positional-only parameters with a default and **options"),
+        (taken, "cannot have a parameter return_exceptions, which is one of its map()"),
+    ):
+        function.__qualname__ = "f"
+        with pytest.raises(TypeError) as raised:
+            batched(batch_size=2)(function)
+        assert str(raised.value) == f"{function.__name__}() {message}"
+
+
 def test_method_is_told_by_the_parameters_that_must_be_passed(kit: Kit) -> None:
     class C:
         @typed_batched(batch_size=2)

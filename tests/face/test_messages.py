@@ -174,8 +174,7 @@ def test_message_of_a_method_that_is_called_without_an_instance() -> None:
         with pytest.raises(TypeError) as raised:
             Encoder.encode(*args)
         assert str(raised.value) == (
-            "Model.encode() is a method: call it of an instance of Encoder, or with one as its first argument, got "
-            f"{args[0]!r}"
+            f"Model.encode() is a method: call it of an instance, or with one as its first argument, got {args[0]!r}"
         )
 
 

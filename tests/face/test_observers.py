@@ -13,7 +13,7 @@ from uuid import uuid4
 import cloudpickle
 import pytest
 from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
@@ -272,6 +272,16 @@ def test_prometheus_hears_of_a_buffer_in_the_midst_of_hearing_of_another_one() -
         assert lines.intruder.error is None
 
 
+def test_prometheus_scrape_of_some_names_shows_what_waits_now() -> None:
+    registry = CollectorRegistry()
+    f = batched(batch_size=9, timeout=None, on_batch=PrometheusObserver(registry))(tens)
+    future = f.submit(1)
+    some = registry.restricted_registry(["batchify_pending_items"])  # as /metrics?name[]=batchify_pending_items
+    assert 'batchify_pending_items{function="tens"} 1.0' in generate_latest(some).decode()
+    f.flush()
+    assert future.result() == 10
+
+
 def test_prometheus_adds_up_the_buffers_of_one_name_and_forgets_those_that_are_gone(kit: Kit) -> None:
     registry = CollectorRegistry()
     observe = PrometheusObserver(registry)
@@ -383,6 +393,22 @@ def test_otel_span_is_current_while_the_function_runs(kit: Kit) -> None:
     assert [each.parent for each in recorder.ended("SELECT")] == [
         each.context for each in recorder.ended("batch function")
     ]
+
+
+def test_otel_span_processor_that_calls_the_function_is_no_recursion(kit: Kit) -> None:
+    f: Any = None
+
+    class Calls(SpanProcessor):
+        def on_start(self, *_: Any, **__: Any) -> None:
+            if kit.kind == "threads":
+                f(1)
+
+    recorder = Recorder()
+    recorder.provider.add_span_processor(Calls())
+    f = kit(tens, batch_size=1, on_batch=recorder.observe)
+    assert kit.outcome(kit.start(f, 2)) == 20
+    kit.until_idle(f)
+    assert len(recorder.ended("batch tens")) == 1
 
 
 def test_otel_that_cannot_start_a_span_harms_nobody(kit: Kit, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,17 +3,22 @@
 import asyncio
 import contextvars
 import threading
+import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
 
 from batchify import BatchProcessor, ClosedError
 from batchify import batched as typed_batched
+from batchify.otel import OpenTelemetryObserver
 from batchify.testing import BatchRecord, immediate, recorded
 
 from ..kit import Coroutines, Kit, Threads, batched, echo
-from ..tools import in_threads, run_script
+from ..tools import HAS_GIL, in_threads, run_script, until
 
 who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
 
@@ -135,6 +140,44 @@ def test_immediate_call_raises_what_the_function_raises(kit: Kit) -> None:
         kit.close(f)
         assert type(kit.outcome(kit.start(f, 1))) is ClosedError
     assert (f.stats.failed, f.stats.answered) == (1, 1)
+
+
+def test_immediate_call_leaves_its_caller_its_own_span() -> None:
+    provider = TracerProvider(shutdown_on_exit=False)
+
+    @typed_batched(batch_size=9, on_batch=OpenTelemetryObserver(provider))
+    async def f(xs: list[Any]) -> list[Any]:
+        return [trace.get_current_span() for _ in xs]
+
+    async def main() -> None:
+        before = trace.get_current_span()
+        assert await f(1) is not before
+        assert trace.get_current_span() is before
+        with provider.get_tracer("test").start_as_current_span("request") as request:
+            assert await f(1) is not request
+            assert trace.get_current_span() is request
+
+    with immediate(f):
+        asyncio.run(main())
+
+
+def test_immediate_error_keeps_no_instance_alive() -> None:
+    class Model:
+        @typed_batched(batch_size=2)
+        async def run(self, xs: list[int]) -> list[int]:
+            raise ValueError(xs)
+
+    async def main(model: Model) -> None:
+        with immediate(model.run), suppress(ValueError):
+            await model.run(1)
+
+    model = Model()
+    gone = weakref.ref(model)
+    asyncio.run(main(model))
+    del model
+    if not HAS_GIL:  # what it frees later
+        until(lambda: gone() is None)
+    assert gone() is None
 
 
 def test_immediate_call_that_takes_too_long_is_cancelled(coroutines: Coroutines) -> None:
