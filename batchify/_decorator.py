@@ -616,8 +616,9 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
 
     def __call__(self: "BatchedMethod[Any, Callable[K, X]]", instance: Any, /, *args: K.args, **kwargs: K.kwargs) -> X:
         """Call it as a method of the instance, as Python's own `Class.method(instance, item)` does."""
-        name, kinds = self._self_attribute, type(instance).__mro__
-        if not (self._self_of_class or any(type(vars(kind).get(name)) is BatchedMethod for kind in kinds)):
+        # From Python 3.13 on a class method above @batched comes here too, with its class.
+        name, is_class = self._self_attribute, isinstance(instance, type)
+        if not (is_class or any(type(vars(kind).get(name)) is BatchedMethod for kind in type(instance).__mro__)):
             raise TypeError(
                 f"{name_of(self.__wrapped__)}() is a method: call it of an instance, or with one as its first "
                 f"argument, got {instance!r}"
