@@ -576,9 +576,9 @@ class LoopEngines(Controls):
         self,
         items: Iterable[Any] | AsyncIterable[Any],
         owner: object,
-        constants: Mapping[str, Any] = NO_CONSTANTS,
+        constants: Mapping[str, Any],
         *,
-        returns_errors: bool = False,
+        returns_errors: bool,
     ) -> AsyncGenerator[Any, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead."""
         read = aiter(items) if isinstance(items, AsyncIterable) else iter(items)

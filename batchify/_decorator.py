@@ -829,12 +829,7 @@ def _decorate(options: Options, function: Any, /) -> Any:
         raise TypeError(f"{function!r} is batched already")
     name = name_of(function)
     method = of_class or (_signature.is_method(function) and not is_static)
-    if not (method or is_static) and _signature.begins_with_self(function):
-        raise TypeError(
-            f"{name}() takes `self`, but is not written in a class, where batched() would know that each instance has "
-            f"a buffer: decorate it in the class; if another decorator hides that, it lacks functools.wraps()"
-        )
-    takes = _signature.takes_of(name, function, method=method)
+    takes = _signature.takes_of(name, function, method=method, static=is_static)
     options.check(name)
     for option in ("weight", "group_by", "on_batch"):
         value = getattr(options, option)

@@ -41,11 +41,6 @@ def is_method(function: Callable[..., Any]) -> bool:
     return _class_around(function) != "" and (needed > 1 or not takes or takes[0].name in ("self", "cls"))
 
 
-def begins_with_self(function: Callable[..., Any]) -> bool:
-    """Whether its first parameter is meant to be an instance."""
-    return [each.name for each in _parameters(function)[:1]] == ["self"]
-
-
 def _count_columns(parameters: list[Parameter]) -> int:
     """Return how many are lists with an entry per item: the first one, and those by position that have no default.
 
@@ -63,9 +58,14 @@ def _class_around(function: Callable[..., Any]) -> str:
     return within.rpartition(".")[2].replace("<locals>", "") if binds else ""
 
 
-def takes_of(name: str, function: Callable[..., Any], *, method: bool) -> Takes:
+def takes_of(name: str, function: Callable[..., Any], *, method: bool, static: bool) -> Takes:
     """Return what the function takes, without its instance if it is a method; raise what says why it cannot be."""
     everything = _parameters(function)
+    if not (method or static) and [each.name for each in everything[:1]] == ["self"]:
+        raise TypeError(
+            f"{name}() takes `self`, but is not written in a class, where batched() would know that each instance has "
+            f"a buffer: decorate it in the class; if another decorator hides that, it lacks functools.wraps()"
+        )
     mine = everything[method:]
     columns = _count_columns(mine)
     if not columns or any(each.kind is Parameter.VAR_POSITIONAL for each in mine):

@@ -541,7 +541,7 @@ class ThreadEngine(Controls, Engine):
         constants: Mapping[str, Any],
         *,
         chunked: bool,
-        returns_errors: bool = False,
+        returns_errors: bool,
     ) -> Generator[Any, None, None]:
         """Yield the results of the items in order, reading at most two batches of items ahead.
 

@@ -70,10 +70,11 @@ class _Metrics(Collector):
 
     def report(self, name: str, pending: int, in_flight: int) -> None:
         """Keep what a report says, for where nobody can be asked."""
-        if not self.asks:
+        if self.asks:
+            self.reported[name] = {"pending": pending, "in_flight": in_flight}
+        else:
             self.pending.labels(name).set(pending)
             self.in_flight.labels(name).set(in_flight)
-        self.reported[name] = {"pending": pending, "in_flight": in_flight}
 
     def collect(self) -> list[Metric]:
         """Return the gauges as they are now, and bring up to date how many items were refused."""

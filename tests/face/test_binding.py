@@ -193,6 +193,7 @@ def test_abstract_methods_stay_abstract() -> None:
     class Whole(Half):
         fetch = Half.scale
 
+    assert Base.__abstractmethods__ == {"scale", "fetch"}
     for kind in (Base, Half):
         with pytest.raises(TypeError, match="abstract"):
             kind()  # type: ignore[abstract]

@@ -1,6 +1,5 @@
 """Methods in classes that are more than a class: they work, or the message says what is possible there."""
 
-import abc
 import dataclasses
 import enum
 from typing import Any, NamedTuple, Protocol
@@ -109,30 +108,6 @@ def test_pydantic_says_what_to_do() -> None:
             @batched(batch_size=2)
             def scale(self, xs: list[int]) -> list[int]:
                 return xs
-
-
-def test_abstract_class() -> None:
-    class Base(abc.ABC):
-        @batched(batch_size=2)
-        @abc.abstractmethod
-        def scale(self, xs: list[int]) -> list[int]: ...
-
-        @abc.abstractmethod
-        @batched(batch_size=2)
-        def times(self, xs: list[int]) -> list[int]: ...
-
-    class Scaler(Base):
-        @batched(batch_size=2)
-        def scale(self, xs: list[int]) -> list[int]:
-            return [10 * x for x in xs]
-
-        @batched(batch_size=2)
-        def times(self, xs: list[int]) -> list[int]:
-            return [100 * x for x in xs]
-
-    assert Base.__abstractmethods__ == {"scale", "times"}
-    one = Scaler()
-    assert (one.scale(3), one.times(3)) == (30, 300)
 
 
 def test_protocol() -> None:

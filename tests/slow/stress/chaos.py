@@ -50,15 +50,7 @@ WAYS_THERE = tuple(way for way in WAYS if "future" not in way and way != "sharin
 WAYS_CUT_OFF = tuple(way for way in WAYS_THERE if way not in ("inside", "generator"))
 
 
-def _isolates_by_type() -> bool:
-    try:
-        batchify.batched(batch_size=1, isolate=Planned)(lambda items: items)
-    except TypeError:  # not in this version
-        return False
-    return True
-
-
-ISOLATE: tuple[bool | type[Exception], ...] = (True, True, Planned) if _isolates_by_type() else (True,)
+ISOLATE: tuple[bool | type[Exception], ...] = (True, True, Planned)
 
 
 class World:
