@@ -173,7 +173,7 @@ class _Common:
     _self_engine: Any  # a ThreadEngine, or LoopEngines
 
     def flush(self) -> None:
-        """Make what waits due now. Does not wait for the answers. Any thread may call."""
+        """Make waiting items due now. Does not wait for the answers. Any thread may call."""
         self._self_engine.flush()
 
     @property
@@ -190,26 +190,26 @@ class Blocking(_Common):
     _self_engine: ThreadEngine
 
     def close(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
-        """Refuse what comes, and block until what was accepted is answered, and the threads have ended.
+        """Refuse new items, and block until accepted ones are answered and the threads have ended.
 
-        Any thread may call, and often. From inside the function it does not wait, as it would wait for itself; while it
-        closes, calls from inside a function that wait for their answer are accepted.
+        Any thread may call, more than once. From inside the function it does not wait, as it would wait for itself.
+        Until all is answered, calls from inside a function that wait for their answer are accepted.
 
-        `with f:` closes at its end. It opens a function that was closed, for the block; of several blocks that are open
-        at once the last one to end closes.
+        `with f:` closes at its end. It opens a closed function for the block; of several blocks at once, the last one
+        to end closes.
 
         Args:
             timeout: Longest time in seconds that this waits; None means without end.
-            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer. A flush thread
-                that is running the function gives it when that batch has ended.
+            cancel_pending: Whether items in no batch yet get a `ClosedError` in place of an answer. While the flush
+                thread runs a batch, they get it when that has ended.
 
         Raises:
-            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
+            TimeoutError: Not all was answered within `timeout` seconds. It stays closed; the rest is still answered.
         """
         self._self_engine.close(timeout, cancel_pending=cancel_pending)
 
     def drain(self, timeout: float | None = None) -> None:
-        """Make due what waits, and block until all that was accepted so far is answered. It stays open.
+        """Make waiting items due, and block until all that were accepted so far are answered. It stays open.
 
         From inside the function it does not wait, as it would wait for itself.
 
@@ -286,9 +286,10 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
     def aio(self) -> Callable[Concatenate[T, P], Coroutine[Any, Any, R]]:
         """A coroutine function: awaits an item's result from any event loop, and does not block it.
 
-        A `def` function still runs in its flush thread, and items from event loops and from threads share batches. Of
-        an `async def` function it is the same as a call. Cancelling takes the item out of the buffer; if it is in a
-        batch already, only its answer is dropped. Raises what a call would raise, a `WaitsForItselfError` included.
+        A `def` function still runs in its flush thread, and items from event loops and from threads share batches. With
+        `async def`, `f.aio(x)` is the same as `f(x)`. Cancelling takes the item out of the buffer; if it is in a batch
+        already, only its answer is dropped. Raises what a call would raise, and a `RuntimeError` where no event loop of
+        asyncio runs.
         """
         engine = self._self_engine
         if engine.aio is None:
@@ -298,31 +299,31 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
         return MethodType(engine.aio, (engine, self._self_bound_to[1]))
 
     async def aclose(self, timeout: float | None = None, *, cancel_pending: bool = False) -> None:
-        """Refuse what comes, from anywhere, and wait until what was accepted is answered.
+        """Refuse new items, from anywhere, and wait until accepted ones are answered.
 
-        Of an `async def` function, what other event loops accepted is answered there, and not waited for. May be called
-        often, and from any event loop. From inside the function it does not wait, as it would wait for itself; while it
-        closes, calls from inside a function that wait for their answer are accepted.
+        With an `async def` function, items of other event loops are answered there, not waited for. Any event loop may
+        call, more than once. From inside the function it does not wait, as it would wait for itself. Until all is
+        answered, calls from inside a function that wait for their answer are accepted.
 
-        `async with f:` closes at its end. It opens a function that was closed, for the block; of several blocks that
-        are open at once the last one to end closes.
+        `async with f:` closes at its end. It opens a closed function for the block; of several blocks at once, the last
+        one to end closes.
 
         Args:
             timeout: Longest time in seconds that this waits; None means without end.
-            cancel_pending: Whether what is in no batch yet gets a `ClosedError` in place of an answer. A flush thread
-                that is running the function gives it when that batch has ended.
+            cancel_pending: Whether items in no batch yet get a `ClosedError` in place of an answer. While the flush
+                thread runs a batch, they get it when that has ended.
 
         Raises:
-            TimeoutError: Not all was answered within `timeout` seconds. It goes on being closed, and nothing is lost.
+            TimeoutError: Not all was answered within `timeout` seconds. It stays closed; the rest is still answered.
         """
         self._self_engine.begin_to_close(cancel_pending=cancel_pending)
         await self.adrain(timeout)
 
     async def adrain(self, timeout: float | None = None) -> None:
-        """Make due what waits, and wait until all that was accepted so far is answered. It stays open.
+        """Make waiting items due, and wait until all that were accepted so far are answered. It stays open.
 
-        Of an `async def` function, that is what the running event loop accepted. From inside the function it does not
-        wait, as it would wait for itself.
+        With an `async def` function, these are the items of the running event loop. From inside the function it does
+        not wait, as it would wait for itself.
 
         Args:
             timeout: Longest time in seconds that this waits; None means without end.
@@ -344,7 +345,10 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
 
     @property
     def batch_size(self) -> int:
-        """Most items in one call of the function. May be set at any time, also for what waits."""
+        """Most items in one call of the function. May be set at any time, also for waiting items.
+
+        A wrong value raises a TypeError or a ValueError, as it does when decorating.
+        """
         return self._self_engine.options.batch_size  # type: ignore[no-any-return]
 
     @batch_size.setter
@@ -353,7 +357,10 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
 
     @property
     def timeout(self) -> float | None:
-        """Seconds that the oldest item waits for others. May be set at any time, also for what waits."""
+        """Seconds that the oldest item waits for others. May be set at any time, also for waiting items.
+
+        A wrong value raises a TypeError or a ValueError, as it does when decorating.
+        """
         return self._self_engine.options.timeout  # type: ignore[no-any-return]
 
     @timeout.setter
@@ -381,7 +388,7 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
 class BatchedFunction(Blocking, _Batched[T, R, P]):
     """A function of one item, answered by calls of a function of a list. Made by `batched`. Any thread may call it.
 
-    What it is called with: `T` is the item, or of several columns the first, `P` what follows.
+    `T` is the type of the item, or of its entry in the first of several columns; `P` is what follows it.
     """
 
     _self_engine: ThreadEngine
@@ -400,10 +407,14 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             The result of this item.
 
         Raises:
-            Exception: Whatever the function raised, as a copy of this caller's own.
-            BatchError: The function raised what is no `Exception`, or gave this item no result.
+            Exception: What the function raised, or returned for this item; each caller gets its own copy. Or what
+                `weight` or `group_by` raised.
+            BatchError: The batch gave no usable answer: see `BatchError`, `ResultCountError` and `MissingResultError`.
             WaitsForItselfError: This is inside a function, and the answer cannot come before its own batch has ended.
-            TypeError: The function returned what cannot be results.
+            TypeError: The function returned what cannot be results, say None or a string. Or this call has a wrong
+                argument, or one that is not hashable where it must be; or `weight` returned no number.
+            ValueError: `weight` returned a number that is negative or not finite.
+            RuntimeError: The flush thread cannot be started.
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
@@ -412,6 +423,10 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
         """Pass an item without blocking.
 
+        A wrong argument, or an error of `weight` or `group_by`, is raised here, as in a call. To give one caller a time
+        limit, use `future.result(timeout)` and, if that raises a `TimeoutError`, `future.cancel()`, else the item still
+        runs.
+
         Args:
             item: One entry of the list that the function gets.
             *args: As in a call.
@@ -419,10 +434,13 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
 
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; once its batch runs it cannot
-            be cancelled. Its `result()` raises what a call would raise, and so a `WaitsForItselfError` inside the
-            function for an item of its own batch; `exception()`, `wait()` and `as_completed()` raise that one too.
+            be cancelled. Its `result()` raises what a call would raise. Inside a function, `result()` and `exception()`
+            raise a `WaitsForItselfError` where the answer could never come. `concurrent.futures.wait()` and
+            `as_completed()` do so only for a future that was submitted inside a function; for any other they may wait
+            for ever.
 
         Raises:
+            RuntimeError: The flush thread cannot be started.
             BufferFullError: `max_pending` items wait.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
@@ -453,15 +471,16 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
             **kwargs: As in a call.
 
         Returns:
-            A lazy iterator over the results, in order. The first error is raised where its result would stand, with a
-            note that says which item it was, and ends it; so does, in any case, what reading `items` raises. What was
-            read by then and is in no batch yet is taken out. Dropping or closing it does the same. When
-            the items end, what waits is made due, other callers' items too; with `group_by` and no timeout also
-            when its next result is that of an item whose group nothing will fill. Inside a function, a result that
-            cannot come before its own batch has ended raises a `WaitsForItselfError`.
+            A lazy iterator over the results, in order. The first error is raised in place of its result, with a note of
+            the item's number, and ends the map. An error of `items` itself does so even with `return_exceptions`. Then,
+            or when the map is dropped or closed, items in no batch yet are taken out. When the items end, what waits is
+            made due, other callers' items too. With `timeout=None` and `group_by` or `dedupe`, that is also done when
+            nothing will fill the batch of the next result. Inside a function, a result that cannot come before its own
+            batch has ended raises a `WaitsForItselfError`.
 
         Raises:
-            TypeError: `items` is not iterable.
+            TypeError: `items` is not iterable, or an argument is missing or unknown. Only this is raised at once; all
+                else that a call would raise comes from the iterator.
             ClosedError: `close()` or `aclose()` was called before, or the interpreter exits.
         """
         found, constants, sized = self._self_read(items, more, kwargs)
@@ -470,10 +489,10 @@ class BatchedFunction(Blocking, _Batched[T, R, P]):
 
 
 class BatchedCoroutineFunction(_Batched[T, R, P]):
-    """A coroutine function of one item, answered by calls of one of a list. Made by `batched`.
+    """A coroutine function of one item, answered by calls with lists. Made by `batched`.
 
-    Coroutines in any number of event loops may call it. Items from one loop share batches, which run there. What it is
-    called with, and what errors there are, is told at `BatchedFunction`.
+    Coroutines in any number of event loops may call it. Items from one loop share batches, which run there. Its
+    parameters and errors are those of `BatchedFunction`.
     """
 
     _self_engine: "LoopEngines"
@@ -481,11 +500,18 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
 
     @_found
     def __call__(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, R]:
-        """Await the item's result. Cancelling takes the item out of the buffer; see `submit`."""
+        """Await the item's result. Takes and raises what a call of a `BatchedFunction` does.
+
+        Cancelling takes the item out of the buffer; see `submit`. So `asyncio.wait_for()` gives one caller a time
+        limit.
+        """
         return self._self_call(item, *args, **kwargs)  # type: ignore[no-any-return]
 
     def submit(self, item: T, /, *args: P.args, **kwargs: P.kwargs) -> "asyncio.Future[R]":
         """Pass an item to the running event loop. Under `asyncio.gather` several times cheaper than a task per item.
+
+        A wrong argument, or an error of `weight` or `group_by`, is raised here. To give one caller a time limit, use
+        `asyncio.wait_for(future, timeout)`, which cancels the future.
 
         Args:
             item: One entry of the list that the function gets.
@@ -495,8 +521,8 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
         Returns:
             A future of the item's result. Cancelling it takes the item out of the buffer; if it is in a batch already,
             only its answer is dropped, and when all callers of a batch have left its task is cancelled. An error that
-            nobody asks it for is not logged. Where it was submitted inside a function and is awaited inside one that
-            must end before it can be answered, it gets a `WaitsForItselfError`.
+            nobody retrieves is not logged. Submitted inside a function, and awaited in a batch that must end before its
+            answer can come, it gets a `WaitsForItselfError`.
 
         Raises:
             RuntimeError: No event loop runs here.
@@ -532,8 +558,8 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
         Args:
             items: Read at most two batches ahead of the results. An asynchronous iterable is read by a task of its own,
                 so that no result waits for the next item to come.
-            *more: For a function of several columns, the entries of the others. All of these must be synchronous then.
-            return_exceptions: As there.
+            *more: For a function of several columns, the entries of the others. Then no iterable may be asynchronous.
+            return_exceptions: As in `BatchedFunction.map`.
             **kwargs: As in a call.
 
         Returns:
@@ -541,7 +567,8 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
             due, other callers' items too.
 
         Raises:
-            TypeError: `items` is not iterable.
+            TypeError: `items` is not iterable, or an argument is missing or unknown. Only this is raised at once; all
+                else that a call would raise comes from the iterator.
             ClosedError: `aclose()` was called before.
         """
         found, constants, _ = self._self_read(items, more, kwargs)
@@ -564,7 +591,8 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
     """A method of one item, answered by calls of a method of a list. Made by `batched` in a class.
 
     `instance.method` is a `BatchedFunction` or `BatchedCoroutineFunction` with a buffer of this instance's own, which
-    goes with the instance; `Class.method` is this object. Instances need not be hashable, but weakly referenceable.
+    goes with the instance; `Class.method` is this object. It has no buffer, so asking it for `submit`, `stats`,
+    `timeout` and the like is an AttributeError. Instances need not be hashable, but weakly referenceable.
     """
 
     def __init__(self, function: Any, kind: Callable[..., F_co], begin: Callable[..., Any], *, of_class: bool) -> None:
@@ -735,83 +763,89 @@ def batched(
 ) -> Decorator:
     """Turn a function of a list into a function of one item.
 
-    Calls made close together, from any number of threads, are answered by one call of the function. It runs in a
-    thread of its own, in an empty context (`contextvars`), and, but for `concurrency`, never twice at the same time
-    (but again while it waits for answers of its own). The function gets a list of items that it may keep or change, and
-    returns one result per item, in the same order: as a list or anything else that has a length and iterates in order;
-    as a mapping from item to result; as an iterator, where each caller goes on as soon as its result is yielded; or as
-    a thread-safe future of one of these, from an executor. An `Exception` among the results is raised at its own
-    caller. If the function raises, each caller of that batch gets a copy of the error.
+    Calls made close together, from any number of threads, are answered by one call of the function. It runs in a thread
+    of its own, the flush thread, in an empty context (`contextvars`). It runs at most `concurrency` times at once;
+    while it waits for an answer inside, it may be called again. The function gets a list of items that it may keep or
+    change, and returns one result per item, in the same order: as a list or anything else that has a length and
+    iterates in order; as a mapping from item to result; as an iterator, where each caller goes on as soon as its result
+    is yielded; or as a thread-safe future of one of these, from an executor. An `Exception` among the results is raised
+    at its own caller. If the function raises, each caller of that batch gets a copy of the error.
 
-    Further parameters by position are further lists, with one entry per item each: `def f(xs, ys)` is called `f(x, y)`,
-    and the item is the tuple of both; type checkers check up to three. Parameters that have a default (but for the
-    first one) or are keyword-only are no lists, but the same for a whole batch: only calls with equal ones, which must
-    be hashable, share it.
+    Further parameters by position are further lists (columns), with one entry per item each: `def f(xs, ys)` is called
+    `f(x, y)`, and the item is the tuple of both; type checkers check up to three. Keyword-only parameters, and those
+    with a default (except the first), are the same for a whole batch. What is passed for them must be hashable. Only
+    calls with equal ones, in type and value, share a batch.
 
     An `async def` function, which may be an asynchronous generator, becomes a coroutine function of one item. It runs
     on the event loop of its callers, each batch in a task with an empty context, without threads; calls made on one
     loop share batches, and all limits are those of one loop. When all callers of a batch have left, its task is
     cancelled.
 
-    The function may use batched functions, itself included, directly or in a ring. Passing an item by `submit` runs
-    nothing: it waits its turn like any other. Who waits there for an answer (a call, `result()`, `map`, `await`) that
-    needs the turn which this batch has lends it: batches of that item's group run meanwhile, oldest first, up to the
-    one that holds the item. A `def` function runs them on its own threads, above what waits there, so how deep that
-    goes is bound by the recursion limit. A wait that no lending could end raises a `WaitsForItselfError`. Another
-    thread is outside: waiting for one that calls the function lends nothing (see docs/inside.md).
+    The function may use batched functions, itself included, directly or in a ring. `submit` runs nothing: the item
+    waits like any other. While a batch runs it has a turn, one of `concurrency`. A wait inside (a call, `map`,
+    `result()`, or `await` of what was passed inside) lends this turn if the answer needs it: batches of that item's
+    group run meanwhile, oldest first, up to the one that holds the item. A `def` function runs them on its own threads,
+    on the stack of what waits, so the recursion limit bounds the depth. If no lending could end such a wait, it raises
+    a `WaitsForItselfError`. Not every other wait is seen: one for another thread that calls the function may hang (see
+    'Calls from inside' in the documentation).
 
-    A batch is taken only when the function is free to run; until then items go on joining. So with a timeout of 0
-    nobody waits for company, and batches form by themselves while the function is busy. Source: a batch is due by the
-    rule of TensorFlow's `shared_batch_scheduler.h`; that a function of a list is called with one item is from
-    dataloader.
+    A batch is due when it is full, or when its oldest item has waited for `timeout` seconds. It is taken only when the
+    function is free to run; until then items go on joining. So with a timeout of 0 nobody waits for company, and
+    batches form by themselves while the function is busy. Source: a batch is due by the rule of TensorFlow's
+    `shared_batch_scheduler.h`; that a function of a list is called with one item is from dataloader.
 
     Args:
         batch_size: Most items in one call of the function, at least 1.
-        timeout: Longest time in seconds that the oldest item waits for others; 0 means no wait, None that only a full
-            batch, `flush()`, `drain()` or `close()` ends it. Bounds neither the function's own run time nor a caller's
-            total wait.
+        timeout: Longest time in seconds that the oldest item waits for others. 0 means no wait. None means until the
+            batch is full, or until `flush()`, `drain()`, `close()` or the end of a `map()`. It does not limit the
+            function's run time or a caller's total wait; for that see `submit`.
         weight: A function that is called with the item, or one entry of each column, and returns what it weighs
-            (tokens, bytes): a number of at least 0.
+            (tokens, bytes): a number of at least 0. Needs `max_weight`.
         max_weight: Most that the items of a batch may weigh together. An item that does not fit opens the next batch,
-            and one that is heavier than this runs alone.
+            and one that is heavier than this runs alone. Needs `weight`.
         group_by: A function that is called like `weight`, and returns something hashable. Only items for which that is
             equal share a batch. Of the batches that are due, the one whose oldest item has waited longest goes first.
-        dedupe: Whether items that wait at once and are equal, in type and value, are one: given to the function once,
-            for all their callers, who get the very same object, and count once for `batch_size`. Items must be
-            hashable. Nothing is remembered from batch to batch.
+        dedupe: Whether items that wait at once and are equal, in type and value, are given to the function once. They
+            count once for `batch_size`, and all their callers get the very same object. Items must be hashable. Nothing
+            is remembered from batch to batch.
         isolate: Whether a batch for which the function raises an `Exception` is halved and the halves are run again, so
-            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. Or a type of
-            exception, or a tuple of types, for which alone that is done: not for one that says that the service is
-            busy. What the function does must be safe to do twice.
-        concurrency: Most batches in flight at once, but for those that wait inside and have lent their turn. With more
-            than 1, a `def` function that blocks runs in so many threads, if so many are needed, and one that returns
-            futures still in one. On an event loop a batch that has lent its turn goes on as soon as its own answer is
-            there, so for a moment one more may run for each turn that is lent.
-        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, and
-            whoever passes another one gets a `BufferFullError`. The items of `map()` do not count, and are never
-            refused: it reads at most two batches ahead, so `stats.pending` may be above this by that.
+            that in the end only the caller of a bad item gets an error: at most 2n - 1 calls for n items. Or the type
+            of exception, or a tuple of types, to do this for; leave out one that says that the service is busy. A
+            second run of the function must be safe.
+        concurrency: Most batches in flight at once, not counting those that wait inside and have lent their turn. A
+            `def` function that blocks runs in up to that many threads, one that returns futures in one. On an event
+            loop a batch that lent its turn goes on once its answer is there, so for a moment one more may run for each
+            turn that is lent.
+        max_pending: Most items that wait in the buffer; None means no limit. When so many wait they are due, and a
+            further call gets a `BufferFullError`. Items of `map()` do not count and are never refused; each map may add
+            up to two batches to `stats.pending`.
         on_batch: A function that is called with a `BatchReport` when a batch has ended, before its last callers go on,
-            by the thread or on the loop that ran it. If it raises, that is logged. A batch that runs in the midst of
-            such a call, as when it calls the function itself, is not reported.
+            by the thread or on the loop that ran it. If it raises, the error is logged. If it waits for an answer of
+            the same function, the batch that gives it may go unreported.
 
-    `weight` and `group_by` are called by the caller, on its thread, beside the function and each other: what they use
-    must bear that, and a fast tokenizer does not (see docs/models.md). What they raise is raised at that call alone.
+    `weight` and `group_by` are called by each caller on its own thread, also while the function runs. So what they use
+    must be thread-safe; a fast tokenizer is not (see 'Models' in the documentation). What they raise is raised at that
+    call alone.
 
-    Ctrl-C in a caller that blocks takes its item out and touches no other call. Where it strikes code that runs on an
-    event loop, `on_batch`, or what an engine calls back on the main thread, the next call works, but calls of that very
-    batch may hear nothing; under `asyncio.run`, which turns it into a cancellation, every call ends.
+    Ctrl-C in a caller that blocks takes its item out and touches no other call. If it strikes on an event loop, or on
+    the main thread in `on_batch` or in a callback of a future that the function returned, later calls work, but calls
+    of that batch may get no answer and wait for ever. Under `asyncio.run`, which makes the first one a cancellation,
+    every call ends.
 
-    A method, that is a function written in a class, has a buffer for each instance, a class method one for each class;
-    these go with the instance or class, which no buffer keeps alive, but what waits in it does. A static method is
-    a function.
+    A function written in a class is a method if it must be given two parameters or more, and has a buffer for each
+    instance. A class method has one for each class, a static method has one. A buffer does not keep its instance or
+    class alive, but items that wait in it do.
+
+    You need not close it: what waits is answered at exit, and when the function is dropped; but items of an `async def`
+    function only while their event loop runs.
 
     Returns:
         A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction`, `BatchedCoroutineFunction` and, for
         methods, `BatchedMethod`.
 
     Raises:
-        TypeError: (On decorating) the function takes no list by position, or `*args`; an option is of the wrong type,
-            or lacks the one that it needs.
+        TypeError: (On decorating) the function takes no list by position, or `*args`; an option is of the wrong type;
+            or `weight` or `max_weight` stands alone.
         ValueError: (On decorating) an option is out of its range.
     """
     decorate: Any = partial(_decorate, Options(**locals()))

@@ -11,20 +11,23 @@ _MISLEADING = (StopIteration, StopAsyncIteration, CancelledError)
 class BatchError(Exception):
     """Raised when a batch gave no usable answer.
 
-    Also raised itself, with the original as `__cause__`, where the original would be misunderstood at the caller: what
-    is no `Exception` (`SystemExit`, `KeyboardInterrupt`) would end it, `StopIteration` would silently end its loop, and
-    `CancelledError` would say that the caller itself was cancelled.
+    Raised itself, with the original as `__cause__`, when the function raised what is no `Exception` (`SystemExit`,
+    `KeyboardInterrupt`), or `StopIteration`, `StopAsyncIteration` or `CancelledError`. At the caller these would mean
+    something else.
     """
 
 
 class ResultCountError(BatchError):
-    """Raised when the function returned more or fewer results than it was given items."""
+    """Raised when the function returned more or fewer results than it was given items.
+
+    What a generator yields too much is only logged.
+    """
 
 
 class MissingResultError(BatchError, LookupError):
-    """Raised when the function returned a mapping that has no value under the caller's own item: `item`.
+    """Raised when the function returned a mapping without a value for the caller's item, `error.item`.
 
-    Of a function of several columns the item is the tuple of its entries.
+    With several columns the item is the tuple of its entries.
     """
 
     def __init__(self, message: str = "", item: Any = None) -> None:
@@ -35,19 +38,20 @@ class MissingResultError(BatchError, LookupError):
 class WaitsForItselfError(BatchError):
     """Raised inside a function when it waits for an answer that cannot come before its own batch has ended.
 
-    That is an answer for an item of this very batch, or of one that waits for this batch. On threads the wait raises
-    it, whatever its time limit; on event loops the awaited future gets it, and so everybody who awaits that future.
-    A finalizer that runs in the midst of the flush thread's own step, where no turn can be lent, gets it when it waits
-    for a future of that function.
+    It is about an item of this very batch, or of a batch that waits for this one. On threads the wait raises it,
+    whatever its time limit; `concurrent.futures.wait()` and `as_completed()` do so only for a future that was submitted
+    inside a function. On event loops an awaited future that was submitted inside gets it, and so does everybody who
+    awaits that future. A finalizer that runs on the flush thread while that takes a batch, and waits for a future of
+    the function, gets it too: no turn can be lent then.
     """
 
 
 class ClosedError(RuntimeError):
-    """Raised when an item is passed after `close()`, or after the interpreter began to exit."""
+    """Raised for an item that is passed after closing or at exit, or that `cancel_pending` drops."""
 
 
 class BufferFullError(RuntimeError):
-    """Raised when `max_pending` items wait and another one is passed, but for those of `map()`, which do not count."""
+    """Raised when an item is passed while `max_pending` items wait. Items of `map()` do not count."""
 
 
 def own_copy(original: BaseException, name: str) -> Exception:

@@ -13,13 +13,14 @@ R = TypeVar("R")
 
 
 class BatchProcessor(Blocking, Generic[R]):
-    """Gathers requests from any number of threads and answers them by one call of `process()`, to be overridden.
+    """Gathers requests from any number of threads and answers them by a call of `process()`, which you override.
 
     A new program is better served by `batched`, which takes any item, not only keywords, and keeps the types.
 
     Args:
         batch_size: Most requests in one call of `process()`, at least 1.
-        timeout: Longest time in seconds that the oldest request waits for others; 0 means no wait, None no limit.
+        timeout: Longest time in seconds that the oldest request waits; 0 means no wait, None means until the batch is
+            full, or until `flush()`, `drain()` or `close()`.
 
     Raises:
         TypeError: `batch_size` is no int, or `timeout` no number.
@@ -56,7 +57,10 @@ class BatchProcessor(Blocking, Generic[R]):
     def process(
         self, batch_input: tuple[dict[str, Any], ...]
     ) -> SizedIterable[R | Exception] | Iterator[R | Exception]:
-        """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden."""
+        """Answer a batch: n dictionaries of keywords in, n results out, in the same order. To be overridden.
+
+        An exception among the results is raised at its own caller.
+        """
         raise NotImplementedError(f"{type(self).__name__} must override process(batch_input)")
 
     def request(self, **input: object) -> R:  # noqa: A002 - the name it always had
@@ -66,13 +70,15 @@ class BatchProcessor(Blocking, Generic[R]):
             **input: What `process()` finds in its dictionary for this request.
 
         Returns:
-            The entry of what `process()` returned that stands where this request stood.
+            The result of `process()` at the place of this request.
 
         Raises:
-            Exception: Whatever `process()` raised, as a copy of this caller's own.
-            BatchError: `process()` raised what is no `Exception`.
+            Exception: What `process()` raised, or returned for this request; each caller gets its own copy.
+            BatchError: `process()` raised what is no `Exception`: see `BatchError`.
             ResultCountError: `process()` returned more or fewer results than there were requests.
-            TypeError: `process()` returned what cannot be results.
-            ClosedError: `close()` was called before.
+            WaitsForItselfError: This is inside a function, and the answer cannot come before its own batch has ended.
+            TypeError: `process()` returned what cannot be results, say None or a string.
+            RuntimeError: The flush thread cannot be started.
+            ClosedError: `close()` was called before, or the interpreter exits.
         """
         return self._self_engine.call(input)  # type: ignore[no-any-return]

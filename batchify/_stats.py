@@ -20,23 +20,23 @@ class BatchReport:
     """What `on_batch` is told of one batch: one call of the function.
 
     Attributes:
-        name: The function's name.
+        name: The function's name; a method's with its class, as `Class.method`.
         size: Items in the batch. With `dedupe`, equal ones are one.
         batch_size: Most items in a batch, as it was when this one ended.
         reason: Why it was taken; see `Stats.reasons`.
-        group: What `group_by` returned for its items, None without; and with keyword-only parameters a tuple of that
-            and their values.
-        waits: Seconds that each caller waited, from its call until its batch was taken, in the order of the items (in
-            a part of a batch that failed, until that part was).
-        duration: Seconds from when it was taken until its results were there. If it waited inside, this includes
-            the time of batches that ran on its turn meanwhile.
+        group: What `group_by` returned, or None. If the function has parameters that are the same for a batch, a tuple
+            of that and their values.
+        waits: Seconds from each caller's call until its batch (with `isolate`, that part of it) was taken, in the order
+            of the items.
+        duration: Seconds from when it was taken until its results were there. If it waited inside, this includes the
+            time of batches that ran on its turn meanwhile.
         pending: Items that waited in the buffer when it ended.
-        in_flight: Other batches that were running when it ended, those that waited for it inside among them.
-        error: What the function raised, or the error that its results were; None if it kept the rules. An exception
-            that it returned for one item is not among these.
+        in_flight: Other batches that ran when it ended, also those that waited for it inside.
+        error: What the function raised, or what was wrong with its results, or None. An exception that it returned for
+            one item does not count, nor does a `MissingResultError`.
         contexts: The `contextvars` context of each caller, in the order of the items.
         weight: What its items weigh together; None without `weight`.
-        refused: Items that found `max_pending` others waiting, and were refused, since the last report.
+        refused: Items refused because of `max_pending` since the last report.
     """
 
     name: str
@@ -61,12 +61,15 @@ class Observer:
     """An `on_batch` that hears of more than the end of a batch."""
 
     def watch(self, engine: Any) -> None:
-        """Hear of a new buffer, whose `name`, `stats` and `tally` may be asked at any time; it is to be held weakly."""
+        """For batchify only. Hear of a new buffer, which is to be held weakly.
+
+        Its `name`, `stats` and `tally` may be asked at any time.
+        """
 
     def begin(self, name: str, size: int, reason: Reason, contexts: Sequence[Context]) -> Hook:  # noqa: ARG002
-        """Hear that a batch begins, in the context in which it will run; return what is called with its report.
+        """For batchify only. Hear that a batch begins, and return what is called with its report.
 
-        What is known so far is as in the report.
+        This is called in the context in which the batch will run. What is known so far is as in the report.
         """
         return self
 
@@ -82,23 +85,24 @@ class Stats:
     Every item accepted is in exactly one place: `accepted == pending + running + answered + failed + cancelled`.
 
     Attributes:
-        accepted: Items passed in and not refused since the start.
+        accepted: Items passed since the start and not refused.
         pending: Items that wait in the buffer now.
-        running: Items in a batch whose callers have no answer yet.
+        running: Items in a batch that have no answer yet.
         in_flight: Batches that are running now.
-        answered: Items whose caller got a result.
-        failed: Items whose caller got an exception.
+        answered: Items that got a result.
+        failed: Items that got an exception.
         cancelled: Items whose caller left before they were in a batch.
         refused: Items that found `max_pending` others waiting, and so were not accepted: load that was shed.
         batches: Calls of the function.
         sizes: How many batches there were of each size.
-        reasons: How many batches were taken because they were `full`, past their `timeout`, or, with a timeout of 0,
-            because the function was `free`; by `flush`, by `close` (which exit and dropping the function imply), to
-            `isolate` what made a larger one fail, or `nested`: it was not due, but somebody inside a function waited
-            for it.
+        reasons: How many batches were taken for each reason. `full`: also when `max_pending` items wait. `timeout`: the
+            oldest item had waited so long. `free`: the function was, with a timeout of 0. `flush`: also by `drain()`,
+            the end of a map, or exit. `close`: also when the function was dropped, or late at exit. `isolate`: a part
+            of a batch that failed. `nested`: it was not due, but waited for inside a function; also in
+            `batchify.testing.immediate()`.
         sizes_by_reason: How many batches of each size there were for each reason.
         waited: Seconds that items waited until their batch was taken, all together.
-        longest_wait: Seconds that the item waited that waited longest.
+        longest_wait: Seconds that the longest waiting item waited.
     """
 
     accepted: int

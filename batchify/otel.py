@@ -18,18 +18,19 @@ from ._stats import BatchReport, Observer, Reason
 class OpenTelemetryObserver(Observer):
     """Makes a span `batch <function>` of each batch: `@batched(batch_size=64, on_batch=OpenTelemetryObserver())`.
 
-    The span begins and ends with the batch, and is current while the function runs: so the spans of a database's
-    driver are its children. Nothing else of its callers' contexts is seen there. A batch has as many parents as
-    callers, and a span at most one; so it is the root of a trace of its own, linked to the span that was current
-    where each item was passed in, once to each. (The SDK keeps the last 128 links, if `OTEL_SPAN_LINK_COUNT_LIMIT`
-    does not say otherwise.)
+    Needs the extra `otel`: `pip install 'pybatchify[otel]'`.
 
-    Its attributes have the names in `BatchReport` behind `batchify.`: `function`, `size`, `batch_size`, `reason`,
-    `longest_wait` in seconds, `pending`, `in_flight`, and `weight` where there is one. A batch with an error has
-    the status of one, `error.type`, and the exception as an event.
+    The span begins and ends with the batch, and is current while the function runs: so the spans of a database's driver
+    are its children. The function sees nothing of its callers' contexts. A batch has many callers, but a span one
+    parent at most; so the span is the root of its own trace, with one link to each span that was current where an item
+    was passed in. (The SDK keeps the last 128 links, if `OTEL_SPAN_LINK_COUNT_LIMIT` does not say otherwise.)
 
-    One observer may serve many functions. It is pickled as one on the global provider of the other side; with a
-    provider of its own, if that can be pickled.
+    Its attributes have names that begin with `batchify.`: `function`, `size`, `batch_size`, `reason`, `longest_wait` in
+    seconds, `pending`, `in_flight`, and `weight` where there is one. The span of a batch with an error has the error
+    status, `error.type`, and the exception as an event.
+
+    One observer may serve many functions. Unpickled, it uses the global provider there, or its own provider, which then
+    must be picklable.
 
     Args:
         tracer_provider: Who makes the spans; without, the global one, which may be set later.
@@ -42,7 +43,7 @@ class OpenTelemetryObserver(Observer):
     def begin(
         self, name: str, size: int, reason: Reason, contexts: Sequence[contextvars.Context]
     ) -> Callable[[BatchReport], None]:
-        """Start the span of one batch, and make it current here; return what ends it."""
+        """For batchify only. Start the span of one batch, and make it current here; return what ends it."""
         span = self._start(name, size, reason, contexts)
         context = trace.set_span_in_context(span, Context())
         return partial(self._end, span, attached=(context, attach(context)))

@@ -96,25 +96,27 @@ class _Metrics(Collector):
 class PrometheusObserver(Observer):
     """Counts batches in a registry of `prometheus_client`: `@batched(batch_size=64, on_batch=PrometheusObserver())`.
 
+    Needs the extra `prometheus`: `pip install 'pybatchify[prometheus]'`.
+
     Histograms: `batchify_batch_size`, `batchify_item_wait_seconds`, `batchify_batch_duration_seconds`. Counters:
     `batchify_full_batches_total`, `batchify_failed_batches_total`, `batchify_refused_items_total`. Gauges, right at the
     moment of the scrape, also before the first batch has ended: `batchify_pending_items`, `batchify_running_items`,
     `batchify_in_flight_batches`. They have one label, `function`.
 
-    Of several processes that are scraped together (`PROMETHEUS_MULTIPROC_DIR`) no function can be asked: there, gauges
-    and refused items are as they were when the last batch ended, without `batchify_running_items`.
+    With several processes scraped together (`PROMETHEUS_MULTIPROC_DIR`), gauges and refused items are as they were when
+    the last batch ended, and there is no `batchify_running_items`.
 
-    One observer may serve many functions; several on one registry share its metrics. Buffers of functions of one
-    name, of instances and of event loops are counted together. The waits of items whose batch was split to
-    `isolate` are counted once, sizes and durations with each part.
+    One observer may serve many functions; several on one registry share its metrics. Functions of the same name, all
+    instances and event loops are counted together. When `isolate` splits a batch, its items' waits count once, sizes
+    and durations for each part.
 
-    It is pickled as one on the default registry of the other side; with a registry of its own, if that can be pickled.
+    Pickled, it counts in the default registry of the other side; with a registry of its own, it cannot be pickled.
 
     Args:
-        registry: Where the metrics are, and are made by the first observer.
+        registry: Where the metrics are; the first observer makes them.
 
     Raises:
-        ValueError: Something else in the registry has one of their names.
+        ValueError: Another metric in the registry has such a name.
     """
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
@@ -125,7 +127,7 @@ class PrometheusObserver(Observer):
             self._metrics = _metrics[registry]
 
     def watch(self, engine: Any) -> None:
-        """Show its figures at each scrape, as long as it lives."""
+        """For batchify only. Show the figures of a buffer at each scrape, as long as it lives."""
         key, engines = id(engine), self._metrics.engines
         self._metrics.names[engine.name] = None
         engines[key] = weakref.ref(engine, lambda _: engines.pop(key, None))

@@ -29,7 +29,12 @@ Batched = (
 
 
 class BatchRecord(NamedTuple):
-    """One batch: its items, in order, and why it was taken; see `Stats.reasons`."""
+    """One batch, as `recorded()` lists it.
+
+    Attributes:
+        items: Its items, in order: tuples if the function has several columns, dictionaries of a `BatchProcessor`.
+        reason: Why it was taken; see `Stats.reasons`.
+    """
 
     items: list[Any]
     reason: Reason
@@ -62,9 +67,10 @@ _watched: "WeakKeyDictionary[Any, _Watched]" = WeakKeyDictionary()
 def immediate(*functions: Batched) -> Iterator[None]:
     """Let each call run the list function at once, with its own item alone: nothing waits, and no thread is started.
 
-    It runs on the caller's own thread, or in its own task where it is awaited (else in a task of its own), and sees the
-    caller's context: so a database's transaction that a test has begun is that of the function too. All else is as
-    ever: what it returns and raises, `weight` and `group_by`, `on_batch`. In `stats` such a batch is `nested`.
+    Use as `with immediate(f):`. The function runs on the caller's thread; an `async def` function in the task that
+    awaits the call, or for `submit()` and `map()` in a new one. It sees the caller's context, such as a database
+    transaction that a test has begun. All else is as ever: what it returns and raises, `weight` and `group_by`,
+    `on_batch`. In `stats` such a batch is `nested`.
 
     Other threads and loops that call meanwhile get the same. Blocks may be nested, and overlap.
 
@@ -72,7 +78,7 @@ def immediate(*functions: Batched) -> Iterator[None]:
         *functions: Batched functions; methods of an instance, or of the class for all its instances; processors.
 
     Raises:
-        TypeError: One of them is something else.
+        TypeError: One of them is none of these.
     """
     watched = [_watched_of(function) for function in functions]
     for each in watched:
@@ -88,17 +94,17 @@ def immediate(*functions: Batched) -> Iterator[None]:
 def recorded(function: Batched) -> Iterator[list[BatchRecord]]:
     """List the batches that are taken in this block.
 
-    To assert which batches form, decorate with `timeout=None` and `flush()`, or pass as many items as make a full one.
-    The items of other threads are recorded too.
+    Use as `with recorded(f) as batches:`. To assert which batches form, use `timeout=None`, then call `flush()` or pass
+    enough items for a full batch. The items of other threads are recorded too.
 
     Args:
         function: As for `immediate()`.
 
     Yields:
-        list[BatchRecord]: One for each batch, in the order in which they are taken. It is kept when the block ends.
+        list[BatchRecord]: One per batch, in the order in which they are taken. The list is kept when the block ends.
 
     Raises:
-        TypeError: It is something else.
+        TypeError: It is none of these.
     """
     watched, records = _watched_of(function), list[BatchRecord]()
     watched.records[id(records)] = records
