@@ -107,6 +107,7 @@ def aio_of(name: str, takes: Takes, submit: Callable[..., Any]) -> Callable[...,
     plain, bind = takes.plain, takes.bind
 
     async def aio(of: tuple[Any, object], item: Any = MISSING, /, *args: Any, **kwargs: Any) -> Any:
+        """Await an item's result, from any event loop; see `BatchedFunction.aio`."""
         engine, constants = of[0], NO_CONSTANTS
         if not plain or args or kwargs or item is MISSING:
             item, constants = bind(*given(item, args), **kwargs)

@@ -153,7 +153,8 @@ _OPTIONS = {each.name for each in fields(Options)}
 _FIXED = _OPTIONS - CHECKS.keys()
 for _option in _FIXED:
     _read = attrgetter(f"_self_options.{_option}")
-    setattr(_Decorated, _option, property(_read, partial(_refuse, _option)))
+    _doc = f"`{_option}`, as given when the function was decorated. It cannot be set."
+    setattr(_Decorated, _option, property(_read, partial(_refuse, _option), doc=_doc))
 
 
 class _Access:
@@ -577,6 +578,7 @@ class BatchedCoroutineFunction(_Batched[T, R, P]):
     if not TYPE_CHECKING:
 
         def close(self, *_: object, **__: object) -> None:
+            """Raises a TypeError: use `aclose()`, `adrain()` or `async with`."""
             name = self._self_engine.name
             raise TypeError(f"{name}() is `async def`: use `async with`, or `await` aclose() or adrain()")
 
@@ -885,7 +887,9 @@ def _decorate(options: Options, function: Any, /) -> Any:
             options.on_batch.watch(access.engine)
         # Calls, threads, timers and tasks hold the engine alone: so it is known when the user drops all that he has.
         weakref.finalize(access, drop, weakref.ref(access.engine)).atexit = False
-        return access, (make_call and make_call(access), make_submit(access))
+        entries = make_call and make_call(access), make_submit(access)
+        entries[1].__name__ = "submit"  # so help() calls it so
+        return access, entries
 
     made: _Decorated
     if method:

@@ -3,6 +3,8 @@
 import collections
 import functools
 import inspect
+import operator
+import pydoc
 import typing
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import Future  # noqa: TC003 - get_type_hints() looks for it
@@ -11,7 +13,9 @@ from typing import Any
 import pytest
 
 from batchify import (
+    BatchedCoroutineFunction,
     BatchedFunction,
+    BatchedMethod,
     BatchError,
     ClosedError,
     MissingResultError,
@@ -301,6 +305,23 @@ def test_decorated_function_tells_its_name_doc_signature_and_class() -> None:
     assert callable(decorated)
     assert decorated.submit.__doc__ == BatchedFunction.submit.__doc__
     assert str(inspect.signature(decorated.submit)) == "(texts)"
+
+
+@pytest.mark.parametrize("kind", [BatchedFunction, BatchedCoroutineFunction, BatchedMethod])
+def test_every_public_attribute_says_what_it_is(kind: type) -> None:
+    docs = {name: getattr(kind, name).__doc__ for name in dir(kind) if not name.startswith("_")}
+    assert len(docs) >= 8
+    assert [name for name, doc in docs.items() if not doc] == []
+    assert [name for name, doc in docs.items() if doc == operator.attrgetter.__doc__] == []
+    assert docs["weight"].startswith("`weight`, as given")
+
+
+def test_help_of_what_is_made_for_one_function() -> None:
+    for made in (decorated, batched(batch_size=2)(fetch)):
+        assert "Await an item's result" in pydoc.plain(pydoc.render_doc(made.aio))
+        text = pydoc.plain(pydoc.render_doc(made.submit))
+        assert text.startswith("Python Library Documentation: function submit")
+        assert "Pass an item" in text
 
 
 @pytest.mark.usefixtures("no_noise")
