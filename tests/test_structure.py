@@ -16,8 +16,9 @@ pytestmark = pytest.mark.thread_unsafe(reason="ast.parse() of CPython 3.11 is no
 PACKAGE = Path(batchify.__file__).parent
 TESTS = Path(__file__).parent
 ROWS = [
-    "testing",  # imported by users only
-    "prometheus",  # so is this
+    "tune",  # imported by users only
+    "testing",  # so is this
+    "prometheus",  # and this
     "otel",  # and this
     "__init__",
     "_processor",
@@ -37,7 +38,7 @@ ROWS = [
 ONLY = {
     "wrapt": {"_decorator"},
     "inspect": {"_decorator", "_signature", "_options"},
-    "asyncio": {"_asyncio", "_decorator", "testing"},
+    "asyncio": {"_asyncio", "_decorator", "testing", "tune"},
     "monotonic": {"_asyncio", "_threads"},
     "Thread": {"_threads"},
     "allocate_lock": {"_threads", "_engine"},

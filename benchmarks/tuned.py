@@ -1,0 +1,199 @@
+"""Is it true what `batchify.tune` says?
+
+Three real functions are measured by `batchify.tune.measure`:
+
+    forest       scikit-learn's random forest, which classifies images
+    transformer  a transformer in PyTorch, for texts of mixed length that are padded to the longest of their batch
+    postgres     rows by id from PostgreSQL, `WHERE id = ANY(...)`
+
+For each, at 50 and 80 % of what it can do, calls come at random from a thread of this process. Printed: the settings
+that are recommended at that rate; the median and the 99th percentile of the latency in milliseconds, as expected and as
+seen (the median of several runs); and how many times as long as with the best of a grid of settings, each of which is
+tried for real, the mean call takes.
+
+    python -m benchmarks.tuned [--only forest,transformer,postgres] [--quick] [--json FILE]
+
+Needs the extra `tune`, scikit-learn, torch, psycopg, and a PostgreSQL that it can start. It takes half an hour, and
+nothing else should run on the machine.
+"""
+
+import argparse
+import gc
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy
+
+from batchify import BatchedFunction, batched
+from batchify.tune import Curve, Setting, measure, recommend, simulate
+
+ListFunction = Callable[[list[Any]], Any]
+Job = tuple[ListFunction, Sequence[Any]]  # and what callers pass
+
+
+@contextmanager
+def forest() -> Iterator[Job]:
+    from sklearn.datasets import load_digits
+    from sklearn.ensemble import RandomForestClassifier
+
+    images, digits = load_digits(return_X_y=True)
+    model = RandomForestClassifier(100, random_state=0).fit(images, digits)
+    yield lambda rows: model.predict(numpy.stack(rows)), list(images)
+
+
+@contextmanager
+def transformer() -> Iterator[Job]:
+    import torch
+
+    torch.manual_seed(0)
+    torch.set_num_threads(1)  # one core for the function, the other for its callers
+    layer = torch.nn.TransformerEncoderLayer(128, 4, 256, batch_first=True)
+    model = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    words = torch.nn.Embedding(1000, 128)
+
+    def embed(texts: list[list[int]]) -> Any:
+        lengths = torch.tensor([len(text) for text in texts])
+        padded = torch.zeros(len(texts), int(lengths.max()), dtype=torch.long)
+        for row, text in zip(padded, texts, strict=True):
+            row[: len(text)] = torch.tensor(text)
+        is_padding = torch.arange(padded.shape[1])[None] >= lengths[:, None]
+        with torch.inference_mode():
+            found = model(words(padded), src_key_padding_mask=is_padding)
+            return found.masked_fill(is_padding[..., None], 0.0).sum(1) / lengths[:, None]
+
+    chance = random.Random(0)
+    lengths = [min(400, 4 + round(chance.lognormvariate(3.5, 0.8))) for _ in range(2000)]
+    yield embed, [chance.choices(range(1000), k=length) for length in lengths]
+
+
+@contextmanager
+def postgres() -> Iterator[Job]:
+    import psycopg
+
+    from tests.slow.engines.postgres import server
+
+    with server() as running:
+        os.environ.update(running.where)
+        with psycopg.connect(autocommit=True) as connection:
+            connection.execute("SET log_statement = 'none'")
+            connection.execute(
+                "CREATE TABLE people AS SELECT id, md5(id::text) AS name FROM generate_series(1, 300000) id"
+            )
+            connection.execute("ALTER TABLE people ADD PRIMARY KEY (id)")
+            connection.execute("ANALYZE people")
+
+            def name_of(ids: list[int]) -> dict[int, str]:
+                return dict(connection.execute("SELECT id, name FROM people WHERE id = ANY(%s)", (ids,)).fetchall())
+
+            yield name_of, random.Random(0).sample(range(1, 300001), 20000)
+
+
+JOBS = {"forest": forest, "transformer": transformer, "postgres": postgres}
+
+
+def seen(function: ListFunction, setting: Setting, job: Job, rate: float, seconds: float, seed: int) -> list[float]:
+    """Return the latencies of calls that come at random, in seconds."""
+    chance, latencies = random.Random(seed), list[float]()
+    moments = [0.0]
+    while moments[-1] < seconds:
+        moments.append(moments[-1] + chance.expovariate(rate))
+    f = decorated(function, setting)
+    with f:
+        f(job[1][0])
+        began = time.perf_counter()
+        for moment in moments:
+            pause = began + moment - time.perf_counter()
+            if pause > 0:
+                time.sleep(pause)
+            called = began + moment  # though it may come later, as one thread or the interpreter is busy
+            future = f.submit(chance.choice(job[1]))
+            future.add_done_callback(lambda _, called=called: latencies.append(time.perf_counter() - called))
+        behind = time.perf_counter() - began - moments[-1]
+        if behind > 0.02 * seconds:
+            print(f"  (calls fell {behind:.1f} s behind)", flush=True)
+    return latencies
+
+
+def decorated(function: ListFunction, setting: Setting) -> "BatchedFunction[Any, Any, []]":
+    size, timeout, concurrency, width = setting
+    group_by = None if width is None else lambda item: len(item) // width
+    decorate = batched(batch_size=size, timeout=timeout, concurrency=concurrency, group_by=group_by)
+    return decorate(lambda items: function(items))
+
+
+def grid(curve: Curve, best: Setting) -> Iterator[Setting]:
+    """Yield the settings of which one must be about the best."""
+    sizes = [point.size for point in curve.points][-1:0:-3]
+    widths = [None] if best.width is None else [None, best.width, best.width * 4]
+    unit = curve.points[0].seconds
+    for size, timeout, width in product(sizes, (0.0, unit, 8 * unit), widths):
+        yield Setting(size, float(f"{timeout:.1g}"), 1, width)
+
+
+def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
+    """Measure a job, and return what is expected and what is seen, at each load."""
+    seconds, repeats = (1.0, 1) if quick else (10.0, 5)
+    with JOBS[name]() as job:
+        function, items = job
+        gc.collect()
+        gc.freeze()  # else a full collection among all that torch has takes a tenth of a second
+        curve = measure(function, items, seconds=4 if quick else 20)
+        most = max(recommend(curve, callers=4 * point.size).expected.throughput for point in curve.points[-1:])
+        for load in (50, 80):
+            rate = most * load / 100
+            found = recommend(curve, rate=rate)
+            runs = [seen(function, found.setting, job, rate, seconds, seed) for seed in range(repeats)]
+            row: dict[str, Any] = {"job": name, "load": load, "rate": rate, "line": found.line}
+            for percent in (50, 99):
+                row[f"expected p{percent}"] = found.expected.percentile(percent) * 1e3
+                row[f"seen p{percent}"] = median([float(numpy.percentile(run, percent)) for run in runs]) * 1e3
+            tried = {}
+            for setting in {found.setting, *([] if quick else grid(curve, found.setting))}:
+                if simulated(curve, setting, rate).keeps_up:  # else it would not end
+                    tried[setting] = median(
+                        [fmean(seen(function, setting, job, rate, seconds / 3, seed)) for seed in range(repeats)]
+                    )
+            best = min(tried, key=tried.__getitem__)
+            yield {**row, "best": best.line(curve.options), "over best": tried[found.setting] / tried[best]}
+
+
+def simulated(curve: Curve, setting: Setting, rate: float) -> Any:
+    size, timeout, concurrency, width = setting
+    group_by = None if width is None else lambda item: len(item) // width
+    options = {"batch_size": size, "timeout": timeout, "concurrency": concurrency, "group_by": group_by}
+    return simulate(curve, rate=rate, items=4000, **options)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(JOBS), metavar="NAMES", help="these functions")
+    parser.add_argument("--quick", action="store_true", help="a little of each, to see whether it works")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where to record the figures")
+    options = parser.parse_args()
+    rows = []
+    print(
+        f"{'':<12} {'load':>5} {'calls/s':>8}  {'p50':>6} {'seen':>6}  {'p99':>6} {'seen':>6}  {'over best':>9}  settings"
+    )
+    for name in options.only.split(","):
+        for row in compare(name, quick=options.quick):
+            rows.append(row)
+            latencies = "  ".join(f"{row[f'expected p{p}']:>6.2f} {row[f'seen p{p}']:>6.2f}" for p in (50, 99))
+            print(
+                f"{name:<12} {row['load']:>4}% {row['rate']:>8.0f}  {latencies}  {row['over best']:>9.2f}  {row['line']}",
+                f"(best: {row['best']})" * (row["best"] != row["line"]),
+                flush=True,
+            )
+    if options.json is not None:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
