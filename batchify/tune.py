@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _logger = logging.getLogger("batchify")
-_ENOUGH = 20_000  # items, for a figure that is told
-_FEW = 4_000  # for one that is compared
+_ENOUGH = 10_000  # items, for a figure that is told
+_FEW = 2_000  # for one that is compared
 _SHORT = 5e-5  # seconds: one cannot sleep for less
 
 
@@ -303,38 +303,44 @@ class _Probe(Observer):
             before = answers
         return [*posted, time.perf_counter()]
 
-    def run(
-        self, size: int, alike: bool = False, *, seconds: float = 0.0, batches: int = 1, at_once: int = 1
-    ) -> list[Run]:
+    def run(self, size: int, alike: bool = False, *, seconds: float = 0.0, batches: int = 1) -> list[Run]:
         """Run batches, of about so many seconds, and while each runs pass in the items of the next one, as callers do.
 
         A function that needs the interpreter takes longer while callers need it too; so one more batch is run that does
         not count, as nobody calls meanwhile.
         """
-        probe = self._decorated(at_once)
-        probe.batch_size = size
-        numbers = [self._pick(size * at_once, alike) for _ in range(batches + 1)]
-        self._begun.clear()
-        self._ended.clear()
+        numbers = [self._pick(size, alike) for _ in range(batches + 1)]
         cpu = time.process_time()
-        posted = self.runner.run(self._pass_in(probe, numbers, seconds / len(numbers[0])))
-        cpu = (time.process_time() - cpu) / (batches + 1) / at_once
+        posted = self._run(size, numbers, seconds / size)
+        cpu = (time.process_time() - cpu) / len(numbers)
         runs = []
-        for number in range(batches * at_once):
-            report, ended = self._ended[number]
+        for number, (report, ended) in enumerate(self._ended[:batches]):
             if report.error is not None:
                 raise report.error
-            weights = [self.weights[item] for item in numbers[number // at_once]] if self.weights else [0.0]
-            beside = max(0.0, self._begun[number + 1] - max(ended, posted[number // at_once + 1]))
+            weights = [self.weights[item] for item in numbers[number]] if self.weights else [0.0]
+            beside = max(0.0, self._begun[number + 1] - max(ended, posted[number + 1]))
             runs.append(Run(size, report.duration, cpu, beside, sum(weights), max(weights), alike))
         return runs
 
+    def _run(self, size: int, numbers: Sequence[Sequence[int]], pause: float = 0.0, at_once: int = 1) -> list[float]:
+        probe = self._decorated(at_once)
+        probe.batch_size = size
+        self._begun.clear()
+        self._ended.clear()
+        return self.runner.run(self._pass_in(probe, numbers, pause))
+
     def lone(self) -> float:
         """Return how many seconds a lone call takes beside the function."""
-        probe = self._decorated(1)
-        probe.batch_size = 1
-        posted = self.runner.run(self._pass_in(probe, [self._pick(1, False)], 0.0))
+        posted = self._run(1, [self._pick(1, False)])
         return posted[-1] - posted[0] - self._ended[-1][0].duration
+
+    def slowdown(self, size: int, at_once: int) -> float:
+        """Return how many times as long a batch takes where so many are in flight: the very same, so many times."""
+        numbers, times = [self._pick(8 * size, False)], []
+        for number in (1, at_once, 1, at_once):
+            posted = self._run(size, numbers, at_once=number)
+            times.append(posted[-1] - posted[0])
+        return max(1.0, at_once * min(times[1::2]) / min(times[::2]))
 
 
 def measure(
@@ -420,12 +426,11 @@ def measure(
             last[turn] = runs[-1]
             spent[turn] += 5 * runs[-1].seconds
         lone = median([probe.lone() for _ in range(20)])
-        slowdown, size = {1: 1.0}, found[len(found) // 2]
-        alone = median([run.seconds for run in runs if run.size == size and not run.alike])
+        slowdown = {1: 1.0}
         for at_once in (2, 4, 8):  # as long as that brings anything
-            if elapsed() < seconds and slowdown[at_once // 2] < 0.8 * at_once:
-                beside = probe.run(size, seconds=alone, batches=4, at_once=at_once)
-                slowdown[at_once] = max(1.0, median([run.seconds for run in beside]) / alone)
+            half = at_once // 2
+            if elapsed() < seconds and (half == 1 or slowdown[half] < 0.9 * half):
+                slowdown[at_once] = probe.slowdown(found[len(found) // 2], at_once)
     return Curve(name, items, probe.weights, runs, probe.several, options, lone, slowdown, stopped)
 
 
@@ -765,7 +770,7 @@ def recommend(
     if p99 is not None and not p99 > 0:
         raise ValueError(f"recommend(): p99 must be positive, got {p99}")
     if len(curve.points) < 2:
-        raise ValueError(f"recommend(): the curve of {curve.name} must have two sizes at least, got {curve.points}")
+        raise ValueError(f"recommend(): the curve of {curve.name} must have two sizes at least, it has one")
     copies = 1
     while True:
         share = load if rate is None else _Load(rate / copies)
@@ -797,12 +802,12 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     def cost(setting: Setting, items: int = _FEW, seed: int = 0) -> tuple[int, float]:
         return _cost(_simulate(curve, setting.options(curve), load, items, seed), p99)
 
-    def order(setting: Setting, *costs: float) -> tuple[int, float]:
+    def order(setting: Setting, known: tuple[int, float] | None = None) -> tuple[int, float]:
         """What is simpler comes first if it costs at most 3 % more; so does the size up to which it pays to grow."""
-        tier, value = cost(setting)
+        tier, value = known or cost(setting)
         size, timeout, concurrency, width = setting
         more = [size != curve.pays_up_to(alike=width is not None), timeout, concurrency > 1, width]
-        return tier, (fmean(costs) if costs else value) * 1.03 ** sum(map(bool, more))
+        return tier, value * 1.03 ** sum(map(bool, more))
 
     best, before, seen = Setting(curve.points[-1].size), None, set[Setting]()
     while best != before:
@@ -814,15 +819,14 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     distinct = {setting[1:]: setting for setting in sorted(seen, key=order, reverse=True)}
     final = []
     for setting in sorted(distinct.values(), key=order)[:6]:
-        costs = [cost(setting, _ENOUGH // 2, seed)[1] for seed in (1, 2, 3)]
-        final.append((order(setting, *costs), fmean(costs), stdev(costs), setting))
+        costs = [cost(setting, _ENOUGH // 2, seed) for seed in (1, 2, 3)]
+        values = [value for _, value in costs]
+        final.append((order(setting, (max(costs)[0], fmean(values))), fmean(values), stdev(values), setting))
     final.sort(key=itemgetter(0))
-    _, least, error, _ = final[0]
+    (lowest, _), least, error, _ = final[0]
     limit = least + max(0.03 * least, 2 * error)
     return [
-        Choice(
-            setting, _simulate(curve, setting.options(curve), load, _ENOUGH), mean <= limit and tier == final[0][0][0]
-        )
+        Choice(setting, _simulate(curve, setting.options(curve), load, _ENOUGH), tier == lowest and mean <= limit)
         for (tier, _), mean, _, setting in final
     ]
 
@@ -843,9 +847,7 @@ def _why(curve: Curve, load: _Load, best: Choice) -> str:
     point = max((point for point in curve.points if point.size <= setting.batch_size), key=attrgetter("size"))
     times = point.seconds / curve.points[0].seconds
     if setting.width is not None:
-        first = (
-            f"Batches of like items take {curve.saved_by_likeness:.0%} less time, as short ones wait for no long ones"
-        )
+        first = f"Batches of like items take {curve.saved_by_likeness:.0%} less time: no short one waits for a long one"
     elif setting.batch_size == 1:
         first = "Batches do not pay here: more at once bring less than they cost"
     elif load.callers is not None and load.callers < curve.points[-1].size:
@@ -913,9 +915,8 @@ def _print(found: Recommendation) -> None:
     if curve.stopped:
         console.print(f"Larger batches were not measured: {curve.stopped}.")
     console.print(f"\n    {found.line}\n\n{found.why}\n", style="bold")
-    table = Table(
-        "", "size", "timeout", "at once", "group", "mean ms", "p50", "p99", "calls/s", "batch", "busy", box=None
-    )
+    columns = "", "size", "timeout", "at once", "group", "mean ms", "p50", "p99", "calls/s", "items", "busy"
+    table = Table(*columns, box=None, padding=(0, 1, 0, 0))
     today = Setting(curve.options.batch_size, curve.options.timeout, curve.options.concurrency)
     rows = [("this", found.setting, found.expected), ("today", today, found.today)]
     for setting, expected, is_as_good in found.alternatives[:4]:

@@ -6,7 +6,7 @@ solved as a semi-Markov decision process, by policy iteration: no rule that does
 
 Beside it, in virtual time, on the same arrivals:
 
-    timeout=0, 5 ms, 100 ms     batchify's own buffer (`batchify/_buffer.py`, which takes the time as an argument)
+    timeout=0, 5 ms, 100 ms     batchify's own rule (`batchify.tune.simulate`)
     cut early, 0, 5 ms, 100 ms  a batch is cut when it is full or its window is over, though the worker is busy; then it
                                 waits in a queue of batches. So do several libraries: see `python -m benchmarks.peers`
 
@@ -28,9 +28,7 @@ from typing import Any, NamedTuple
 import numpy
 from numpy.typing import NDArray
 
-from batchify._buffer import Buffer
-from batchify._options import Options
-from batchify._stats import Tally
+from batchify.tune import Curve, simulate
 
 Vector = NDArray[numpy.float64]
 Policy = NDArray[numpy.int64]  # for each state
@@ -149,38 +147,13 @@ def poisson(mean: float, size: int) -> Vector:
 # Virtual time
 
 
-class Item:
-    """What the buffer must know of a call."""
-
-    def __init__(self, arrival: float) -> None:
-        self.arrival = arrival
-
-    def has_left(self) -> bool:
-        return False
-
-
 Latencies = list[float]
 
 
 def by_buffer(arrivals: Sequence[float], costs: Costs, timeout: float) -> Latencies:
-    """Let batchify's buffer form the batches."""
-    inbox: deque[Item] = deque()
-    buffer = Buffer(Options(batch_size=costs.batch_size, timeout=timeout), inbox, Tally())
-    latencies: Latencies = []
-    free_at, number, now = 0.0, 0, 0.0
-    while len(latencies) < len(arrivals):
-        head = buffer.head()
-        due_at = max(math.inf if head is None else now if buffer.due(now) else head.arrival + timeout, free_at, now)
-        if number < len(arrivals) and arrivals[number] <= due_at:
-            now = arrivals[number]
-            inbox.append(Item(now))
-            number += 1
-            continue
-        taken = buffer.take(due_at)
-        assert taken is not None
-        free_at = due_at + costs(len(taken[0]))
-        latencies += [free_at - item.arrival for item in taken[0]]
-    return latencies
+    """Let batchify's own rule form the batches."""
+    curve = Curve.of_line(costs.fixed, costs.each, costs.batch_size)
+    return list(simulate(curve, batch_size=costs.batch_size, timeout=timeout, arrivals=arrivals).latencies)
 
 
 def by_optimum(arrivals: Sequence[float], costs: Costs, best: Optimum) -> Latencies:

@@ -13,7 +13,7 @@ tried for real, the mean call takes.
 
     python -m benchmarks.tuned [--only forest,transformer,postgres] [--quick] [--json FILE]
 
-Needs the extra `tune`, scikit-learn, torch, psycopg, and a PostgreSQL that it can start. It takes half an hour, and
+Needs the extra `tune`, scikit-learn, torch, psycopg, and a PostgreSQL that it can start. It takes 20 minutes, and
 nothing else should run on the machine.
 """
 
@@ -25,6 +25,7 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import product
 from pathlib import Path
 from statistics import fmean, median
@@ -32,11 +33,13 @@ from typing import Any
 
 import numpy
 
-from batchify import BatchedFunction, batched
-from batchify.tune import Curve, Setting, measure, recommend, simulate
+from batchify import batched
+from batchify.tune import Curve, Setting, Simulation, measure, recommend, simulate
 
 ListFunction = Callable[[list[Any]], Any]
 Job = tuple[ListFunction, Sequence[Any]]  # and what callers pass
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+TITLES = "load", "calls/s", "p50", "seen", "p99", "seen", "over best", "settings"
 
 
 @contextmanager
@@ -105,8 +108,11 @@ def seen(function: ListFunction, setting: Setting, job: Job, rate: float, second
     moments = [0.0]
     while moments[-1] < seconds:
         moments.append(moments[-1] + chance.expovariate(rate))
-    f = decorated(function, setting)
-    with f:
+
+    def note(called: float, _: object) -> None:
+        latencies.append(time.perf_counter() - called)
+
+    with decorated(function, setting) as f:
         f(job[1][0])
         began = time.perf_counter()
         for moment in moments:
@@ -115,38 +121,48 @@ def seen(function: ListFunction, setting: Setting, job: Job, rate: float, second
                 time.sleep(pause)
             called = began + moment  # though it may come later, as one thread or the interpreter is busy
             future = f.submit(chance.choice(job[1]))
-            future.add_done_callback(lambda _, called=called: latencies.append(time.perf_counter() - called))
+            future.add_done_callback(partial(note, called))
         behind = time.perf_counter() - began - moments[-1]
         if behind > 0.02 * seconds:
             print(f"  (calls fell {behind:.1f} s behind)", flush=True)
     return latencies
 
 
-def decorated(function: ListFunction, setting: Setting) -> "BatchedFunction[Any, Any, []]":
+def decorated(function: ListFunction, setting: Setting) -> Any:
     size, timeout, concurrency, width = setting
     group_by = None if width is None else lambda item: len(item) // width
-    decorate = batched(batch_size=size, timeout=timeout, concurrency=concurrency, group_by=group_by)
-    return decorate(lambda items: function(items))
+    options: dict[str, Any] = {"batch_size": size, "timeout": timeout, "concurrency": concurrency, "group_by": group_by}
+    return batched(**options)(lambda items: function(items))
 
 
 def grid(curve: Curve, best: Setting) -> Iterator[Setting]:
     """Yield the settings of which one must be about the best."""
-    sizes = [point.size for point in curve.points][-1:0:-3]
     widths = [None] if best.width is None else [None, best.width, best.width * 4]
     unit = curve.points[0].seconds
-    for size, timeout, width in product(sizes, (0.0, unit, 8 * unit), widths):
+    for size, timeout, width in product((64, 16, 4), (0.0, unit, 8 * unit), widths):
         yield Setting(size, float(f"{timeout:.1g}"), 1, width)
+
+
+def saturated(function: ListFunction, setting: Setting, job: Job, items: int) -> float:
+    """Return how many items per second are answered if all are passed in at once."""
+    with decorated(function, setting) as f:
+        f(job[1][0])
+        began = time.perf_counter()
+        for future in [f.submit(job[1][number % len(job[1])]) for number in range(items)]:
+            future.result()
+        return items / (time.perf_counter() - began)
 
 
 def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
     """Measure a job, and return what is expected and what is seen, at each load."""
-    seconds, repeats = (1.0, 1) if quick else (10.0, 5)
+    seconds, repeats = (0.5, 1) if quick else (6.0, 5)
     with JOBS[name]() as job:
         function, items = job
         gc.collect()
         gc.freeze()  # else a full collection among all that torch has takes a tenth of a second
-        curve = measure(function, items, seconds=4 if quick else 20)
-        most = max(recommend(curve, callers=4 * point.size).expected.throughput for point in curve.points[-1:])
+        curve = measure(function, items, seconds=4 if quick else 20, sizes=SIZES)
+        full = recommend(curve, callers=4 * SIZES[-1])
+        most = min(full.expected.throughput, saturated(function, full.setting, job, 1000 if quick else 5000))
         for load in (50, 80):
             rate = most * load / 100
             found = recommend(curve, rate=rate)
@@ -157,19 +173,21 @@ def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                 row[f"seen p{percent}"] = median([float(numpy.percentile(run, percent)) for run in runs]) * 1e3
             tried = {}
             for setting in {found.setting, *([] if quick else grid(curve, found.setting))}:
-                if simulated(curve, setting, rate).keeps_up:  # else it would not end
-                    tried[setting] = median(
-                        [fmean(seen(function, setting, job, rate, seconds / 3, seed)) for seed in range(repeats)]
-                    )
+                if setting == found.setting or simulated(curve, setting, rate).keeps_up:  # else it would not end
+                    means = [
+                        fmean(seen(function, setting, job, rate, seconds / 3, seed)) for seed in range(min(3, repeats))
+                    ]
+                    tried[setting] = median(means)
             best = min(tried, key=tried.__getitem__)
             yield {**row, "best": best.line(curve.options), "over best": tried[found.setting] / tried[best]}
 
 
-def simulated(curve: Curve, setting: Setting, rate: float) -> Any:
+def simulated(curve: Curve, setting: Setting, rate: float) -> Simulation:
     size, timeout, concurrency, width = setting
     group_by = None if width is None else lambda item: len(item) // width
-    options = {"batch_size": size, "timeout": timeout, "concurrency": concurrency, "group_by": group_by}
-    return simulate(curve, rate=rate, items=4000, **options)
+    return simulate(
+        curve, rate=rate, items=4000, batch_size=size, timeout=timeout, concurrency=concurrency, group_by=group_by
+    )
 
 
 def main() -> None:
@@ -179,18 +197,15 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to record the figures")
     options = parser.parse_args()
     rows = []
-    print(
-        f"{'':<12} {'load':>5} {'calls/s':>8}  {'p50':>6} {'seen':>6}  {'p99':>6} {'seen':>6}  {'over best':>9}  settings"
-    )
+    line = "{:<12} {:>5} {:>8}  {:>6} {:>6}  {:>6} {:>6}  {:>9}  {}"
+    print(line.format("", *TITLES))
     for name in options.only.split(","):
         for row in compare(name, quick=options.quick):
             rows.append(row)
-            latencies = "  ".join(f"{row[f'expected p{p}']:>6.2f} {row[f'seen p{p}']:>6.2f}" for p in (50, 99))
-            print(
-                f"{name:<12} {row['load']:>4}% {row['rate']:>8.0f}  {latencies}  {row['over best']:>9.2f}  {row['line']}",
-                f"(best: {row['best']})" * (row["best"] != row["line"]),
-                flush=True,
-            )
+            latencies = [f"{row[f'{which} p{p}']:.2f}" for p in (50, 99) for which in ("expected", "seen")]
+            settings = row["line"] + f" (best: {row['best']})" * (row["best"] != row["line"])
+            over = f"{row['over best']:.2f}"
+            print(line.format(name, f"{row['load']}%", f"{row['rate']:.0f}", *latencies, over, settings), flush=True)
     if options.json is not None:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
