@@ -174,10 +174,9 @@ class Curve:
     def overhead(self) -> tuple[float, float]:
         """Seconds between two batches: for each batch, and for each item that it had."""
         runs = [run for run in self.runs if run.beside > 0]
-        each_batch, each_item = _non_negative([(1, run.size) for run in runs], [run.beside for run in runs]) or (
-            0.0,
-            0.0,
-        )
+        if not runs:
+            return 0.0, 0.0
+        each_batch, each_item = _non_negative([(1, run.size) for run in runs], [run.beside for run in runs])
         return each_batch, each_item
 
     def pays_up_to(self, *, alike: bool = False) -> int:
@@ -292,7 +291,7 @@ class _Probe(Observer):
             answers = []
             for number in numbers:
                 answers.append(probe.submit(*(self._items[number] if self.several else (self._items[number],))))
-                if before and pause > _SHORT:
+                if pause > _SHORT:
                     await asyncio.sleep(pause) if on_loop else time.sleep(pause)
             posted.append(time.perf_counter())
             if on_loop:
@@ -319,7 +318,7 @@ class _Probe(Observer):
                 raise report.error
             weights = [self.weights[item] for item in numbers[number]] if self.weights else [0.0]
             beside = max(0.0, self._begun[number + 1] - max(ended, posted[number + 1]))
-            runs.append(Run(size, report.duration, cpu, beside, sum(weights), max(weights), alike))
+            runs.append(Run(size, max(report.duration, 1e-9), cpu, beside, sum(weights), max(weights), alike))
         return runs
 
     def _run(self, size: int, numbers: Sequence[Sequence[int]], pause: float = 0.0, at_once: int = 1) -> list[float]:
@@ -336,11 +335,14 @@ class _Probe(Observer):
 
     def slowdown(self, size: int, at_once: int) -> float:
         """Return how many times as long a batch takes where so many are in flight: the very same, so many times."""
-        numbers, times = [self._pick(8 * size, False)], []
-        for number in (1, at_once, 1, at_once):
-            posted = self._run(size, numbers, at_once=number)
-            times.append(posted[-1] - posted[0])
-        return max(1.0, at_once * min(times[1::2]) / min(times[::2]))
+        numbers, times, pause = [self._pick(8 * size, False)], dict[int, float](), 0.0
+        for number in (1, 1, at_once, 1, at_once):  # the first time to know how fast callers are to call
+            began = time.perf_counter()
+            self._run(size, numbers, pause / number, number)
+            taken = time.perf_counter() - began
+            times[number] = min(taken, times.get(number, math.inf)) if pause else math.inf
+            pause = pause or taken / len(numbers[0])
+        return max(1.0, at_once * times[at_once] / times[1])
 
 
 def measure(
@@ -411,8 +413,8 @@ def measure(
             runs += both
             found.append(size)
             costs.append(min(run.seconds for run in both) / size)
-            is_flat = size > 2 and min(costs[-2:]) > 0.97 * costs[-3]
-            if not sizes and (is_flat or both[0].seconds > seconds / 20 or elapsed() > seconds / 3):
+            is_flat = len(costs) > 2 and min(costs[-2:]) > 0.97 * costs[-3]
+            if not sizes and len(found) > 1 and (is_flat or both[0].seconds > seconds / 20 or elapsed() > seconds / 3):
                 break
         if found[-1] > len(items):
             _logger.warning(
@@ -429,7 +431,7 @@ def measure(
         slowdown = {1: 1.0}
         for at_once in (2, 4, 8):  # as long as that brings anything
             half = at_once // 2
-            if elapsed() < seconds and (half == 1 or slowdown[half] < 0.9 * half):
+            if elapsed() < seconds and (half == 1 or slowdown.get(half, half) < 0.9 * half):
                 slowdown[at_once] = probe.slowdown(found[len(found) // 2], at_once)
     return Curve(name, items, probe.weights, runs, probe.several, options, lone, slowdown, stopped)
 
