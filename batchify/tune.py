@@ -33,7 +33,7 @@ from rich.table import Table
 from ._batch import Batch, Call
 from ._decorator import BatchedCoroutineFunction, BatchedFunction, batched
 from ._engine import Engine
-from ._options import Options
+from ._options import Options, check_count
 from ._stats import BatchReport, Observer, Stats, Tally
 
 if TYPE_CHECKING:
@@ -333,20 +333,28 @@ class _Probe(Observer):
         posted = self._run(1, [self._pick(1, False)])
         return posted[-1] - posted[0] - self._ended[-1][0].duration
 
-    def slowdown(self, size: int, at_once: int) -> float:
-        """Return how many times as long a batch takes where so many are in flight: the very same, so many times."""
-        numbers, times, pause = [self._pick(8 * size, False)], dict[int, float](), 0.0
-        for number in (1, 1, at_once, 1, at_once):  # the first time to know how fast callers are to call
+    def slowdown(self, size: int, at_once: int, seconds: float) -> float:
+        """Return how many times as long a batch of so many seconds takes where so many are in flight.
+
+        The very same items are run so, and one batch after the other, for a tenth of a second at least.
+        """
+        numbers = [self._pick(size * max(8, math.ceil(0.1 / seconds)), False)]
+        pause, times = seconds / size, dict[int, list[float]]({1: [], at_once: []})
+        for number in (1, at_once) * 3:
             began = time.perf_counter()
             self._run(size, numbers, pause / number, number)
-            taken = time.perf_counter() - began
-            times[number] = min(taken, times.get(number, math.inf)) if pause else math.inf
-            pause = pause or taken / len(numbers[0])
-        return max(1.0, at_once * times[at_once] / times[1])
+            times[number].append(time.perf_counter() - began)
+        share = median(times[at_once]) / median(times[1])
+        return at_once * share if share < 0.85 else at_once  # less than that is nothing
 
 
 def measure(
-    f: Callable[..., Any], items: Sequence[Any], *, seconds: float = 20.0, sizes: Sequence[int] | None = None
+    f: Callable[..., Any],
+    items: Sequence[Any],
+    *,
+    seconds: float = 20.0,
+    sizes: Sequence[int] | None = None,
+    concurrency: int | None = None,
 ) -> Curve:
     """Call a list function with batches of 1, 2, 4, ... of these items, and note how long it takes.
 
@@ -362,13 +370,14 @@ def measure(
         seconds: About how long it may take; but each size is measured twice at least.
         sizes: Sizes of batches; None doubles them until an item gets no cheaper, a batch takes a 20th of `seconds`, or
             it has 1,024 items.
+        concurrency: Most batches at once that the function bears, which are tried; None: as it is decorated, else 1.
 
     Returns:
         Curve: How long batches of each size take.
 
     Raises:
         TypeError: `items` is no sequence, or `f` cannot be decorated.
-        ValueError: `items` is empty, a size is below 1, or `seconds` is not positive.
+        ValueError: `items` is empty, a size or `concurrency` is below 1, or `seconds` is not positive.
         Exception: Whatever `f` raises for a single item.
     """
     if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")) or isinstance(items, (Mapping, str)):
@@ -382,6 +391,7 @@ def measure(
     function, options, name = f, Options(1), str(getattr(f, "__qualname__", f))
     if isinstance(f, (BatchedFunction, BatchedCoroutineFunction)):
         function, options = f.__wrapped__, f._self_options
+    most = check_count("measure", "concurrency", concurrency or options.concurrency)
     probe = _Probe(function, items, options)
     found: list[int] = []
     runs: list[Run] = []
@@ -429,10 +439,11 @@ def measure(
             spent[turn] += 5 * runs[-1].seconds
         lone = median([probe.lone() for _ in range(20)])
         slowdown = {1: 1.0}
-        for at_once in (2, 4, 8):  # as long as that brings anything
-            half = at_once // 2
-            if elapsed() < seconds and (half == 1 or slowdown.get(half, half) < 0.9 * half):
-                slowdown[at_once] = probe.slowdown(found[len(found) // 2], at_once)
+        for at_once in (2, 4, 8, 16):  # as long as that brings anything
+            if at_once > most or elapsed() > seconds or (at_once > 2 and slowdown[at_once // 2] == at_once // 2):
+                break
+            size = found[len(found) // 2]
+            slowdown[at_once] = max(1.0, probe.slowdown(size, at_once, last[size, False].seconds))
     return Curve(name, items, probe.weights, runs, probe.several, options, lone, slowdown, stopped)
 
 
@@ -797,12 +808,12 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         "width": widths,
         "batch_size": [point.size for point in curve.points],
         "concurrency": list(curve.slowdown),
-        "timeout": [0.0, *(float(f"{lone * 2**power:.1g}") for power in range(-1, 6))],
+        "timeout": [0.0, *(float(f"{lone * 2**power:.1g}") for power in range(-1, 6) if lone * 2**power > 0.0005)],
     }
 
     @cache
-    def cost(setting: Setting, items: int = _FEW, seed: int = 0) -> tuple[int, float]:
-        return _cost(_simulate(curve, setting.options(curve), load, items, seed), p99)
+    def cost(setting: Setting) -> tuple[int, float]:
+        return _cost(_simulate(curve, setting.options(curve), load, _FEW), p99)
 
     def order(setting: Setting, known: tuple[int, float] | None = None) -> tuple[int, float]:
         """What is simpler comes first if it costs at most 3 % more; so does the size up to which it pays to grow."""
@@ -821,16 +832,13 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     distinct = {setting[1:]: setting for setting in sorted(seen, key=order, reverse=True)}
     final = []
     for setting in sorted(distinct.values(), key=order)[:6]:
-        costs = [cost(setting, _ENOUGH // 2, seed) for seed in (1, 2, 3)]
-        values = [value for _, value in costs]
-        final.append((order(setting, (max(costs)[0], fmean(values))), fmean(values), stdev(values), setting))
+        plays = [_simulate(curve, setting.options(curve), load, _ENOUGH // 2, seed) for seed in (1, 2, 3)]
+        tiers, values = zip(*(_cost(play, p99) for play in plays), strict=True)
+        final.append((order(setting, (max(tiers), fmean(values))), fmean(values), stdev(values), setting, plays[0]))
     final.sort(key=itemgetter(0))
-    (lowest, _), least, error, _ = final[0]
+    (lowest, _), least, error, *_ = final[0]
     limit = least + max(0.03 * least, 2 * error)
-    return [
-        Choice(setting, _simulate(curve, setting.options(curve), load, _ENOUGH), tier == lowest and mean <= limit)
-        for (tier, _), mean, _, setting in final
-    ]
+    return [Choice(setting, play, tier == lowest and mean <= limit) for (tier, _), mean, _, setting, play in final]
 
 
 def _cost(expected: Simulation, p99: float | None) -> tuple[int, float]:
@@ -949,13 +957,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     load.add_argument("--callers", type=int, help="so many callers, each with one call at a time")
     parser.add_argument("--p99", type=float, help="seconds that 99 of 100 calls may not exceed")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long to measure (20)")
+    parser.add_argument("--concurrency", type=int, help="most batches at once that the function bears")
     parser.add_argument("--plot", metavar="FILE", help="draw two pictures, as SVG, PNG or PDF")
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     options = parser.parse_args(arguments)
     try:
         _Load(options.rate, options.callers).check()  # before it measures
         items = _find(options.items)
-        curve = measure(_find(options.function), items() if callable(items) else items, seconds=options.seconds)
+        items = items() if callable(items) else items
+        curve = measure(_find(options.function), items, seconds=options.seconds, concurrency=options.concurrency)
         found = recommend(curve, rate=options.rate, callers=options.callers, p99=options.p99)
     except (TypeError, ValueError) as error:
         parser.error(str(error))

@@ -140,7 +140,7 @@ def grid(curve: Curve, best: Setting) -> Iterator[Setting]:
     widths = [None] if best.width is None else [None, best.width, best.width * 4]
     unit = curve.points[0].seconds
     for size, timeout, width in product((64, 16, 4), (0.0, unit, 8 * unit), widths):
-        yield Setting(size, float(f"{timeout:.1g}"), 1, width)
+        yield Setting(size, float(f"{timeout:.1g}"), best.concurrency, width)
 
 
 def saturated(function: ListFunction, setting: Setting, job: Job, items: int) -> float:
@@ -160,7 +160,8 @@ def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
         function, items = job
         gc.collect()
         gc.freeze()  # else a full collection among all that torch has takes a tenth of a second
-        curve = measure(function, items, seconds=4 if quick else 20, sizes=SIZES)
+        concurrency = 2 if name == "transformer" else 1  # PyTorch may be called by several threads
+        curve = measure(function, items, seconds=4 if quick else 20, sizes=SIZES, concurrency=concurrency)
         full = recommend(curve, callers=4 * SIZES[-1])
         most = min(full.expected.throughput, saturated(function, full.setting, job, 1000 if quick else 5000))
         for load in (50, 80):
