@@ -833,8 +833,8 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     final = []
     for setting in sorted(distinct.values(), key=order)[:6]:
         plays = [_simulate(curve, setting.options(curve), load, _ENOUGH // 2, seed) for seed in (1, 2, 3)]
-        tiers, values = zip(*(_cost(play, p99) for play in plays), strict=True)
-        final.append((order(setting, (max(tiers), fmean(values))), fmean(values), stdev(values), setting, plays[0]))
+        tiers, costs = zip(*(_cost(play, p99) for play in plays), strict=True)
+        final.append((order(setting, (max(tiers), fmean(costs))), fmean(costs), stdev(costs), setting, plays[0]))
     final.sort(key=itemgetter(0))
     (lowest, _), least, error, *_ = final[0]
     limit = least + max(0.03 * least, 2 * error)
