@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Iterable
+from math import exp, inf, log
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,42 @@ from .peers import TABLES, TITLES, ahead
 
 Record = dict[str, Any]
 
-# One colour for each library, in all pictures; the queues that one writes by hand are grey.
-COLOURS = {
-    "batchify": "#d62728",
-    "batchify timeout=0": "#ff7f0e",
-    "original": "#bcbd22",
-    "queue.Queue": "#7f7f7f",
-    "asyncio.Queue": "#7f7f7f",
-    "batched": "#1f77b4",
-    "batched.aio": "#1f77b4",
-    "service-streamer": "#17becf",
-    "async-batcher": "#17becf",
-    "aiodataloader": "#2ca02c",
-    "strawberry": "#98c379",
-    "dike": "#9467bd",
-    "ray serve.batch": "#8c564b",
-    "bentoml": "#e377c2",
+# Which lines are drawn, five in each picture: what it is called there, colour, dashes, marker. They differ in grey too.
+# The tables have the others.
+BEST = ("black", "--", "")
+OURS = ("#c1121f", "-", "o")
+COST = {
+    "threads": {
+        "floor": ("the least possible", *BEST),
+        "batchify": ("batchify", *OURS),
+        "queue.Queue": ("queue.Queue, by hand", "#8a8a8a", "-", "s"),
+        "service-streamer": ("service-streamer", "#e09f3e", "-.", "^"),
+        "batched": ("batched", "#1d4e89", ":", "v"),
+    },
+    "asyncio": {
+        "floor": ("the least possible", *BEST),
+        "batchify": ("batchify", *OURS),
+        "aiodataloader": ("aiodataloader", "#8a8a8a", "-", "s"),
+        "async-batcher": ("async-batcher", "#e09f3e", "-.", "^"),
+        "batched.aio": ("batched", "#1d4e89", ":", "v"),
+    },
 }
-WAITS = {"batchify timeout=0": "-", "batchify": "--", "batchify timeout=100ms": ":"}
+LATENCY = {
+    "threads": {
+        "batchify timeout=0": ("batchify, timeout=0", *OURS),
+        "batchify": ("batchify, 5 ms", "#e07a5f", "-", "D"),
+        "service-streamer": ("service-streamer, 5 ms", "#e09f3e", "-.", "^"),
+        "batched": ("batched, 5 ms", "#1d4e89", ":", "v"),
+    },
+    "asyncio": {
+        "batchify timeout=0": ("batchify, timeout=0", *OURS),
+        "batchify": ("batchify, 5 ms", "#e07a5f", "-", "D"),
+        "dike": ("dike, 5 ms", "#6a994e", "-.", "^"),
+        "batched.aio": ("batched, 5 ms", "#1d4e89", ":", "v"),
+    },
+}
 PANELS = ("threads", "asyncio")
+Points = list[tuple[float, float]]
 
 
 def lines_of(record: Record) -> dict[str, Record]:
@@ -61,37 +79,21 @@ def draw_cost(found: Record, to: Path) -> None:
     """Draw cost per item against the number of callers."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.6), sharey=True, layout="constrained")
     for axes, path in zip(panels, PANELS, strict=True):
-        points: dict[str, list[tuple[int, float]]] = {}
+        points: dict[str, Points] = {peer: [] for peer in COST[path]}
         for cell in cells(found, "closed", path):
             callers = number_in(cell["label"])
-            if cell["batch_size"] != min(callers, 32):
-                continue
             for peer, line in lines_of(cell).items():
-                if line["status"] == "done" and peer in (*COLOURS, "floor"):
-                    points.setdefault(peer, []).append((callers, line["wall"]))
-        for peer, each in points.items():
-            ours = peer.startswith("batchify")
-            axes.plot(
-                *zip(*sorted(each), strict=True),
-                label="the least possible" if peer == "floor" else peer,
-                color=COLOURS.get(peer, "black"),
-                linestyle="--" if peer == "floor" or peer in ("original", "service-streamer") else "-",
-                linewidth=2.4 if ours else 1.3,
-                marker="o",
-                markersize=4 if ours else 3,
-                zorder=3 if ours else 2,
-            )
-        axes.set(xscale="log", yscale="log", title=TITLES[path].replace("`", ""), xlabel="callers")
+                if peer in points and line["status"] == "done" and cell["batch_size"] == min(callers, 32):
+                    points[peer].append((callers, line["wall"]))
+        axes.set(xscale="log", yscale="log", title=TITLES[path].replace("`", ""), xlabel="callers", ylim=(2, 8000))
         ticks = sorted({callers for each in points.values() for callers, _ in each})
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axes.minorticks_off()
-        axes.set_yticks([1, 3, 10, 30, 100, 300, 1000, 3000], ["1", "3", "10", "30", "100", "300", "1,000", "3,000"])
-        axes.grid(visible=True, alpha=0.3)
-        axes.legend(fontsize=8, ncols=2)
-    panels[0].set_ylabel("microseconds per item (the less, the better)")
-    figure.suptitle("What handing an item over and back costs, in batches of up to 32")
+        axes.set_yticks([3, 10, 30, 100, 300, 1000, 3000], ["3", "10", "30", "100", "300", "1,000", "3,000"])
+        draw_lines(axes, [(*COST[path][peer], each) for peer, each in points.items()])
+    panels[0].set_ylabel("microseconds per item (less is better)")
+    figure.suptitle("What handing an item over and back costs, in batches of up to 32, with a timeout of 5 ms")
     save(figure, to)
 
 
@@ -99,57 +101,44 @@ def draw_latency(found: Record, solved: list[Record], to: Path) -> None:
     """Draw latency against load."""
     from matplotlib import pyplot
 
-    figure, panels = pyplot.subplots(2, 2, figsize=(11, 9), sharex=True, sharey="row", layout="constrained")
-    best = [each for each in solved if each["curve"] == CURVES[0].name]
+    figure, panels = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True, sharey="row", layout="constrained")
+    best = [each for each in solved if each["curve"] == CURVES[0].name and each["load"] >= 20]
     for column, path in enumerate(PANELS):
-        points: dict[str, list[tuple[int, Record]]] = {peer: [] for peer in WAITS}
-        for cell in cells(found, "arriving", path):
-            load = number_in(cell["label"])
-            for peer, line in lines_of(cell).items():
-                if line["status"] == "done":
-                    points.setdefault(peer, [])
-                    if line["unanswered"] < 0.01:
-                        points[peer].append((load, line))
         for row, name in enumerate(("p50", "p99")):
+            points: dict[str, Points] = {peer: [] for peer in LATENCY[path]}
+            for cell in cells(found, "arriving", path):
+                for peer, line in lines_of(cell).items():
+                    if peer in points and line["status"] == "done" and line["unanswered"] < 0.01:
+                        points[peer].append((number_in(cell["label"]), line[name]))
             axes = panels[row][column]
-            for peer, each in points.items():
-                ours = peer in WAITS
-                if not each:
-                    continue
-                axes.plot(
-                    [load for load, _ in each],
-                    [line[name] for _, line in each],
-                    label="batchify timeout=5ms" if peer == "batchify" else peer,
-                    color=COLOURS["batchify"] if ours else COLOURS.get(peer),
-                    linestyle=WAITS.get(peer, "-"),
-                    linewidth=2.4 if ours else 1.3,
-                    marker="o",
-                    markersize=4 if ours else 3,
-                    zorder=3 if ours else 2,
-                )
-            axes.plot(
-                [each["load"] for each in best if each["load"] >= 20],
-                [each["optimum"][name] for each in best if each["load"] >= 20],
-                label="the best policy (calculated)",
-                color="black",
-                linestyle="--",
-                linewidth=1.6,
-            )
             axes.set(yscale="log")
             axes.set_yticks([3, 5, 10, 20, 50, 100, 200], ["3", "5", "10", "20", "50", "100", "200"])
-            axes.minorticks_off()
             axes.set_xticks([20, 50, 80, 95], ["20 %", "50 %", "80 %", "95 %"])
-            axes.grid(visible=True, alpha=0.3)
+            optimum: Points = [(each["load"], each["optimum"][name]) for each in best]
+            ours = [(*LATENCY[path][peer], each) for peer, each in points.items()]
+            draw_lines(axes, [("the best possible", *BEST, optimum), *ours])
         panels[0][column].set_title(TITLES[path].replace("`", ""))
         panels[1][column].set_xlabel("load")
-        panels[1][column].legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
-        if unable := [peer for peer, each in points.items() if not each]:
-            text = "cannot carry the least of these loads:\n" + ", ".join(unable)
-            panels[0][column].text(0.02, 0.97, text, transform=panels[0][column].transAxes, va="top", fontsize=8)
     panels[0][0].set_ylabel("median latency, ms")
     panels[1][0].set_ylabel("99th percentile, ms")
     figure.suptitle("A model that takes 2 ms + 0.05 ms per item, batches of up to 16, calls at random times")
     save(figure, to)
+
+
+def draw_lines(axes: Any, lines: Iterable[tuple[str, str, str, str, Points]]) -> None:
+    """Draw lines, on axes that are logarithmic upwards, each with its name at its end, and the names apart."""
+    ends = []
+    for name, colour, dashes, marker, points in lines:
+        points.sort()
+        axes.plot(*zip(*points, strict=True), color=colour, linestyle=dashes, marker=marker, markersize=4)
+        ends.append((log(points[-1][1]), name, colour))
+    axes.minorticks_off()
+    axes.grid(visible=True, alpha=0.3)
+    gap = (log(axes.get_ylim()[1]) - log(axes.get_ylim()[0])) * 0.06
+    lowest = -inf
+    for height, name, colour in sorted(ends):
+        lowest = max(height, lowest + gap)
+        axes.text(1.02, exp(lowest), name, color=colour, transform=axes.get_yaxis_transform(), va="center")
 
 
 def save(figure: Any, to: Path) -> None:
@@ -290,6 +279,7 @@ def draw(recorded: Path, docs: Path) -> None:
         return
     mpl.use("Agg")
     mpl.rcParams["svg.hashsalt"] = "batchify"  # the same picture for the same figures
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text
     draw_cost(found, docs / "cost.svg")
     draw_latency(found, solved, docs / "latency.svg")
 

@@ -26,7 +26,14 @@ def print_whole_lines(*values: object) -> None:
         print(*values)
 
 
-PAGES = [("README.md", 4), ("docs/guide.md", 18), ("docs/inside.md", 2), ("docs/testing.md", 2), ("docs/tuning.md", 0)]
+PAGES = [
+    ("README.md", 4),
+    ("docs/guide.md", 18),
+    ("docs/inside.md", 2),
+    ("docs/testing.md", 2),
+    ("docs/tuning.md", 0),
+    ("docs/notebooks.md", 1),
+]
 
 
 @pytest.mark.parametrize(("page", "outputs"), PAGES)
