@@ -369,7 +369,9 @@ class _Batched(Generic[T, R, P], _Common, _Decorated):
         self._self_engine.change("timeout", value)
 
     def __repr__(self) -> str:
-        return f"<batched {self._self_engine.name}(), batch_size={self.batch_size}, timeout={self.timeout}>"
+        # With the class, as that is where help() has what it can do.
+        settings = f"batch_size={self.batch_size}, timeout={self.timeout}"
+        return f"<{type(self).__name__} {self._self_engine.name}(), {settings}>"
 
     def _self_given(self, item: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         owner = self._self_bound_to[1]
@@ -658,7 +660,7 @@ class BatchedMethod(Generic[S_co, F_co], _Decorated):
     def __repr__(self) -> str:
         options = self._self_options
         settings = f"batch_size={options.batch_size}, timeout={options.timeout}"
-        return f"<batched {name_of(self.__wrapped__)}(), {settings}, a buffer per instance>"
+        return f"<{type(self).__name__} {name_of(self.__wrapped__)}(), {settings}, a buffer per instance>"
 
     if not TYPE_CHECKING:
 

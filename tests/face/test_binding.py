@@ -257,7 +257,7 @@ def test_class_method_has_a_buffer_for_each_class(method: str) -> None:
 
 
 def test_class_method_is_named_after_its_class() -> None:
-    assert repr(OtherRegistry.of_class) == "<batched OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
+    assert repr(OtherRegistry.of_class) == "<BatchedFunction OtherRegistry.of_class(), batch_size=2, timeout=0.0>"
 
 
 def test_class_method_may_be_made_of_a_function_from_elsewhere() -> None:
@@ -297,8 +297,8 @@ def test_method_has_all_that_a_function_has() -> None:
     assert asyncio.run(awaited(Scaler.fetch(one, 3))) == 30
     one.scale.batch_size = 7
     assert (one.scale.batch_size, Scaler(1).scale.batch_size) == (7, 2)
-    assert repr(one.scale) == str(one.scale) == "<batched Scaler.scale(), batch_size=7, timeout=0.0>"
-    assert repr(Scaler.scale) == "<batched Scaler.scale(), batch_size=2, timeout=0.0, a buffer per instance>"
+    assert repr(one.scale) == str(one.scale) == "<BatchedFunction Scaler.scale(), batch_size=7, timeout=0.0>"
+    assert repr(Scaler.scale) == "<BatchedMethod Scaler.scale(), batch_size=2, timeout=0.0, a buffer per instance>"
     assert inspect.iscoroutinefunction(one.fetch)
     assert inspect.iscoroutinefunction(one.stream)
     assert str(inspect.signature(one.scale)) == "(xs: int) -> int"
