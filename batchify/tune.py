@@ -150,13 +150,13 @@ class Curve:
     @cached_property
     def line(self) -> Line:
         """The line on which the points lie, or as many of the smaller sizes as lie on one, within a fifth."""
-        for known in range(len(self.points), 0, -1):
-            points = self.points[:known]
+        points = self.points
+        while True:
             fixed, each = _non_negative([(1, point.size) for point in points], [point.seconds for point in points])
             error = math.sqrt(fmean([((fixed + each * point.size) / point.seconds - 1) ** 2 for point in points]))
-            if error <= 0.2:
-                break
-        return Line(fixed, each, error, points[-1].size)
+            if error <= 0.2:  # as that of one point is
+                return Line(fixed, each, error, points[-1].size)
+            points = points[:-1]
 
     @cached_property
     def by_number(self) -> Options:
@@ -263,7 +263,7 @@ class _Probe(Observer):
         self._sorted = sorted(range(len(items)), key=self.weights.__getitem__) if self.weights else []
         self.runner = asyncio.Runner()
 
-    def begin(self, *_: Any) -> Any:
+    def begin(self, name: str, size: int, reason: Any, contexts: Any) -> Any:  # noqa: ARG002
         self._begun.append(time.perf_counter())
         return self
 
@@ -776,9 +776,11 @@ def recommend(
         Recommendation: The line to write, what it would give, and why.
 
     Raises:
-        TypeError: Not exactly one of `rate` and `callers` is given.
+        TypeError: Both or none of `rate` and `callers` are given.
         ValueError: One of these, or `p99`, is not positive, or the curve has one size only.
     """
+    if (rate is None) == (callers is None):
+        raise TypeError(f"recommend(): either rate or callers must be given, got {rate} and {callers}")
     load = _Load(rate, callers).check()
     if p99 is not None and not p99 > 0:
         raise ValueError(f"recommend(): p99 must be positive, got {p99}")
@@ -963,8 +965,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         _Load(options.rate, options.callers).check()  # before it measures
-        items = _find(options.items)
-        items = items() if callable(items) else items
+        given: Any = _find(options.items)
+        items: Any = given() if callable(given) else given
         curve = measure(_find(options.function), items, seconds=options.seconds, concurrency=options.concurrency)
         found = recommend(curve, rate=options.rate, callers=options.callers, p99=options.p99)
     except (TypeError, ValueError) as error:

@@ -388,7 +388,7 @@ def test_limit_of_the_99th_percentile_is_used_for_fewer_batches() -> None:
     ("options", "error", "message"),
     [
         ({"rate": 0}, ValueError, "rate and callers must be positive and finite, got 0"),
-        ({}, TypeError, "exactly one of rate, callers and arrivals must be given"),
+        ({}, TypeError, "recommend(): either rate or callers must be given, got None and None"),
         ({"rate": 1, "p99": 0}, ValueError, "recommend(): p99 must be positive, got 0"),
     ],
 )
