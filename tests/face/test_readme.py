@@ -30,9 +30,10 @@ PAGES = [
     ("README.md", 4),
     ("docs/guide.md", 18),
     ("docs/inside.md", 2),
+    ("docs/notebooks.md", 1),
+    ("docs/retries.md", 13),
     ("docs/testing.md", 2),
     ("docs/tuning.md", 0),
-    ("docs/notebooks.md", 1),
 ]
 
 
