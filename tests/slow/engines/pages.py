@@ -28,6 +28,17 @@ def blocks(page: str, heading: str, language: str) -> list[str]:
     return found[heading]
 
 
+def examples(page: str) -> list[tuple[str, str]]:
+    """Return the Python blocks of a page, in order, each with the output that it shows: the text that follows."""
+    found = re.findall(r"(?ms)^```(\w+)\n(.*?)^```$", (DOCS / page).read_text())
+    pairs = zip(found, [*found[1:], ("", "")], strict=True)
+    return [
+        (code, text if following == "text" else "")
+        for (language, code), (following, text) in pairs
+        if language == "python"
+    ]
+
+
 def code(page: str, heading: str) -> str:
     """Return the Python blocks under a heading of a page (of any level), joined; a heading must have one."""
     found = blocks(page, heading, "python")
