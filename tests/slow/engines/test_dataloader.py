@@ -39,7 +39,7 @@ def test_page_prints_what_it_shows_and_the_server_has_seen_as_many_queries(
     page = ModuleType("page")
     monkeypatch.setitem(sys.modules, "page", page)  # where strawberry looks for the types of annotations
 
-    async def run() -> int:
+    async def run() -> None:
         compared = 0
         for code, expected in examples(PAGE):
             compiled = compile(code, PAGE, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -50,11 +50,26 @@ def test_page_prints_what_it_shows_and_the_server_has_seen_as_many_queries(
                     await steps
             assert printed.getvalue() == expected, code
             compared += expected != ""
-        return compared
+        assert compared == 9
+        await _requests_share_the_queries_that_come_while_one_is_on_its_way(page)
 
-    assert asyncio.run(run()) == 9
+    asyncio.run(run())
     seen = re.findall(r"(?m)^\s*FROM (?:authors|books)\b", reached.log.read_text())
     assert len(seen) == len(page.queries) > 0
+
+
+async def _requests_share_the_queries_that_come_while_one_is_on_its_way(page: Any) -> None:
+    page.made()
+    async with await component("psycopg").AsyncConnection.connect() as holding:
+        await holding.execute("LOCK TABLE authors IN ACCESS EXCLUSIVE MODE")
+        accepted = page.author_of.stats.accepted
+        requests = asyncio.gather(*(page.request(page.books, page.author_of) for _ in range(20)))
+        while page.author_of.stats.accepted < accepted + 20 * 20:
+            await asyncio.sleep(0.001)
+        await holding.rollback()
+        assert await requests == [page.data] * 20
+    assert page.made() in (21, 22)  # one for the books of each, and for all authors one or two
+    await page.engine.dispose()
 
 
 class Loaded:
