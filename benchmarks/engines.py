@@ -9,7 +9,7 @@ All engines are started first; then they run in turn within each round, so that 
 Printed: the median over the rounds of the mean time of a call, and the median of its ratios to a thread pool in the
 same round. Work that takes less time than the way should stay where it is.
 
-    pip install -e '.[engines]' && python benchmarks/engines.py [--rounds 7]
+    pip install -e '.[examples]' --group engines && python benchmarks/engines.py [--rounds 7]
 """
 
 import argparse

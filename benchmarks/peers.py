@@ -1,6 +1,6 @@
 """What does batching cost, beside other libraries and beside the least possible?
 
-The same work goes through batchify and through each library of `adapters.py` that is installed (the extra `peers` has
+The same work goes through batchify and through each library of `adapters.py` that is installed (the group `peers` has
 them all). Within each round they run one after the other, so that the machine's moods hit all of them; each has a
 process of its own, and one that hangs is ended and called HUNG. Every result is checked.
 

@@ -3,7 +3,7 @@
     python -m benchmarks.plot [--recorded benchmarks/recorded] [--docs docs]
 
 Reads `peers.json` and `optimal.json`; draws `cost.svg` and `latency.svg`, and replaces what stands between the marks
-`<!-- table: ... -->` and `<!-- end -->` in `benchmarks.md`. Needs matplotlib, which the extra `peers` has.
+`<!-- table: ... -->` and `<!-- end -->` in `benchmarks.md`. Needs matplotlib, which the group `peers` has.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Mutation testing: change one thing in `batchify/` at a time, and see whether a test notices.
 
-    pip install -e '.[mutation]'
+    pip install -e '.[test]' --group mutation
     python tests/slow/mutation/run.py                  # all files: hours, as what no test notices costs most
     python tests/slow/mutation/run.py _buffer.py --workers 4
     python tests/slow/mutation/run.py --seconds 10     # a first look: only the likeliest tests for each mutant
