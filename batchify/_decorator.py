@@ -844,7 +844,7 @@ def batched(
     function only while their event loop runs.
 
     Returns:
-        A decorator from `list[T] -> list[R]` to `T -> R`: see `BatchedFunction`, `BatchedCoroutineFunction` and, for
+        A decorator from `list[T] -> list[R]` to `T -> R`; see `BatchedFunction`, `BatchedCoroutineFunction` and, for
         methods, `BatchedMethod`.
 
     Raises:
