@@ -747,7 +747,7 @@ class Recommendation:
         for label, style, options in (
             ("recommended", "ko-", setting.options(curve)),
             ("the same, timeout=0", "ks--", setting._replace(timeout=0.0).options(curve)),
-            (f"today: batch_size={today.batch_size}, timeout={today.timeout:g}", "k^:", today),
+            (f"today: batch_size={today.batch_size}, timeout={today.timeout}", "k^:", today),
         ):
             rates = [most * percent / 100 for percent in (5, 20, 35, 50, 65, 80, 90, 95)]
             plays = [(rate, _simulate(curve, options, _Load(rate), _FEW)) for rate in rates]

@@ -12,6 +12,8 @@ from batchify.tune import Curve, Run, simulate
 
 from ..kit import KINDS, Kit, new_kit
 
+pytestmark = pytest.mark.thread_unsafe(reason="stops the clock")
+
 FIXED, EACH = 1.0, 0.25  # seconds that the function takes, for a batch and for an item
 UNIT = 2.0**-12
 
