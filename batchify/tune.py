@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from heapq import heappop, heappush
 from importlib import import_module
-from itertools import combinations, count, cycle
+from itertools import chain, combinations, count, cycle
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from statistics import fmean, median, stdev
@@ -31,7 +31,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ._batch import Batch, Call
-from ._decorator import BatchedCoroutineFunction, BatchedFunction, batched
+from ._decorator import BatchedCoroutineFunction, BatchedFunction, BatchedMethod, batched
 from ._engine import Engine
 from ._options import Options, check_count
 from ._stats import BatchReport, Observer, Stats, Tally
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger("batchify")
 _ENOUGH = 10_000  # items, for a figure that is told
 _FEW = 2_000  # for one that is compared
+_MANY = 40_000  # to see whether it keeps up
+_WHERE = "not found: "
 _SHORT = 5e-5  # seconds: one cannot sleep for less
 
 
@@ -117,13 +119,14 @@ class Curve:
         options: Those of the function as it is decorated; of `@batched(batch_size=1)` if it is not.
         lone: Seconds that a call takes beside the function, where nobody else calls.
         slowdown: How many times as long a batch takes where so many are in flight.
-        stopped: At what size, and by what the function raised there, larger batches were not measured; else empty.
+        stopped: Why larger batches, or more at once, were not measured: what the function raised, or that it takes too
+            long; else empty.
     """
 
     name: str
-    items: Sequence[Any]
-    weights: Sequence[float]
-    runs: Sequence[Run]
+    items: Sequence[Any] = field(repr=False)
+    weights: Sequence[float] = field(repr=False)
+    runs: Sequence[Run] = field(repr=False)
     several: bool = False
     options: Options = field(default_factory=lambda: Options(1))
     lone: float = 0.0
@@ -255,12 +258,16 @@ class _Probe(Observer):
         self._function, self._items = function, items
         self._begun: list[float] = []
         self._ended: list[tuple[BatchReport, float]] = []
+        self._failed: list[BaseException] = []  # of each batch of which every item failed, one
         self._batched: dict[int, Any] = {}
         self.several = self._decorated(1)._self_engine.takes.columns > 1
         self.weights = _weights(items, options, self.several)
         self._chance = random.Random(0)
-        self._draws = _draws(range(len(items)), self._chance)
-        self._sorted = sorted(range(len(items)), key=self.weights.__getitem__) if self.weights else []
+        everything = range(len(items))
+        self._sorted = sorted(everything, key=self.weights.__getitem__) if self.weights else []
+        self._groups: dict[Any, list[int]] = {}
+        for number in everything if options.group_by else ():
+            self._groups.setdefault(_ask(options.group_by, items[number], self.several), []).append(number)
         self.runner = asyncio.Runner()
 
     def begin(self, name: str, size: int, reason: Any, contexts: Any) -> Any:  # noqa: ARG002
@@ -276,31 +283,50 @@ class _Probe(Observer):
             self._batched[at_once] = decorate(self._function)
         return self._batched[at_once]
 
+    def kinds(self, size: int) -> list[bool]:
+        """Return which kinds of batches there are: of any items, and of items that are alike."""
+        return [False, True] if self.weights and size > 1 and not self._groups else [False]
+
     def _pick(self, size: int, alike: bool) -> list[int]:
-        """Return the numbers of so many items, drawn at random, or of those that weigh about the same."""
-        if not alike:
-            return [next(self._draws) for _ in range(size)]
-        start = self._chance.randrange(max(1, len(self._items) - size + 1))
-        return [self._sorted[number % len(self._items)] for number in range(start, start + size)]
+        """Return the numbers of so many items, drawn at random, of one group; or of those that weigh about the same."""
+        numbers: Sequence[int] = range(len(self._items))
+        if alike:
+            start = self._chance.randrange(max(1, len(numbers) - size + 1))
+            return [self._sorted[number % len(numbers)] for number in range(start, start + size)]
+        if self._groups:  # a large one more often
+            chosen = self._chance.choice(numbers)
+            numbers = next(group for group in self._groups.values() if chosen in group)
+        return self._chance.choices(numbers, k=size)
 
     async def _pass_in(self, probe: Any, batches: Sequence[Sequence[int]], pause: float) -> list[float]:
         """Pass items in, those of a batch while the one before runs, and wait for the answers; return when that was."""
         on_loop, posted = isinstance(probe, BatchedCoroutineFunction), []
         before: list[Any] = []
         for numbers in (*batches, ()):
-            answers = []
+            answers, began = [], time.perf_counter()
             for number in numbers:
                 answers.append(probe.submit(*(self._items[number] if self.several else (self._items[number],))))
-                if pause > _SHORT:
-                    await asyncio.sleep(pause) if on_loop else time.sleep(pause)
+                left = began + pause * len(answers) - time.perf_counter()
+                if left > _SHORT:
+                    await asyncio.sleep(left) if on_loop else time.sleep(left)
             posted.append(time.perf_counter())
             if on_loop:
                 await asyncio.gather(*before, return_exceptions=True)
-            else:
-                for answer in before:
-                    answer.exception()
+            errors = [answer.exception() for answer in before]
+            if errors and all(errors):
+                self._failed.append(errors[0])
             before = answers
         return [*posted, time.perf_counter()]
+
+    def _run(self, size: int, numbers: Sequence[Sequence[int]], pause: float = 0.0, at_once: int = 1) -> list[float]:
+        probe = self._decorated(at_once)
+        probe.batch_size = size
+        for heard in (self._begun, self._ended, self._failed):
+            heard.clear()
+        posted = self.runner.run(self._pass_in(probe, numbers, pause))
+        if self._failed:
+            raise self._failed[0]
+        return posted
 
     def run(self, size: int, alike: bool = False, *, seconds: float = 0.0, batches: int = 1) -> list[Run]:
         """Run batches, of about so many seconds, and while each runs pass in the items of the next one, as callers do.
@@ -314,19 +340,10 @@ class _Probe(Observer):
         cpu = (time.process_time() - cpu) / len(numbers)
         runs = []
         for number, (report, ended) in enumerate(self._ended[:batches]):
-            if report.error is not None:
-                raise report.error
             weights = [self.weights[item] for item in numbers[number]] if self.weights else [0.0]
             beside = max(0.0, self._begun[number + 1] - max(ended, posted[number + 1]))
             runs.append(Run(size, max(report.duration, 1e-9), cpu, beside, sum(weights), max(weights), alike))
         return runs
-
-    def _run(self, size: int, numbers: Sequence[Sequence[int]], pause: float = 0.0, at_once: int = 1) -> list[float]:
-        probe = self._decorated(at_once)
-        probe.batch_size = size
-        self._begun.clear()
-        self._ended.clear()
-        return self.runner.run(self._pass_in(probe, numbers, pause))
 
     def lone(self) -> float:
         """Return how many seconds a lone call takes beside the function."""
@@ -339,13 +356,13 @@ class _Probe(Observer):
         The very same items are run so, and one batch after the other, for a tenth of a second at least.
         """
         numbers = [self._pick(size * max(8, math.ceil(0.1 / seconds)), False)]
-        pause, times = seconds / size, dict[int, list[float]]({1: [], at_once: []})
+        times = dict[int, list[float]]({1: [], at_once: []})
         for number in (1, at_once) * 3:
             began = time.perf_counter()
-            self._run(size, numbers, pause / number, number)
+            self._run(size, numbers, at_once=number)
             times[number].append(time.perf_counter() - began)
         share = median(times[at_once]) / median(times[1])
-        return at_once * share if share < 0.85 else at_once  # less than that is nothing
+        return max(1.0, at_once * share) if share < 0.85 else at_once  # less than that is nothing
 
 
 def measure(
@@ -358,48 +375,51 @@ def measure(
 ) -> Curve:
     """Call a list function with batches of 1, 2, 4, ... of these items, and note how long it takes.
 
-    Batches of all sizes take turns, each with items drawn at random, after a first one that does not count; where the
-    items do not weigh the same, also with items that are alike. What the function raises at a size larger than 1 (no
-    memory, say) ends the curve there, and is told. Shows a bar meanwhile, if standard error is a terminal.
+    Batches of all sizes take turns, each with items drawn at random, after a first one that does not count; of one
+    group, if `f` has a `group_by`; else, where the items do not weigh the same, also with items that are alike. What
+    the function raises at a size larger than the first (no memory, say) ends the curve there, and is told. Shows a bar
+    meanwhile, if standard error is a terminal.
 
     Args:
         f: The list function, or what `batched` made of it; also a method of an instance, an `async def` function, and
             one that returns futures. It is called for real: what it does with the items is done.
         items: What callers pass, as it comes in production; tuples where the function takes several lists. If they are
             fewer than the largest size, they are repeated, and the logger `batchify` says so.
-        seconds: About how long it may take; but each size is measured twice at least.
-        sizes: Sizes of batches; None doubles them until an item gets no cheaper, a batch takes a 20th of `seconds`, or
-            it has 1,024 items.
+        seconds: About how long it may take, at most; but each of `sizes` is measured.
+        sizes: Sizes of batches; None doubles them until an item gets no cheaper, half of `seconds` is over, or a batch
+            has 1,024 items, or weighs `max_weight`.
         concurrency: Most batches at once that the function bears, which are tried; None: as it is decorated, else 1.
 
     Returns:
         Curve: How long batches of each size take.
 
     Raises:
-        TypeError: `items` is no sequence, or `f` cannot be decorated.
+        TypeError: `items` is no sequence, `f` cannot be decorated, or an event loop runs in this thread.
         ValueError: `items` is empty, a size or `concurrency` is below 1, or `seconds` is not positive.
-        Exception: Whatever `f` raises for a single item.
+        Exception: Whatever `f` raises, or returns for every item, at the first size.
     """
     if not (hasattr(items, "__getitem__") and hasattr(items, "__len__")) or isinstance(items, (Mapping, str)):
         raise TypeError(f"measure(): items must be a sequence of what callers pass, got {type(items).__name__}")
+    if hasattr(items, "columns"):
+        raise TypeError(
+            "measure(): the entries of a table are its columns; pass its rows: .to_numpy(), or a list of them"
+        )
     if not len(items):
         raise ValueError("measure(): items must hold one item at least, better hundreds, as they come; it is empty")
     if not seconds > 0:
         raise ValueError(f"measure(): seconds must be positive, got {seconds}")
     if sizes is not None and (not sizes or min(sizes) < 1):
         raise ValueError(f"measure(): sizes must be ints of at least 1, got {sizes!r}")
+    if isinstance(f, BatchedMethod):
+        raise TypeError(f"measure(): {f!r} is of no instance: measure the method of one")
+    with suppress(RuntimeError):
+        asyncio.get_running_loop()
+        raise TypeError("measure(): an event loop runs in this thread: await asyncio.to_thread(measure, f, items)")
     function, options, name = f, Options(1), str(getattr(f, "__qualname__", f))
     if isinstance(f, (BatchedFunction, BatchedCoroutineFunction)):
         function, options = f.__wrapped__, f._self_options
-    most = check_count("measure", "concurrency", concurrency or options.concurrency)
+    most = check_count("measure", "concurrency", options.concurrency if concurrency is None else concurrency)
     probe = _Probe(function, items, options)
-    found: list[int] = []
-    runs: list[Run] = []
-    stopped = ""
-
-    def kinds(size: int) -> list[bool]:
-        return [False, True] if probe.weights and size > 1 else [False]
-
     began, console = time.monotonic(), Console(stderr=True)
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     bar = progress.add_task("measuring", total=seconds)
@@ -409,57 +429,77 @@ def measure(
         progress.update(bar, completed=passed)
         return passed
 
+    runs: list[Run] = []
+    stopped = ""
     with probe.runner, progress:
         costs: list[float] = []  # of an item, in a batch of each size
         for size in sorted(set(sizes or [2**power for power in range(11)])):
+            if options.max_weight and probe.weights and size * fmean(probe.weights) > options.max_weight:
+                break
             try:
-                probe.run(size)  # what comes first is slow in many ways
-                both = [run for alike in kinds(size) for run in probe.run(size, alike)]
+                if elapsed() < seconds / 10:
+                    probe.run(size)  # what comes first is slow in many ways
+                batches = 3 if elapsed() < seconds / 10 else 1
+                both = [probe.run(size, alike, batches=batches) for alike in probe.kinds(size)]
             except Exception as error:  # whatever it raises
-                if not found:
+                if not runs:
                     raise
                 stopped = f"with {size} items it raised {type(error).__name__}: {error}"
                 break
-            runs += both
-            found.append(size)
-            costs.append(min(run.seconds for run in both) / size)
-            is_flat = len(costs) > 2 and min(costs[-2:]) > 0.97 * costs[-3]
-            if not sizes and len(found) > 1 and (is_flat or both[0].seconds > seconds / 20 or elapsed() > seconds / 3):
+            runs += chain(*both)
+            costs.append(min(median([run.seconds for run in found]) for found in both) / size)
+            if not sizes and len(costs) > 2 and min(costs[-2:]) > costs[-3]:
                 break
-        if found[-1] > len(items):
-            _logger.warning(
-                "measure(): %d items are too few for batches of %d: they are repeated", len(items), found[-1]
-            )
-        last = {(run.size, run.alike): run for run in runs}
+            if not sizes and elapsed() > seconds / 2:
+                stopped = f"a batch of {size} takes {runs[-1].seconds:.2g} s, and there were {seconds:g} s to measure"
+                break
+        if runs[-1].size > len(items):
+            message = "measure(): %d items are too few for batches of %d: they are repeated"
+            _logger.warning(message, len(items), runs[-1].size)
+        last = {(run.size, run.alike): run.seconds for run in runs}
         spent = dict.fromkeys(last, 0.0)
-        while min(spent.values()) == 0.0 or (elapsed() < 0.8 * seconds and len(runs) < 300 * len(spent)):
+        while spent and elapsed() < 0.8 * seconds and len(runs) < 300 * len(spent):
             turn = min(spent, key=spent.__getitem__)  # each gets as much time
-            runs += probe.run(*turn, seconds=last[turn].seconds, batches=4)
-            last[turn] = runs[-1]
-            spent[turn] += 5 * runs[-1].seconds
-        lone = median([probe.lone() for _ in range(20)])
-        slowdown = {1: 1.0}
-        for at_once in (2, 4, 8, 16):  # as long as that brings anything
-            if at_once > most or elapsed() > seconds or (at_once > 2 and slowdown[at_once // 2] == at_once // 2):
+            batches = max(1, min(4, int(0.02 * seconds / last[turn])))
+            try:
+                runs += probe.run(*turn, seconds=last[turn], batches=batches)
+            except Exception as error:  # noqa: BLE001 - now and then
+                stopped = stopped or f"with {turn[0]} items it raised {type(error).__name__}: {error}"
+                del spent[turn]
+                continue
+            last[turn] = runs[-1].seconds
+            spent[turn] += (batches + 1) * last[turn]
+        lone = median([probe.lone() for _ in range(max(1, min(20, int(0.05 * seconds / runs[0].seconds))))])
+        slowdown, size = {1: 1.0}, runs[len(runs) // 2].size
+        for at_once in (2, 4, 8, 16):
+            brings_nothing = at_once > 2 and slowdown[at_once // 2] == at_once // 2
+            if at_once > most or elapsed() > seconds or brings_nothing:
                 break
-            size = found[len(found) // 2]
-            slowdown[at_once] = max(1.0, probe.slowdown(size, at_once, last[size, False].seconds))
+            try:
+                slowdown[at_once] = probe.slowdown(size, at_once, last[size, False])
+            except Exception as error:  # noqa: BLE001 - it does not bear that
+                stopped = f"with {at_once} batches at once it raised {type(error).__name__}: {error}"
+                break
     return Curve(name, items, probe.weights, runs, probe.several, options, lone, slowdown, stopped)
+
+
+def _ask(about: Any, item: Any, several: bool) -> Any:
+    return about(*item) if several and about is not len else about(item)
 
 
 def _weights(items: Sequence[Any], options: Options, several: bool) -> tuple[float, ...]:
     """Return what items weigh, in which they may differ; nothing if they do not."""
     ask: Any = options.weight or options.group_by or len
     with suppress(Exception):  # items without a length, groups that are no numbers
-        weights = tuple([float(ask(*item) if several and ask is not len else ask(item)) for item in items])
+        weights = tuple([float(_ask(ask, item, several)) for item in items])
         return weights if len(set(weights)) > 1 else ()
     return ()
 
 
 def _draws(numbers: Sequence[int], chance: random.Random) -> Iterator[int]:
-    """Yield the numbers again and again, each time in another order."""
+    """Yield one of the numbers, again and again."""
     while True:
-        yield from chance.sample(numbers, len(numbers))
+        yield chance.choice(numbers)
 
 
 # Playing
@@ -469,7 +509,6 @@ class _Player(Engine):
     """The library's own engine, whose clock is moved by hand, and whose batches take as long as they are said to."""
 
     make_batch = Batch
-    closed = False
 
     def __init__(self, options: Options, overhead: float) -> None:
         self.overhead = overhead
@@ -479,9 +518,6 @@ class _Player(Engine):
 
     def now(self) -> float:
         return self.moment
-
-    def ended(self, batch: Batch) -> None:
-        self.turn_ended(batch)
 
     def play(
         self, coming: list[float], items: Iterator[Any], seconds_of: Callable[[list[Any], int], float], again: int
@@ -535,7 +571,7 @@ class Simulation:
         latencies: Seconds from each call to its answer, in the order of the answers.
         throughput: Items answered per second.
         utilisation: The share of the time in which the function runs; of `concurrency` batches that may, the mean.
-        keeps_up: Whether all that comes is answered, without a backlog that grows.
+        keeps_up: Whether all that comes is answered, without a backlog that grows, and hardly any is refused.
         stats: The figures of the function, as `f.stats` would show them.
     """
 
@@ -547,12 +583,12 @@ class Simulation:
 
     @property
     def mean(self) -> float:
-        """The mean latency in seconds."""
-        return fmean(self.latencies)
+        """The mean latency in seconds; inf if nothing is answered."""
+        return fmean(self.latencies or [math.inf])
 
     def percentile(self, percent: float) -> float:
         """Return the latency in seconds that so many percent of the calls do not exceed."""
-        return float(numpy.percentile(self.latencies, percent))
+        return float(numpy.percentile(self.latencies or [math.inf], percent))
 
     def figures(self) -> dict[str, float]:
         """Return what matters most: latencies in seconds, items per second, items in a batch, share of the time."""
@@ -580,8 +616,8 @@ def simulate(
         curve: How long batches take. What calls pass are its items, drawn at random; of `arrivals` in their order.
         rate: Calls per second, that come at random (Poisson).
         callers: So many callers, each of whom calls again as soon as it is answered.
-        arrivals: The moments at which calls come, in seconds, in order; as recorded, say.
-        items: How many calls; of `arrivals` all.
+        arrivals: The moments at which calls come, in seconds; as recorded, say.
+        items: How many calls; of `arrivals` all, and five of each caller at least.
         seed: Of the random numbers.
         **options: `batch_size`, and whatever else `batched` takes.
 
@@ -603,7 +639,7 @@ def _by_number(curve: Curve, options: Options) -> Options:
     for name in ("weight", "group_by"):
         ask = getattr(options, name)
         if ask is not None:
-            found = [ask(*item) if curve.several else ask(item) for item in curve.items]
+            found = [_ask(ask, item, curve.several) for item in curve.items]
             setattr(options, name, found.__getitem__)
     return options
 
@@ -621,13 +657,15 @@ class _Load(NamedTuple):
             raise TypeError(f"exactly one of rate, callers and arrivals must be given, got {self}")
         if amounts and not 0 < amounts[0] < math.inf:
             raise ValueError(f"rate and callers must be positive and finite, got {amounts[0]}")
+        if self.arrivals is not None and not len(self.arrivals):
+            raise ValueError("arrivals must hold one moment at least, it is empty")
         return self
 
     def moments(self, items: int, chance: random.Random) -> list[float]:
         if self.arrivals is not None:
-            return list(self.arrivals)
+            return [moment - min(self.arrivals) for moment in sorted(self.arrivals)]
         if self.callers is not None:
-            return [0.0] * min(items, self.callers)
+            return [0.0] * self.callers
         moment = 0.0
         return [moment := moment + chance.expovariate(self.rate or 0.0) for _ in range(items)]
 
@@ -643,20 +681,24 @@ def _simulate(curve: Curve, options: Options, load: _Load, items: int, seed: int
         slower = curve.slowdown[flights[bisect_right(flights, in_flight) - 1]]
         return curve.draw(batch, chance) * slower + each_batch + each_item * len(batch)
 
-    first: dict[Any, int] = {}  # equal items get one number
-    numbers = [first.setdefault(item, number) if options.dedupe else number for number, item in enumerate(curve.items)]
-    again = 0 if load.callers is None else items - len(moments)
+    numbers: Sequence[int] = range(len(curve.items))
+    if options.dedupe:  # equal items get one number
+        first: dict[Any, int] = {}
+        numbers = [first.setdefault((type(item), item), number) for number, item in enumerate(curve.items)]
+    again = 0 if load.callers is None else max(items, 5 * load.callers) - load.callers
     coming = cycle(numbers) if load.arrivals is not None else _draws(numbers, random.Random(seed))
     player.play(moments, coming, seconds, again)
-    whole = player.moment
+    whole = player.moment or math.inf  # if nothing is ever due
+    stats = player.tally.read(player.waiting)
     # What is left when the last one has come is worked off soon, or else it has grown all the time.
-    slack = 0.02 * last + (options.timeout or 0.0) + 2 * seconds([0] * options.batch_size, 1)
+    slack = 0.01 * last + (options.timeout or 0.0) + 2 * seconds([0] * options.batch_size, 1)
+    keeps_up = (load.callers is not None or whole - last <= slack) and not stats.pending
     return Simulation(
         player.latencies,
         len(player.latencies) / whole,
         player.busy / whole / options.concurrency,
-        load.callers is not None or whole - last <= slack,
-        player.tally.read(player.waiting),
+        keeps_up and stats.refused <= 0.01 * stats.accepted,
+        stats,
     )
 
 
@@ -678,20 +720,22 @@ class Setting(NamedTuple):
     concurrency: int = 1
     width: int | None = None
 
-    def line(self, options: Options) -> str:
-        """Return the line of Python that decorates the function so; of its `options` the others stay."""
-        parts = {each.name: _name(getattr(options, each.name)) for each in fields(options)}
-        parts |= {name: str(value) for name, value in self._asdict().items() if name != "width"}
+    def line(self, options: Options, *, several: bool = False) -> str:
+        """Return the line of Python that decorates the function so; of its `options` the others are to stay."""
+        parts = {"batch_size": self.batch_size, "timeout": self.timeout, "concurrency": self.concurrency}
+        shown = [f"{name}={value}" for name, value in parts.items() if value not in (0.0, 1) or name == "batch_size"]
         if self.width is not None:
-            of = "len" if options.weight is None else parts["weight"]
-            parts["group_by"] = f"lambda item: {of}(item) // {self.width}"
-        defaults = {each.name: str(each.default) for each in fields(options)}
-        return f"@batched({', '.join(f'{name}={part}' for name, part in parts.items() if part != defaults[name])})"
+            name = getattr(options.weight, "__name__", "")
+            of = "len" if options.weight is None else name if name.isidentifier() else "weight"
+            star = "*" * (several and of != "len")
+            shown.append(f"group_by=lambda {star}item: {of}({star}item) // {self.width}")
+        kept = [each.name for each in fields(options) if each.name not in parts and getattr(options, each.name)]
+        return f"@batched({', '.join(shown)})" + f"  # and as it is: {', '.join(kept)}" * bool(kept)
 
     def options(self, curve: Curve) -> Options:
         """Return the options of the function with these in their place, which ask for numbers of items."""
         size, timeout, concurrency, width = self
-        chosen = replace(curve.by_number, batch_size=size, timeout=timeout, concurrency=concurrency, max_pending=None)
+        chosen = replace(curve.by_number, batch_size=size, timeout=timeout, concurrency=concurrency)
         if width is not None:
             chosen.group_by = [weight // width for weight in curve.weights].__getitem__
         return chosen
@@ -779,43 +823,54 @@ def recommend(
         TypeError: Both or none of `rate` and `callers` are given.
         ValueError: One of these, or `p99`, is not positive, or the curve has one size only.
     """
-    if (rate is None) == (callers is None):
-        raise TypeError(f"recommend(): either rate or callers must be given, got {rate} and {callers}")
-    load = _Load(rate, callers).check()
-    if p99 is not None and not p99 > 0:
-        raise ValueError(f"recommend(): p99 must be positive, got {p99}")
-    if len(curve.points) < 2:
-        raise ValueError(f"recommend(): the curve of {curve.name} must have two sizes at least, it has one")
+    load = _check(rate, callers, p99)
     copies = 1
     while True:
         share = load if rate is None else _Load(rate / copies)
         best, *others = _search(curve, share, p99)
-        if best.expected.keeps_up or rate is None:
+        expected = _simulate(curve, best.setting.options(curve), share, _MANY)
+        if expected.keeps_up or rate is None:
             break
-        copies = max(copies + 1, math.ceil(rate / best.expected.throughput))
-    today = _simulate(curve, curve.by_number, share, _ENOUGH)
-    why = _why(curve, share, best) + (f" It takes {copies} copies of it to keep up with that rate." * (copies > 1))
-    return Recommendation(
-        curve, best.setting.line(curve.options), best.setting, best.expected, others, today, copies, why
-    )
+        copies = max(copies + 1, math.ceil(rate / expected.throughput))
+    today = _simulate(curve, curve.by_number, share, _MANY)
+    line = best.setting.line(curve.options, several=curve.several)
+    why = _why(curve, share, best.setting, expected) + (f" It takes {copies} copies to keep up." * (copies > 1))
+    if p99 is not None and expected.percentile(99) > p99:
+        why += f" No setting keeps 99 of 100 calls below {p99:g} s: the nearest is {expected.percentile(99):.2g} s."
+    return Recommendation(curve, line, best.setting, expected, others, today, copies, why)
+
+
+def _check(rate: float | None, callers: int | None, p99: float | None) -> _Load:
+    if (rate is None) == (callers is None):
+        raise TypeError(f"recommend(): either rate or callers must be given, got {rate} and {callers}")
+    for name, value in (("rate", rate), ("callers", callers), ("p99", p99)):
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"recommend(): {name} must be positive and finite, got {value}")
+    return _Load(rate, callers)
 
 
 def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     """Return the best setting, and then those that are nearly as good, without those that differ in size alone."""
+    if len(curve.points) < 2:
+        why = f": {curve.stopped}" * bool(curve.stopped)
+        raise ValueError(f"recommend(): the curve of {curve.name} must have two sizes at least, it has one{why}")
     lone, widths = curve.points[0].seconds, list[int | None]([None])
     if curve.saved_by_likeness and curve.options.group_by is None:
         spread = max(curve.weights) - min(curve.weights)
         widths += sorted({2 ** max(0, round(math.log2(spread / parts))) for parts in (2, 4, 8, 16, 32)})
+    sizes = {point.size for point in curve.points}
+    if load.callers is not None and load.callers < max(sizes):
+        sizes.add(load.callers)  # as no more can wait
     choices: dict[str, list[Any]] = {
         "width": widths,
-        "batch_size": [point.size for point in curve.points],
+        "batch_size": sorted(sizes),
         "concurrency": list(curve.slowdown),
         "timeout": [0.0, *(float(f"{lone * 2**power:.1g}") for power in range(-1, 6) if lone * 2**power > 0.0005)],
     }
 
     @cache
     def cost(setting: Setting) -> tuple[int, float]:
-        return _cost(_simulate(curve, setting.options(curve), load, _FEW), p99)
+        return _cost(_simulate(curve, setting.options(curve), load, _FEW), setting.concurrency, p99)
 
     def order(setting: Setting, known: tuple[int, float] | None = None) -> tuple[int, float]:
         """What is simpler comes first if it costs at most 3 % more; so does the size up to which it pays to grow."""
@@ -835,7 +890,7 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     final = []
     for setting in sorted(distinct.values(), key=order)[:6]:
         plays = [_simulate(curve, setting.options(curve), load, _ENOUGH // 2, seed) for seed in (1, 2, 3)]
-        tiers, costs = zip(*(_cost(play, p99) for play in plays), strict=True)
+        tiers, costs = zip(*(_cost(play, setting.concurrency, p99) for play in plays), strict=True)
         final.append((order(setting, (max(tiers), fmean(costs))), fmean(costs), stdev(costs), setting, plays[0]))
     final.sort(key=itemgetter(0))
     (lowest, _), least, error, *_ = final[0]
@@ -843,41 +898,45 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
     return [Choice(setting, play, tier == lowest and mean <= limit) for (tier, _), mean, _, setting, play in final]
 
 
-def _cost(expected: Simulation, p99: float | None) -> tuple[int, float]:
+def _cost(expected: Simulation, concurrency: int, p99: float | None) -> tuple[int, float]:
     """Return what is to be as little as possible: how bad in kind, then in degree."""
     if not expected.keeps_up:
-        return 2, 1 / expected.throughput
+        return 2, 1 / (expected.throughput or 1e-9)
     if p99 is None:
         return 0, expected.mean
     reached = expected.percentile(99)
-    return (1, reached) if reached > p99 else (0, expected.utilisation / expected.throughput)
+    return (1, reached) if reached > p99 else (0, expected.utilisation * concurrency / expected.throughput)
 
 
-def _why(curve: Curve, load: _Load, best: Choice) -> str:
+def _why(curve: Curve, load: _Load, setting: Setting, expected: Simulation) -> str:
     """Say it in two sentences that a newcomer understands."""
-    setting, expected = best.setting, best.expected
-    point = max((point for point in curve.points if point.size <= setting.batch_size), key=attrgetter("size"))
-    times = point.seconds / curve.points[0].seconds
+    points, size = curve.points, expected.stats.mean_size
+    point = max(
+        (point for point in points if point.size <= setting.batch_size), key=attrgetter("size"), default=points[0]
+    )
+    if load.callers == 1:
+        return "A single caller waits for each answer before the next call. So no batch can form."
     if setting.width is not None:
-        first = f"Batches of like items take {curve.saved_by_likeness:.0%} less time: no short one waits for a long one"
+        mixed = _simulate(curve, setting._replace(width=None).options(curve), load, _FEW)
+        than = f"{mixed.mean * 1e3:.3g} ms" if mixed.keeps_up else "without end"
+        first = f"In a batch of mixed lengths short ones wait for long ones: then calls would wait {than}"
     elif setting.batch_size == 1:
         first = "Batches do not pay here: more at once bring less than they cost"
-    elif load.callers is not None and load.callers < curve.points[-1].size:
-        first = f"With {load.callers} callers a batch of {curve.points[-1].size} never fills"
+    elif load.callers is not None and load.callers < points[-1].size:
+        first = f"With {load.callers} callers a batch of {points[-1].size} never fills"
     else:
-        first = f"A batch of {point.size} takes {times:.1f} times as long as a single item"
-    busy = f"It is busy {expected.utilisation:.0%} of the time, and batches have {expected.stats.mean_size:.1f} items"
-    if not setting.timeout:
-        return f"{first}. {busy}: they form while it is busy, so to wait for more would only take time."
-    without = _simulate(curve, setting._replace(timeout=0.0).options(curve), load, _FEW)
-    return f"{first}. {busy}: without the wait they would have {without.stats.mean_size:.1f}, and cost more in all."
+        one = "a single item" if points[0].size == 1 else f"one of {points[0].size}"
+        first = f"A batch of {point.size} takes {point.seconds / points[0].seconds:.1f} times as long as {one}"
+    busy = f"It is busy {expected.utilisation:.0%} of the time, and batches have {size:.1f} items"
+    if setting.timeout:
+        without = _simulate(curve, setting._replace(timeout=0.0).options(curve), load, _FEW)
+        return f"{first}. {busy}: without the wait they would have {without.stats.mean_size:.1f}, and be more work."
+    if size < 1.1:
+        return f"{first}. {busy}: calls come one by one, and larger batches form when more come."
+    return f"{first}. {busy}: they form while it is busy, so to wait for more would only take time."
 
 
 # The command
-
-
-def _name(value: object) -> str:
-    return str(getattr(value, "__name__", value))
 
 
 @contextmanager
@@ -896,15 +955,15 @@ def _find(place: str) -> Any:
     """Return what stands at `package.module:name.of.it`."""
     module, _, name = place.partition(":")
     if not (module and name):
-        raise ValueError(f"write package.module:name, got {place!r}")
+        raise ValueError(f"{_WHERE}write package.module:name, got {place!r}")
     try:
         return attrgetter(name)(import_module(module))
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"{place}: {error}; it is looked for in this folder, and where Python finds modules"
-        ) from error
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # one that the module imports
+        raise ValueError(f"{_WHERE}{place}: {error}; it is looked for in this folder, and in sys.path") from error
     except AttributeError as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise ValueError(f"{_WHERE}{place}: {error}") from error
 
 
 def _milliseconds(*seconds: float) -> list[str]:
@@ -914,6 +973,7 @@ def _milliseconds(*seconds: float) -> list[str]:
 def _print(found: Recommendation) -> None:
     """Print one screen."""
     curve, console = found.curve, Console(highlight=False, markup=False, soft_wrap=True)
+    console.width = max(80, console.width)
     table = Table("items in a batch", "ms", "ms per item", "CPU ms per item", box=None)
     if curve.weights:
         table.add_column("ms if alike")
@@ -923,9 +983,11 @@ def _print(found: Recommendation) -> None:
     console.print(table)
     fixed, each = _milliseconds(curve.line.fixed, curve.line.each)
     until = "" if curve.line.until == curve.points[-1].size else f" up to {curve.line.until} items, then not"
-    console.print(f"\n{curve.name}() takes {fixed} ms + {each} ms per item{until} (within {curve.line.error:.0%}).")
+    console.print(
+        f"\n{curve.name}() takes {fixed} ms + {each} ms per item{until} (give or take {curve.line.error:.0%})."
+    )
     if curve.stopped:
-        console.print(f"Larger batches were not measured: {curve.stopped}.")
+        console.print(f"More was not measured: {curve.stopped}.")
     console.print(f"\n    {found.line}\n\n{found.why}\n", style="bold")
     columns = "", "size", "timeout", "at once", "group", "mean ms", "p50", "p99", "calls/s", "items", "busy"
     table = Table(*columns, box=None, padding=(0, 1, 0, 0))
@@ -936,10 +998,21 @@ def _print(found: Recommendation) -> None:
     for name, (size, timeout, concurrency, width), expected in rows:
         shown = expected.figures()
         latencies = _milliseconds(shown["mean"], shown["p50"], shown["p99"]) if expected.keeps_up else ["grows"] * 3
-        rest = f"{shown['throughput']:.4g}", f"{shown['batch']:.1f}", f"{shown['busy']:.0%}"
+        rest = (
+            f"{shown['throughput']:,.{shown['throughput'] < 100:d}f}",
+            f"{shown['batch']:.1f}",
+            f"{shown['busy']:.0%}",
+        )
         options = str(size), "None" if timeout is None else f"{timeout:g}", str(concurrency), f"//{width}" * bool(width)
         table.add_row(name, *options, *latencies, *rest)
     console.print(table)
+    copies = f"; of one of {found.copies} copies" * (found.copies > 1)
+    console.print(
+        f"\nthis: as recommended; today: as it is now; next: the next best{copies}.\n"
+        "size, timeout, at once, group: batch_size, timeout in seconds, concurrency,\n"
+        "group_by. items: in a batch, the mean. busy: how much of the time the function\n"
+        "runs. grows: it does not keep up with the calls."
+    )
 
 
 def _as_json(found: Recommendation) -> str:
@@ -964,16 +1037,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON, for scripts")
     options = parser.parse_args(arguments)
     try:
-        _Load(options.rate, options.callers).check()  # before it measures
+        _check(options.rate, options.callers, options.p99)  # before it measures
         given: Any = _find(options.items)
         items: Any = given() if callable(given) else given
         curve = measure(_find(options.function), items, seconds=options.seconds, concurrency=options.concurrency)
         found = recommend(curve, rate=options.rate, callers=options.callers, p99=options.p99)
     except (TypeError, ValueError) as error:
+        if not str(error).startswith(("measure()", "recommend()", _WHERE)):
+            raise  # it is the user's
         parser.error(str(error))
+    print(_as_json(found)) if options.json else _print(found)
     if options.plot:
         found.plot(options.plot)
-    print(_as_json(found)) if options.json else _print(found)
 
 
 if __name__ == "__main__":
