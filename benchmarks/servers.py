@@ -31,18 +31,20 @@ import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from math import nan
 from pathlib import Path
 from statistics import median, quantiles
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WARM_UP = 0.5
 LINE = "{:<20}{:<22}{:>10}{:>8}{:>11}{:>8}{:>7}{:>9}"
 
-# Sends one request about an image with a number; returns the digit.
-Ask = Callable[[int], Awaitable[int]]
+T = TypeVar("T")
+# Sends the request with a number; returns the answer.
+Ask = Callable[[int], Awaitable[T]]
 
 
 class Single:
@@ -104,14 +106,9 @@ def serve(changes: list[str], command: list[str]) -> None:
 
 
 @contextmanager
-def serving(changes: list[str], command: list[str]) -> Iterator[tuple[str, int]]:
-    """Start a server as a program of its own; give its address, and the number of the process."""
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--serve", ",".join(changes), *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def serving(*command: str) -> Iterator[tuple[str, int]]:
+    """Start a server with this Python, as a program of its own; give its address, and the number of the process."""
+    process = subprocess.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
         said = ""
@@ -127,13 +124,13 @@ def serving(changes: list[str], command: list[str]) -> Iterator[tuple[str, int]]
         process.wait()
 
 
-async def http_client(address: str, path: str, bodies: list[bytes]) -> Ask:
-    """Open a connection; what httpx does would take longer than the server does."""
+async def http_client(address: str, path: str, bodies: list[bytes], read: Callable[[bytes], T]) -> Ask[T]:
+    """Open a connection; what httpx does would take longer than the server does. `read` makes the answer of a body."""
     host, port = address.split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = f"POST {path} HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\nContent-Length: "
 
-    async def ask(number: int) -> int:
+    async def ask(number: int) -> T:
         body = bodies[number]
         writer.write(head.encode() + b"%d\r\n\r\n" % len(body) + body)
         answer = (await reader.readuntil(b"\r\n\r\n")).lower()
@@ -143,11 +140,19 @@ async def http_client(address: str, path: str, bodies: list[bytes]) -> Ask:
             content = await reader.readexactly(int(length[1]))
         else:
             content = await reader.readuntil(b"0\r\n\r\n")  # in chunks, of which this is the last
-        digit = re.search(rb'"digit": ?(\d)', content)
-        assert digit is not None
-        return int(digit[1])
+        return read(content)
 
     return ask
+
+
+async def figures_of(address: str) -> Any:
+    """Return what a server tells of itself."""
+    host, port = address.split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(f"GET /figures HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
+    found = re.search(rb"\{.*\}", await reader.read())
+    assert found is not None
+    return json.loads(found[0])
 
 
 def cpu_of(process: int) -> float:
@@ -160,50 +165,60 @@ def cpu_of(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(map(cpu_of, map(int, children)))
 
 
-class Figures(NamedTuple):
+class Load(NamedTuple):
     """What came of one run.
 
     Attributes:
         took: Seconds, of each request.
         server: CPU seconds of the server.
         clients: CPU seconds of the clients.
-        size: Mean size of batches.
     """
 
     took: list[float]
     server: float
     clients: float
-    size: float
 
 
-async def run(
-    address: str, process: int, path: str, images: Any, expected: list[int], clients: int, seconds: float
-) -> Figures:
-    """Ask for so many seconds, after a while to warm up."""
+async def load(
+    asks: list[Ask[T]],
+    requests: int,
+    is_right: Callable[[int, T], bool],
+    process: int,
+    seconds: float,
+    warm_up: float = WARM_UP,
+) -> Load:
+    """Let these clients ask, for so many seconds after a while to warm up; who is answered sends the next request."""
     took: list[float] = []
     counting = stopped = False
+    numbers = cycle(range(requests))
 
-    async def go_round(client: int, ask: Ask) -> None:
-        number = client
+    async def go_round(ask: Ask[T]) -> None:
         while not stopped:
-            number = (number + clients) % len(expected)
+            number = next(numbers)
             start = time.perf_counter()
-            if await ask(number) != expected[number]:
+            if not is_right(number, await ask(number)):
                 sys.exit("a wrong answer")
             if counting:
                 took.append(time.perf_counter() - start)
 
-    async def go(asks: list[Ask]) -> tuple[float, float]:
-        nonlocal counting, stopped
-        tasks = [asyncio.create_task(go_round(client, ask)) for client, ask in enumerate(asks)]
-        await asyncio.sleep(WARM_UP)
-        before = cpu_of(process), time.process_time()
-        counting = True
-        await asyncio.sleep(seconds)
-        counting, stopped = False, True
-        after = cpu_of(process), time.process_time()
-        await asyncio.gather(*tasks)
-        return after[0] - before[0], after[1] - before[1]
+    tasks = [asyncio.create_task(go_round(ask)) for ask in asks]
+    await asyncio.sleep(warm_up)
+    before = cpu_of(process), time.process_time()
+    counting = True
+    await asyncio.sleep(seconds)
+    counting, stopped = False, True
+    after = cpu_of(process), time.process_time()
+    await asyncio.gather(*tasks)
+    return Load(took, after[0] - before[0], after[1] - before[1])
+
+
+async def run(
+    address: str, process: int, path: str, images: Any, expected: list[int], clients: int, seconds: float
+) -> tuple[Load, float]:
+    """Ask for so many seconds; return what came of it, and the mean size of batches."""
+
+    def is_right(number: int, digit: int) -> bool:
+        return digit == expected[number]
 
     if path == "grpc":
         import grpc
@@ -216,18 +231,21 @@ async def run(
                 digit: int = (await classify(messages[number]))[0]
                 return digit
 
-            cpu = await go([ask] * clients)
+            found = await load([ask] * clients, len(expected), is_right, process, seconds)
             figures = json.loads(await channel.unary_unary("/Digits/Figures")(b""))
     else:
         bodies = [json.dumps({"pixels": image.tolist()}).encode() for image in images]
-        cpu = await go([await http_client(address, path, bodies) for _ in range(clients)])
-        host, port = address.split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        writer.write(f"GET /figures HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n".encode())
-        found = re.search(rb"\{.*\}", await reader.read())
-        assert found is not None
-        figures = json.loads(found[0])
-    return Figures(took, *cpu, figures["mean_size"])
+        asks = [await http_client(address, path, bodies, digit_in) for _ in range(clients)]
+        found = await load(asks, len(expected), is_right, process, seconds)
+        figures = await figures_of(address)
+    return found, figures["mean_size"]
+
+
+def digit_in(content: bytes) -> int:
+    """Return the digit in an answer."""
+    digit = re.search(rb'"digit": ?(\d)', content)
+    assert digit is not None
+    return int(digit[1])
 
 
 class Row(NamedTuple):
@@ -278,9 +296,9 @@ def main() -> None:
     for row in rows():
         if options.only.lower() not in row.name.lower():
             continue
-        with serving(row.changes, row.command) as (address, process):
+        with serving(__file__, "--serve", ",".join(row.changes), *row.command) as (address, process):
             work = run(address, process, row.path, images, expected, options.clients, options.seconds)
-            took, server, clients, size = asyncio.run(work)
+            (took, server, clients), size = asyncio.run(work)
         figures = (
             f"{len(took) / options.seconds:.0f}",
             f"{server / len(took) * 1e3:.2f}",
