@@ -35,7 +35,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from benchmarks.servers import EXAMPLES, figures_of, http_client, load, serving
+from benchmarks.servers import EXAMPLES, Stand, figures_of, http_client, load, serving
 
 LINE = "{:<18}{:>10}{:>8}{:>11}{:>8}{:>7}{:>9}{:>9}"
 FORMATS = ".0f", ".2f", ".0f", ".0f", ".1f", ".0%", ".0%"
@@ -92,16 +92,6 @@ class Counted:
 
     def figures(self) -> dict[str, float]:
         return {"batch": self.texts / max(1, self.calls), "padding": 1 - self.tokens / max(1, self.read)}
-
-
-class Stand:
-    """Stands for `embed`."""
-
-    async def __aenter__(self) -> None:
-        pass
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
 
 
 class Single(Stand):

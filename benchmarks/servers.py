@@ -47,7 +47,17 @@ T = TypeVar("T")
 Ask = Callable[[int], Awaitable[T]]
 
 
-class Single:
+class Stand:
+    """Stands for a batched function, which the lifespan of a server opens and closes."""
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+
+class Single(Stand):
     """Stands for `predict`, without batching."""
 
     def __init__(self, digits: Any) -> None:
@@ -71,7 +81,7 @@ class Single:
         pass
 
 
-class Blocking:
+class Blocking(Stand):
     """Stands for `predict` where somebody calls it on the thread of the event loop."""
 
     def __init__(self, digits: Any) -> None:
