@@ -893,6 +893,8 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         tiers, costs = zip(*(_cost(play, setting.concurrency, p99) for play in plays), strict=True)
         final.append((order(setting, (max(tiers), fmean(costs))), fmean(costs), stdev(costs), setting, plays[0]))
     final.sort(key=itemgetter(0))
+    # A timeout that never ends makes no other batches than a longer one.
+    final = [each for at, each in enumerate(final) if not any(each[1] == other[1] for other in final[:at])]
     (lowest, _), least, error, *_ = final[0]
     limit = least + max(0.03 * least, 2 * error)
     return [Choice(setting, play, tier == lowest and mean <= limit) for (tier, _), mean, _, setting, play in final]
@@ -918,7 +920,7 @@ def _why(curve: Curve, load: _Load, setting: Setting, expected: Simulation) -> s
         return "A single caller waits for each answer before the next call. So no batch can form."
     if setting.width is not None:
         mixed = _simulate(curve, setting._replace(width=None).options(curve), load, _FEW)
-        than = f"{mixed.mean * 1e3:.3g} ms" if mixed.keeps_up else "without end"
+        than = f"{_milliseconds(mixed.mean)[0]} ms" if mixed.keeps_up else "without end"
         first = f"In a batch of mixed lengths short ones wait for long ones: then calls would wait {than}"
     elif setting.batch_size == 1:
         first = "Batches do not pay here: more at once bring less than they cost"
@@ -967,7 +969,7 @@ def _find(place: str) -> Any:
 
 
 def _milliseconds(*seconds: float) -> list[str]:
-    return [f"{each * 1e3:.3g}" if each < 1 else f"{each * 1e3:.0f}" for each in seconds]
+    return [f"{each * 1e3:.3g}" if each < 0.9995 else f"{each * 1e3:,.0f}" for each in seconds]
 
 
 def _print(found: Recommendation) -> None:
@@ -981,16 +983,17 @@ def _print(found: Recommendation) -> None:
         times = _milliseconds(point.seconds, point.seconds / point.size, point.cpu / point.size, point.alike or 0.0)
         table.add_row(str(point.size), *times[: 3 + (point.alike is not None)])
     console.print(table)
-    fixed, each = _milliseconds(curve.line.fixed, curve.line.each)
-    until = "" if curve.line.until == curve.points[-1].size else f" up to {curve.line.until} items, then not"
-    console.print(
-        f"\n{curve.name}() takes {fixed} ms + {each} ms per item{until} (give or take {curve.line.error:.0%})."
-    )
+    line = curve.line
+    if line.until > curve.points[0].size:
+        fixed, each = _milliseconds(line.fixed, line.each)
+        until = "" if line.until == curve.points[-1].size else f" up to {line.until} items, then not"
+        console.print(f"\n{curve.name}() takes {fixed} ms + {each} ms per item{until} (give or take {line.error:.0%}).")
     if curve.stopped:
         console.print(f"More was not measured: {curve.stopped}.")
     console.print(f"\n    {found.line}\n\n{found.why}\n", style="bold")
     columns = "", "size", "timeout", "at once", "group", "mean ms", "p50", "p99", "calls/s", "items", "busy"
     table = Table(*columns, box=None, padding=(0, 1, 0, 0))
+    kept = "as it is" if curve.options.group_by else ""
     today = Setting(curve.options.batch_size, curve.options.timeout, curve.options.concurrency)
     rows = [("this", found.setting, found.expected), ("today", today, found.today)]
     for setting, expected, is_as_good in found.alternatives[:4]:
@@ -1003,7 +1006,12 @@ def _print(found: Recommendation) -> None:
             f"{shown['batch']:.1f}",
             f"{shown['busy']:.0%}",
         )
-        options = str(size), "None" if timeout is None else f"{timeout:g}", str(concurrency), f"//{width}" * bool(width)
+        options = (
+            str(size),
+            "None" if timeout is None else f"{timeout:g}",
+            str(concurrency),
+            f"//{width}" if width else kept,
+        )
         table.add_row(name, *options, *latencies, *rest)
     console.print(table)
     copies = f"; of one of {found.copies} copies" * (found.copies > 1)
