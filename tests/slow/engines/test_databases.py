@@ -3,6 +3,8 @@
 import asyncio
 import re
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -16,7 +18,7 @@ from batchify import MissingResultError
 
 from ...tools import in_threads, until
 from .components import component
-from .pages import module
+from .pages import code, module, on_path
 from .postgres import Server, free_port, server
 
 PEOPLE = {number: f"person {number}" for number in range(1, 101)}
@@ -227,3 +229,72 @@ def test_server_that_is_away_is_an_error_and_later_callers_are_answered(
         monkeypatch.setenv("PGPORT", reached.where["PGPORT"])  # it is back
         recipe.pool.timeout = 100
         assert name_of(1) == PEOPLE[1]
+
+
+SETTINGS = """
+DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "people.db"}}
+INSTALLED_APPS = ["shop"]
+DEFAULT_AUTO_FIELD = "django.db.models.AutoField"
+DEBUG = True  # so that queries are logged
+"""
+MODELS = """
+from django.db import models
+
+class Person(models.Model):
+    name = models.CharField(max_length=9)
+"""
+ASK = """
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import django
+
+django.setup()
+
+from django.core.management import call_command
+from django.db import connections
+from recipe import person_of
+from shop.models import Person
+
+call_command("migrate", run_syncdb=True, verbosity=0)
+Person.objects.bulk_create(Person(name=f"person {number}") for number in range(1, 21))
+queries = []
+
+
+class Note(logging.Handler):
+    def emit(self, record):
+        queries.append(record.sql)
+
+
+logging.getLogger("django.db.backends").addHandler(Note())
+logging.getLogger("django.db.backends").setLevel(logging.DEBUG)
+person_of.batch_size, person_of.timeout = 20, None  # so that no clock decides
+with ThreadPoolExecutor(20) as callers:
+    found = list(callers.map(person_of, range(1, 21)))
+person_of.close()
+assert [person.name for person in found] == [f"person {number}" for number in range(1, 21)]
+assert len([query for query in queries if "FROM" in query]) == 1, queries
+"""
+
+
+def test_django_callers_share_one_query_and_its_test_case_sees_what_it_created(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    component("django")
+    (tmp_path / "shop").mkdir()
+    files = {
+        "conf.py": SETTINGS,
+        "ask.py": ASK,
+        "shop/__init__.py": "",
+        "shop/models.py": MODELS,
+        "recipe.py": code("databases.md", "Django's ORM"),
+        "shop/tests.py": code("databases.md", "Django's TestCase"),
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    on_path(tmp_path, monkeypatch)
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "conf")
+    for command in (["ask.py"], ["-m", "django", "test", "shop"]):
+        done = subprocess.run([sys.executable, *command], cwd=tmp_path, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "Ran 1 test" in done.stderr
