@@ -458,7 +458,7 @@ def measure(
             _logger.warning(message, len(items), runs[-1].size)
         last = {(run.size, run.alike): run.seconds for run in runs}
         spent = dict.fromkeys(last, 0.0)
-        while spent and elapsed() < 0.8 * seconds and len(runs) < 300 * len(spent):
+        while spent and elapsed() < (0.8 if most == 1 else 0.6) * seconds and len(runs) < 300 * len(spent):
             turn = min(spent, key=spent.__getitem__)  # each gets as much time
             batches = max(1, min(4, int(0.02 * seconds / last[turn])))
             try:
@@ -473,7 +473,10 @@ def measure(
         slowdown, size = {1: 1.0}, runs[len(runs) // 2].size
         for at_once in (2, 4, 8, 16):
             brings_nothing = at_once > 2 and slowdown[at_once // 2] == at_once // 2
-            if at_once > most or elapsed() > seconds or brings_nothing:
+            if at_once > most or brings_nothing:
+                break
+            if elapsed() > seconds:
+                stopped = stopped or f"there was no time left for {at_once} batches at once"
                 break
             try:
                 slowdown[at_once] = probe.slowdown(size, at_once, last[size, False])
@@ -661,11 +664,11 @@ class _Load(NamedTuple):
             raise ValueError("arrivals must hold one moment at least, it is empty")
         return self
 
-    def moments(self, items: int, chance: random.Random) -> list[float]:
+    def moments(self, items: int, chance: random.Random, spread: float) -> list[float]:
         if self.arrivals is not None:
             return [moment - min(self.arrivals) for moment in sorted(self.arrivals)]
-        if self.callers is not None:
-            return [0.0] * self.callers
+        if self.callers is not None:  # not all at the same moment, as they would stay together for ever
+            return sorted([chance.uniform(0.0, spread) for _ in range(self.callers)])
         moment = 0.0
         return [moment := moment + chance.expovariate(self.rate or 0.0) for _ in range(items)]
 
@@ -673,7 +676,9 @@ class _Load(NamedTuple):
 def _simulate(curve: Curve, options: Options, load: _Load, items: int, seed: int = 0) -> Simulation:
     each_batch, each_item = curve.overhead
     chance, player = random.Random(seed), _Player(options, max(0.0, curve.lone - each_batch - each_item))
-    moments = load.check().moments(items, chance)
+    moments = load.check().moments(
+        items, chance, 2 * curve.draw([0] * min(options.batch_size, load.callers or 1), chance)
+    )
     last = max(moments)
     flights = sorted(curve.slowdown)
 
@@ -827,14 +832,26 @@ def recommend(
     copies = 1
     while True:
         share = load if rate is None else _Load(rate / copies)
-        best, *others = _search(curve, share, p99)
-        expected = _simulate(curve, best.setting.options(curve), share, _MANY)
+        best, *others = [
+            choice._replace(expected=_simulate(curve, choice.setting.options(curve), share, _MANY))
+            for choice in _search(curve, share, p99)
+        ]
+        expected = best.expected
         if expected.keeps_up or rate is None:
             break
         copies = max(copies + 1, math.ceil(rate / expected.throughput))
     today = _simulate(curve, curve.by_number, share, _MANY)
     line = best.setting.line(curve.options, several=curve.several)
-    why = _why(curve, share, best.setting, expected) + (f" It takes {copies} copies to keep up." * (copies > 1))
+    why = _why(curve, share, best.setting, expected)
+    if rate is not None:
+        busy = _Load(callers=8 * best.setting.batch_size)
+        most = _simulate(curve, best.setting.options(curve), busy, max(_FEW, 40 * best.setting.batch_size)).throughput
+        if copies > 1:
+            why += (
+                f" One cannot keep up with {rate:g} calls/s: it takes {copies} copies (processes), each decorated so."
+            )
+        elif rate > 0.85 * most:
+            why += f" It can answer {most:.0f} calls/s at most, so at {rate:g} the figures are rough: leave some room."
     if p99 is not None and expected.percentile(99) > p99:
         why += f" No setting keeps 99 of 100 calls below {p99:g} s: the nearest is {expected.percentile(99):.2g} s."
     return Recommendation(curve, line, best.setting, expected, others, today, copies, why)
@@ -859,7 +876,8 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         spread = max(curve.weights) - min(curve.weights)
         widths += sorted({2 ** max(0, round(math.log2(spread / parts))) for parts in (2, 4, 8, 16, 32)})
     sizes = {point.size for point in curve.points}
-    if load.callers is not None and load.callers < max(sizes):
+    size_limit = max(sizes)
+    if load.callers is not None and load.callers < size_limit:
         sizes.add(load.callers)  # as no more can wait
     choices: dict[str, list[Any]] = {
         "width": widths,
@@ -876,10 +894,11 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         """What is simpler comes first if it costs at most 3 % more; so does the size up to which it pays to grow."""
         tier, value = known or cost(setting)
         size, timeout, concurrency, width = setting
-        more = [size != curve.pays_up_to(alike=width is not None), timeout, concurrency > 1, width]
+        pays = min(curve.pays_up_to(alike=width is not None), load.callers or size_limit)
+        more = [size != pays, timeout, concurrency > 1, width]
         return tier, value * 1.03 ** sum(map(bool, more))
 
-    best, before, seen = Setting(curve.points[-1].size), None, set[Setting]()
+    best, before, seen = Setting(min(load.callers or size_limit, size_limit)), None, set[Setting]()
     while best != before:
         before = best
         for name, values in choices.items():
@@ -1019,7 +1038,7 @@ def _print(found: Recommendation) -> None:
         f"\nthis: as recommended; today: as it is now; next: the next best{copies}.\n"
         "size, timeout, at once, group: batch_size, timeout in seconds, concurrency,\n"
         "group_by. items: in a batch, the mean. busy: how much of the time the function\n"
-        "runs. grows: it does not keep up with the calls."
+        "runs, however small its batches. grows: it does not keep up with the calls."
     )
 
 
