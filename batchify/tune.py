@@ -386,8 +386,8 @@ def measure(
         items: What callers pass, as it comes in production; tuples where the function takes several lists. If they are
             fewer than the largest size, they are repeated, and the logger `batchify` says so.
         seconds: About how long it may take, at most; but each of `sizes` is measured.
-        sizes: Sizes of batches; None doubles them until an item gets no cheaper, half of `seconds` is over, or a batch
-            has 1,024 items, or weighs `max_weight`.
+        sizes: Sizes of batches; None doubles them until an item gets hardly cheaper, half of `seconds` is over, or a
+            batch has 1,024 items or all there are, or weighs `max_weight`.
         concurrency: Most batches at once that the function bears, which are tried; None: as it is decorated, else 1.
 
     Returns:
@@ -433,9 +433,11 @@ def measure(
     stopped = ""
     with probe.runner, progress:
         costs: list[float] = []  # of an item, in a batch of each size
-        for size in sorted(set(sizes or [2**power for power in range(11)])):
+        largest = min(1024, max(64, len(items)))
+        for size in sorted(set(sizes or [2**power for power in range(11) if 2**power <= largest])):
             if options.max_weight and probe.weights and size * fmean(probe.weights) > options.max_weight:
                 break
+            start = elapsed()
             try:
                 if elapsed() < seconds / 10:
                     probe.run(size)  # what comes first is slow in many ways
@@ -448,9 +450,9 @@ def measure(
                 break
             runs += chain(*both)
             costs.append(min(median([run.seconds for run in found]) for found in both) / size)
-            if not sizes and len(costs) > 2 and min(costs[-2:]) > costs[-3]:
+            if not sizes and len(costs) > 2 and costs[-1] > 0.95 * costs[-2] > 0.95**2 * costs[-3]:
                 break
-            if not sizes and elapsed() > seconds / 2:
+            if not sizes and elapsed() + 2 * (elapsed() - start) > seconds / 2:  # as the next one takes
                 stopped = f"a batch of {size} takes {runs[-1].seconds:.2g} s, and there were {seconds:g} s to measure"
                 break
         if runs[-1].size > len(items):
@@ -851,7 +853,8 @@ def recommend(
                 f" One cannot keep up with {rate:g} calls/s: it takes {copies} copies (processes), each decorated so."
             )
         elif rate > 0.85 * most:
-            why += f" It can answer {most:.0f} calls/s at most, so at {rate:g} the figures are rough: leave some room."
+            why += f" It can answer {most:.0f} calls/s at most, so at {rate:g} the figures are rough: leave some room,"
+            why += " or let more run at once (--concurrency)." if len(curve.slowdown) == 1 else " or run copies."
     if p99 is not None and expected.percentile(99) > p99:
         why += f" No setting keeps 99 of 100 calls below {p99:g} s: the nearest is {expected.percentile(99):.2g} s."
     return Recommendation(curve, line, best.setting, expected, others, today, copies, why)
@@ -877,8 +880,8 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         widths += sorted({2 ** max(0, round(math.log2(spread / parts))) for parts in (2, 4, 8, 16, 32)})
     sizes = {point.size for point in curve.points}
     size_limit = max(sizes)
-    if load.callers is not None and load.callers < size_limit:
-        sizes.add(load.callers)  # as no more can wait
+    if load.callers is not None:  # no more can wait
+        sizes |= {share for flights in curve.slowdown if (share := math.ceil(load.callers / flights)) < size_limit}
     choices: dict[str, list[Any]] = {
         "width": widths,
         "batch_size": sorted(sizes),
@@ -894,7 +897,8 @@ def _search(curve: Curve, load: _Load, p99: float | None) -> list[Choice]:
         """What is simpler comes first if it costs at most 3 % more; so does the size up to which it pays to grow."""
         tier, value = known or cost(setting)
         size, timeout, concurrency, width = setting
-        pays = min(curve.pays_up_to(alike=width is not None), load.callers or size_limit)
+        most = size_limit if load.callers is None else math.ceil(load.callers / concurrency)
+        pays = min(curve.pays_up_to(alike=width is not None), most)
         more = [size != pays, timeout, concurrency > 1, width]
         return tier, value * 1.03 ** sum(map(bool, more))
 
@@ -948,6 +952,9 @@ def _why(curve: Curve, load: _Load, setting: Setting, expected: Simulation) -> s
     else:
         one = "a single item" if points[0].size == 1 else f"one of {points[0].size}"
         first = f"A batch of {point.size} takes {point.seconds / points[0].seconds:.1f} times as long as {one}"
+    if setting.concurrency > 1:
+        slower = curve.slowdown[setting.concurrency]
+        first += f". {setting.concurrency} at once take {slower:.1f} times as long each"
     busy = f"It is busy {expected.utilisation:.0%} of the time, and batches have {size:.1f} items"
     if setting.timeout:
         without = _simulate(curve, setting._replace(timeout=0.0).options(curve), load, _FEW)
@@ -1038,7 +1045,8 @@ def _print(found: Recommendation) -> None:
         f"\nthis: as recommended; today: as it is now; next: the next best{copies}.\n"
         "size, timeout, at once, group: batch_size, timeout in seconds, concurrency,\n"
         "group_by. items: in a batch, the mean. busy: how much of the time the function\n"
-        "runs, however small its batches. grows: it does not keep up with the calls."
+        "runs (of as many as may run at once), also if its batches are small.\n"
+        "grows: it does not keep up with the calls."
     )
 
 

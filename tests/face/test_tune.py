@@ -105,6 +105,11 @@ def test_batches_are_of_the_items_and_of_those_sizes() -> None:
     assert curve.weights == ()  # all are equally long
 
 
+def test_sizes_end_where_the_items_end_or_an_item_gets_hardly_cheaper() -> None:
+    assert [point.size for point in measure(doubled, range(100), seconds=5.0).points][-1] <= 64
+    assert measure(doubled, range(100), seconds=0.001, sizes=[128]).points[0].size == 128
+
+
 def test_several_lists_are_passed_as_several_lists() -> None:
     seen: set[tuple[int, str]] = set()
 
@@ -471,6 +476,13 @@ def test_as_many_callers_as_there_are_make_a_full_batch() -> None:
     found = recommend(curve_of(lambda size: 0.01 + 0.0001 * size, 1, 4, 16, 64), callers=40)
     assert found.setting.batch_size == 40
     assert found.expected.stats.mean_size == pytest.approx(40, abs=1)
+
+
+def test_callers_are_shared_among_batches_that_run_at_once() -> None:
+    curve = curve_of(lambda size: 0.004 + 0.003 * size, 1, 4, 16, 64, slowdown={1: 1.0, 2: 1.0, 4: 1.1})
+    found = recommend(curve, callers=32)
+    assert (found.setting.batch_size, found.setting.concurrency) == (8, 4)
+    assert "4 at once take 1.1 times as long each" in found.why
 
 
 def test_single_caller_is_told_that_nothing_can_be_gained() -> None:
