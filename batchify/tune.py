@@ -265,9 +265,11 @@ class _Probe(Observer):
         self._chance = random.Random(0)
         everything = range(len(items))
         self._sorted = sorted(everything, key=self.weights.__getitem__) if self.weights else []
-        self._groups: dict[Any, list[int]] = {}
-        for number in everything if options.group_by else ():
-            self._groups.setdefault(_ask(options.group_by, items[number], self.several), []).append(number)
+        groups: dict[Any, list[int]] = {}
+        keys = [_ask(options.group_by, item, self.several) for item in items] if options.group_by else []
+        for number, key in enumerate(keys):
+            groups.setdefault(key, []).append(number)
+        self._groups = [groups[key] for key in keys]  # of each item, the numbers of its group
         self.runner = asyncio.Runner()
 
     def begin(self, name: str, size: int, reason: Any, contexts: Any) -> Any:  # noqa: ARG002
@@ -294,8 +296,7 @@ class _Probe(Observer):
             start = self._chance.randrange(max(1, len(numbers) - size + 1))
             return [self._sorted[number % len(numbers)] for number in range(start, start + size)]
         if self._groups:  # a large one more often
-            chosen = self._chance.choice(numbers)
-            numbers = next(group for group in self._groups.values() if chosen in group)
+            numbers = self._groups[self._chance.choice(numbers)]
         return self._chance.choices(numbers, k=size)
 
     async def _pass_in(self, probe: Any, batches: Sequence[Sequence[int]], pause: float) -> list[float]:
@@ -635,7 +636,7 @@ def simulate(
     """
     chosen = Options(**options)
     chosen.check("simulate")
-    return _simulate(curve, _by_number(curve, chosen), _Load(rate, callers, arrivals), items, seed)
+    return _simulate(curve, _by_number(curve, chosen), _Load(rate, callers, arrivals).check(), items, seed)
 
 
 def _by_number(curve: Curve, options: Options) -> Options:
@@ -678,9 +679,7 @@ class _Load(NamedTuple):
 def _simulate(curve: Curve, options: Options, load: _Load, items: int, seed: int = 0) -> Simulation:
     each_batch, each_item = curve.overhead
     chance, player = random.Random(seed), _Player(options, max(0.0, curve.lone - each_batch - each_item))
-    moments = load.check().moments(
-        items, chance, 2 * curve.draw([0] * min(options.batch_size, load.callers or 1), chance)
-    )
+    moments = load.moments(items, chance, 2 * curve.draw([0] * min(options.batch_size, load.callers or 1), chance))
     last = max(moments)
     flights = sorted(curve.slowdown)
 

@@ -23,34 +23,38 @@ Record = dict[str, Any]
 # The tables have the others.
 BEST = ("black", "--", "")
 OURS = ("#c1121f", "-", "o")
+OURS_WAITING = ("#e07a5f", "-", "D")
+PLAIN = ("#8a8a8a", "-", "s")
+SECOND = ("#e09f3e", "-.", "^")
+BATCHED = ("#1d4e89", ":", "v")
 COST = {
     "threads": {
         "floor": ("the least possible", *BEST),
         "batchify": ("batchify", *OURS),
-        "queue.Queue": ("queue.Queue, by hand", "#8a8a8a", "-", "s"),
-        "service-streamer": ("service-streamer", "#e09f3e", "-.", "^"),
-        "batched": ("batched", "#1d4e89", ":", "v"),
+        "queue.Queue": ("queue.Queue, by hand", *PLAIN),
+        "service-streamer": ("service-streamer", *SECOND),
+        "batched": ("batched", *BATCHED),
     },
     "asyncio": {
         "floor": ("the least possible", *BEST),
         "batchify": ("batchify", *OURS),
-        "aiodataloader": ("aiodataloader", "#8a8a8a", "-", "s"),
-        "async-batcher": ("async-batcher", "#e09f3e", "-.", "^"),
-        "batched.aio": ("batched", "#1d4e89", ":", "v"),
+        "aiodataloader": ("aiodataloader", *PLAIN),
+        "async-batcher": ("async-batcher", *SECOND),
+        "batched.aio": ("batched", *BATCHED),
     },
 }
 LATENCY = {
     "threads": {
         "batchify timeout=0": ("batchify, timeout=0", *OURS),
-        "batchify": ("batchify, 5 ms", "#e07a5f", "-", "D"),
-        "service-streamer": ("service-streamer, 5 ms", "#e09f3e", "-.", "^"),
-        "batched": ("batched, 5 ms", "#1d4e89", ":", "v"),
+        "batchify": ("batchify, 5 ms", *OURS_WAITING),
+        "service-streamer": ("service-streamer, 5 ms", *SECOND),
+        "batched": ("batched, 5 ms", *BATCHED),
     },
     "asyncio": {
         "batchify timeout=0": ("batchify, timeout=0", *OURS),
-        "batchify": ("batchify, 5 ms", "#e07a5f", "-", "D"),
+        "batchify": ("batchify, 5 ms", *OURS_WAITING),
         "dike": ("dike, 5 ms", "#6a994e", "-.", "^"),
-        "batched.aio": ("batched, 5 ms", "#1d4e89", ":", "v"),
+        "batched.aio": ("batched, 5 ms", *BATCHED),
     },
 }
 PANELS = ("threads", "asyncio")

@@ -34,7 +34,7 @@ from typing import Any
 import numpy
 
 from batchify import batched
-from batchify.tune import Curve, Setting, Simulation, measure, recommend, simulate
+from batchify.tune import Curve, Setting, measure, recommend, simulate
 
 ListFunction = Callable[[list[Any]], Any]
 Job = tuple[ListFunction, Sequence[Any]]  # and what callers pass
@@ -129,10 +129,13 @@ def seen(function: ListFunction, setting: Setting, job: Job, rate: float, second
 
 
 def decorated(function: ListFunction, setting: Setting) -> Any:
+    return batched(**options_of(setting))(lambda items: function(items))
+
+
+def options_of(setting: Setting) -> dict[str, Any]:
     size, timeout, concurrency, width = setting
     group_by = None if width is None else lambda item: len(item) // width
-    options: dict[str, Any] = {"batch_size": size, "timeout": timeout, "concurrency": concurrency, "group_by": group_by}
-    return batched(**options)(lambda items: function(items))
+    return {"batch_size": size, "timeout": timeout, "concurrency": concurrency, "group_by": group_by}
 
 
 def grid(curve: Curve, best: Setting) -> Iterator[Setting]:
@@ -174,21 +177,14 @@ def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                 row[f"seen p{percent}"] = median([float(numpy.percentile(run, percent)) for run in runs]) * 1e3
             tried = {}
             for setting in {found.setting, *([] if quick else grid(curve, found.setting))}:
-                if setting == found.setting or simulated(curve, setting, rate).keeps_up:  # else it would not end
+                expected = simulate(curve, rate=rate, items=4000, **options_of(setting))
+                if setting == found.setting or expected.keeps_up:  # else it would not end
                     means = [
                         fmean(seen(function, setting, job, rate, seconds / 3, seed)) for seed in range(min(3, repeats))
                     ]
                     tried[setting] = median(means)
             best = min(tried, key=tried.__getitem__)
             yield {**row, "best": best.line(curve.options), "over best": tried[found.setting] / tried[best]}
-
-
-def simulated(curve: Curve, setting: Setting, rate: float) -> Simulation:
-    size, timeout, concurrency, width = setting
-    group_by = None if width is None else lambda item: len(item) // width
-    return simulate(
-        curve, rate=rate, items=4000, batch_size=size, timeout=timeout, concurrency=concurrency, group_by=group_by
-    )
 
 
 def main() -> None:
