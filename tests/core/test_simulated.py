@@ -76,7 +76,7 @@ def test_simulation_forms_the_batches_that_the_library_forms(
         kit.stop_the_clock()
         latencies, figures = really(kit, moments, options)
     runs = [Run(size, FIXED + EACH * size) for size in range(1, 5)]
-    played = simulate(Curve("f", range(len(moments)), (), runs), arrivals=moments, **options)
+    played = simulate(Curve("f", [(number,) for number in range(len(moments))], (), runs), arrivals=moments, **options)
     assert played.latencies == pytest.approx(latencies)
     assert (played.stats.sizes, played.stats.reasons) == (figures.sizes, figures.reasons)
     assert played.stats.longest_wait == pytest.approx(figures.longest_wait)
