@@ -210,7 +210,7 @@ class Curve:
 
     def plot(self, path: str | Path) -> None:
         """Draw run time against size, with the line, into a file: SVG, PNG or PDF, by its name."""
-        _draw(path, self._plot)
+        _save(path, self._plot)
 
     def _plot(self, axes: Any) -> None:
         points, line = self.points, self.line
@@ -243,8 +243,8 @@ def _fit(rows: Sequence[Sequence[float]], values: Sequence[float]) -> list[float
         del kept[found.argmin()]
 
 
-def _draw(path: str | Path, *pictures: Callable[[Any], None]) -> None:
-    """Draw pictures side by side."""
+def _save(path: str | Path, *pictures: Callable[[Any], None]) -> None:
+    """Draw pictures side by side into a file."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
@@ -268,7 +268,7 @@ class _Probe:
         self.runner = asyncio.Runner()
         decorate: Any = partial(batched, batch_size=1, timeout=None, on_batch=self._note)
         self.decorated: Any = cache(lambda at_once: decorate(concurrency=at_once)(function))
-        if isinstance(self.decorated(1), BatchedMethod):
+        if isinstance(function, BatchedMethod) or isinstance(self.decorated(1), BatchedMethod):
             raise TypeError(f"measure(): {function!r} is of no instance: measure the method of one")
         columns = self.decorated(1)._self_engine.takes.columns
         if columns > 1 and not all(isinstance(item, (tuple, list)) and len(item) == columns for item in items):
@@ -449,8 +449,6 @@ def measure(
         raise ValueError(f"measure(): seconds must be positive and finite, got {seconds}")
     if sizes is not None and not (sizes and all(isinstance(size, int) and size >= 1 for size in sizes)):
         raise ValueError(f"measure(): sizes must be ints of at least 1, got {sizes!r}")
-    if isinstance(f, BatchedMethod):
-        raise TypeError(f"measure(): {f!r} is of no instance: measure the method of one")
     with suppress(RuntimeError):
         asyncio.get_running_loop()
         raise TypeError("measure(): an event loop runs in this thread: await asyncio.to_thread(measure, f, items)")
@@ -761,7 +759,7 @@ class Recommendation:
 
     def plot(self, path: str | Path) -> None:
         """Draw two pictures into a file: the curve, and latency against rate, beside `timeout=0` and today's."""
-        _draw(path, self.curve._plot, self._plot)
+        _save(path, self.curve._plot, self._plot)
 
     def _plot(self, axes: Any) -> None:
         curve, setting, today = self.curve, self.setting, self.curve.today
@@ -891,13 +889,10 @@ def _search(curve: Curve, play: _Play, callers: int | None, p99: float | None) -
 
 def _why(curve: Curve, play: _Play, callers: int | None, setting: Setting) -> str:
     """Say it in a few sentences that a newcomer understands."""
-    points, expected = curve.points, play(setting, _MANY)
-    size, point = (
-        expected.stats.mean_size,
-        max([point for point in points if point.size <= setting.batch_size] or points[:1]),
-    )
     if callers == 1:
         return "A single caller waits for each answer before the next call. So no batch can form."
+    points, expected = curve.points, play(setting, _MANY)
+    size = expected.stats.mean_size
     if setting.width is not None:
         mixed = play(setting._replace(width=None))
         than = f"{_milliseconds(mixed.mean)[0]} ms" if mixed.keeps_up else "without end"
@@ -907,6 +902,7 @@ def _why(curve: Curve, play: _Play, callers: int | None, setting: Setting) -> st
     elif callers is not None and callers < points[-1].size:
         first = f"With {callers} callers a batch of {points[-1].size} never fills"
     else:
+        point = max([point for point in points if point.size <= setting.batch_size] or points[:1])
         one = "a single item" if points[0].size == 1 else f"one of {points[0].size}"
         first = f"A batch of {point.size} takes {point.seconds / points[0].seconds:.1f} times as long as {one}"
     if setting.concurrency > 1:

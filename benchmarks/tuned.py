@@ -174,10 +174,10 @@ def compare(name: str, *, quick: bool) -> Iterator[dict[str, Any]]:
                 expected = simulate(curve, rate=rate, items=4000, **options_of(setting))
                 if setting == found.setting or expected.keeps_up:  # else it would not end
                     tried[setting] = means(setting, rate, seconds / 3)
-            # The lowest of many figures is low by chance, too: so both are tried once more.
-            best = min(tried, key=tried.__getitem__)
-            both = [means(setting, rate, seconds) for setting in (found.setting, best)]
-            yield {**row, "best": best.line(curve), "over best": 1.0 if best == found.setting else both[0] / both[1]}
+            best, over = min(tried, key=tried.__getitem__), 1.0
+            if best != found.setting:  # the lowest of many figures is low by chance, too: so both are tried once more
+                over = means(found.setting, rate, seconds) / means(best, rate, seconds)
+            yield {**row, "best": best.line(curve), "over best": over}
 
 
 def main() -> None:
